@@ -1,1 +1,166 @@
+//! `xlb decap`: takes the outer header off packets that come from the load balancers named, on a backend
+//! that has no tunnel device. Everything else is counted and left alone.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    not(target_arch = "bpf"),
+    allow(dead_code, reason = "the entry exists for the BPF target only")
+)]
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{LpmTrie, PerCpuArray};
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
+use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::programs::XdpContext;
+use lb_common::decap::{MAX_PREFIXES, OUTCOMES, Outcome};
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+/// Prefixes of the load balancers' addresses.
+#[btf_map]
+static FROM_V4: LpmTrie<[u8; 4], u32, { MAX_PREFIXES as usize }> = LpmTrie::new();
+#[btf_map]
+static FROM_V6: LpmTrie<[u8; 16], u32, { MAX_PREFIXES as usize }> = LpmTrie::new();
+
+/// Packets by [`Outcome`].
+#[btf_map]
+static DECAP_COUNTS: PerCpuArray<u64, { OUTCOMES as usize }> = PerCpuArray::new();
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86DD;
+const IPV4_IN: u8 = 4;
+const IPV6_IN: u8 = 41;
+
+#[xdp]
+pub fn decap(ctx: XdpContext) -> u32 {
+    let outcome = match strip(&ctx) {
+        Ok(()) => Outcome::Decapsulated,
+        Err(outcome) => outcome,
+    };
+    if let Some(counter) = DECAP_COUNTS.get_ptr_mut(outcome as u32) {
+        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
+        unsafe { *counter += 1 };
+    }
+    if matches!(outcome, Outcome::Failed) {
+        xdp_action::XDP_DROP
+    } else {
+        xdp_action::XDP_PASS
+    }
+}
+
+/// What the outer header says, checked before the packet is touched.
+struct Tunnel {
+    /// Bytes of the outer header.
+    len: usize,
+    /// Length of the inner packet by the outer header.
+    inner_len: usize,
+    /// Type of the inner packet.
+    inner: u16,
+}
+
+#[inline(always)]
+fn strip(ctx: &XdpContext) -> Result<(), Outcome> {
+    let ethernet = at::<EthHdr>(ctx, 0).ok_or(Outcome::NotTunneled)?;
+    // SAFETY: `at` checked the bounds; a packed struct is copied.
+    let mut ethernet = unsafe { ethernet.read() };
+    let tunnel = match u16::from_be(ethernet.ether_type) {
+        ETHERTYPE_IPV4 => outer_v4(ctx)?,
+        ETHERTYPE_IPV6 => outer_v6(ctx)?,
+        _ => return Err(Outcome::NotTunneled),
+    };
+    let frame = ctx.data_end() - ctx.data();
+    if EthHdr::LEN + tunnel.len + tunnel.inner_len > frame {
+        return Err(Outcome::Malformed);
+    }
+    let version = at::<u8>(ctx, EthHdr::LEN + tunnel.len).ok_or(Outcome::Malformed)?;
+    let (version, least) = match tunnel.inner {
+        // SAFETY (both): `at` checked the bounds.
+        ETHERTYPE_IPV4 => (unsafe { *version } >> 4 == 4, Ipv4Hdr::LEN),
+        _ => (unsafe { *version } >> 4 == 6, Ipv6Hdr::LEN),
+    };
+    if !version || tunnel.inner_len < least {
+        return Err(Outcome::Malformed);
+    }
+    ethernet.ether_type = tunnel.inner.to_be();
+    // SAFETY: a valid context; pointers into the packet are not used again.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, tunnel.len as i32) } != 0 {
+        return Err(Outcome::Malformed);
+    }
+    let start = at::<EthHdr>(ctx, 0).ok_or(Outcome::Failed)?;
+    // SAFETY: `at` checked the bounds; the struct is packed.
+    unsafe { start.write(ethernet) };
+    Ok(())
+}
+
+#[inline(always)]
+fn outer_v4(ctx: &XdpContext) -> Result<Tunnel, Outcome> {
+    let header = at::<Ipv4Hdr>(ctx, EthHdr::LEN).ok_or(Outcome::NotTunneled)?;
+    // SAFETY: `at` checked the bounds; the fields have alignment 1.
+    let header = unsafe { &*header };
+    let inner = match header.proto {
+        IPV4_IN => ETHERTYPE_IPV4,
+        IPV6_IN => ETHERTYPE_IPV6,
+        _ => return Err(Outcome::NotTunneled),
+    };
+    if FROM_V4.get(&Key::new(32, header.src_addr)).is_none() {
+        return Err(Outcome::NotFromUs);
+    }
+    let len = usize::from(header.vihl & 0xf) * 4;
+    let total = usize::from(u16::from_be_bytes(header.tot_len));
+    let fragment = u16::from_be_bytes(header.frags) & 0x3fff != 0;
+    if header.vihl >> 4 != 4 || len < Ipv4Hdr::LEN || total < len || fragment {
+        return Err(Outcome::Malformed);
+    }
+    Ok(Tunnel {
+        len,
+        inner_len: total - len,
+        inner,
+    })
+}
+
+#[inline(always)]
+fn outer_v6(ctx: &XdpContext) -> Result<Tunnel, Outcome> {
+    let header = at::<Ipv6Hdr>(ctx, EthHdr::LEN).ok_or(Outcome::NotTunneled)?;
+    // SAFETY: `at` checked the bounds; the fields have alignment 1.
+    let header = unsafe { &*header };
+    let inner = match header.next_hdr {
+        IPV4_IN => ETHERTYPE_IPV4,
+        IPV6_IN => ETHERTYPE_IPV6,
+        _ => return Err(Outcome::NotTunneled),
+    };
+    if FROM_V6.get(&Key::new(128, header.src_addr)).is_none() {
+        return Err(Outcome::NotFromUs);
+    }
+    Ok(Tunnel {
+        len: Ipv6Hdr::LEN,
+        inner_len: usize::from(u16::from_be_bytes(header.payload_len)),
+        inner,
+    })
+}
+
+/// A pointer to a `T` in the packet, if the packet reaches that far. `T` has alignment
+/// 1 or 2: frames start at even addresses, and so do all headers in them.
+#[inline(always)]
+fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    const { assert!(align_of::<T>() <= 2) };
+    let start = ctx.data();
+    if start + offset + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    Some((start + offset) as *mut T)
+}
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,45 @@
+//! What `xlb decap` and its program share.
+
+/// How many prefixes of load balancers there can be, for each address family.
+pub const MAX_PREFIXES: u32 = 1024;
+
+/// What became of a packet; also the index of its counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    /// The outer header was taken off.
+    Decapsulated = 0,
+    /// No IP-in-IP packet: left alone.
+    NotTunneled = 1,
+    /// IP-in-IP from an address that is not named: left alone.
+    NotFromUs = 2,
+    /// IP-in-IP from a load balancer, but fragmented, cut short or contradictory: left alone.
+    Malformed = 3,
+    /// The outer header came off, but the frame is unusable: dropped.
+    Failed = 4,
+}
+
+/// How many counters there are.
+pub const OUTCOMES: u32 = 5;
+
+impl Outcome {
+    pub const ALL: [Self; OUTCOMES as usize] = [
+        Self::Decapsulated,
+        Self::NotTunneled,
+        Self::NotFromUs,
+        Self::Malformed,
+        Self::Failed,
+    ];
+
+    /// The word that operators see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Decapsulated => "decapsulated",
+            Self::NotTunneled => "not_tunneled",
+            Self::NotFromUs => "not_from_us",
+            Self::Malformed => "malformed",
+            Self::Failed => "failed",
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! The keys and values of the maps.
+//!
+//! User space compares the layout of a pinned map with what it was compiled for before it uses the pin, and
+//! [`LAYOUT_VERSION`] stands for everything that sizes alone cannot show. Every value is `repr(C)` without
+//! hidden padding; the assertions at the end lock sizes and alignment.
+
+/// Raised when the meaning of a map changes while its sizes stay the same.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Slots of one slab. A slab is one BPF array of this many 64-bit slots (1 MiB), memory-mapped by the agent;
+/// lookup tables lie in slabs side by side.
+pub const SLAB_SLOTS: u32 = 131_072;
+/// How many slabs there can be.
+pub const MAX_SLABS: u32 = 1024;
+/// Counters of reasons that the map has room for.
+pub const REASON_SLOTS: u32 = 64;
+/// Interfaces that the program can be attached to or send by.
+pub const MAX_INTERFACES: u32 = 64;
+/// `BPF_F_MMAPABLE` (Linux 5.5): the array can be mapped into the agent's memory.
+pub const MMAPABLE: u32 = 1 << 10;
+
+/// Address family of a [`ServiceKey`].
+pub const FAMILY_V4: u8 = 4;
+/// Address family of a [`ServiceKey`].
+pub const FAMILY_V6: u8 = 6;
+
+/// What identifies a service in the kernel. Port and protocol 0 mark the address itself: "some service has
+/// this address", which the rare paths (ARP, fragments, other protocols) ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// Address in network order; an IPv4 address is the last word, the others are 0.
+    pub address: [u32; 4],
+    /// Port in network order; 0 for every port.
+    pub port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+}
+
+/// Where the lookup table of a service lies: one 64-bit word, so that one aligned store switches all packets
+/// from one generation to the next.
+///
+/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab; the rest is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct TableWord(pub u64);
+
+impl TableWord {
+    const FIELD: u64 = (1 << 17) - 1;
+
+    /// No table: nobody serves.
+    pub const NONE: Self = Self(0);
+
+    /// `size` is at most 131,071, `offset + size` at most [`SLAB_SLOTS`], `slab` below [`MAX_SLABS`].
+    #[must_use]
+    pub const fn new(slab: u32, offset: u32, size: u32) -> Self {
+        debug_assert!(size < SLAB_SLOTS && offset + size <= SLAB_SLOTS && slab < MAX_SLABS);
+        Self((slab as u64) << 34 | (offset as u64) << 17 | size as u64)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn size(self) -> u32 {
+        (self.0 & Self::FIELD) as u32
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn offset(self) -> u32 {
+        ((self.0 >> 17) & Self::FIELD) as u32
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn slab(self) -> u32 {
+        (self.0 >> 34) as u32
+    }
+}
+
+/// What the program knows of a service: its table, and the table before it while a resize is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceRecord {
+    pub table: TableWord,
+    /// [`TableWord::NONE`] unless the table was resized less than a window ago.
+    pub before: TableWord,
+}
+
+/// One slot of a lookup table: `{current, previous, consult}` in one aligned 64-bit word.
+///
+/// Bits 0..32 the backend that takes new flows, 32..63 the backend that flows without an entry belong to, 63
+/// whether the flow table must be consulted. Backend 0 is nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Slot(pub u64);
+
+impl Slot {
+    const CONSULT: u64 = 1 << 63;
+
+    /// A slot that has not moved: all its flows belong to `backend`.
+    #[must_use]
+    pub const fn stable(backend: u32) -> Self {
+        debug_assert!(backend < 1 << 31);
+        Self((backend as u64) << 32 | backend as u64)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn current(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn previous(self) -> u32 {
+        ((self.0 & !Self::CONSULT) >> 32) as u32
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn consult(self) -> bool {
+        self.0 & Self::CONSULT != 0
+    }
+}
+
+/// What [`Backend::kind`] says: how packets reach the backend.
+pub mod kind {
+    /// The next hop is not known: packets are dropped.
+    pub const UNRESOLVED: u8 = 0;
+    /// `dsr-l2`: only the Ethernet header is replaced.
+    pub const L2: u8 = 1;
+    /// `dsr-ipip` with an outer IPv4 header; the packet inside is IPv4.
+    pub const IPV4: u8 = 2;
+    /// `dsr-ipip` with an outer IPv6 header; the packet inside is IPv4 or IPv6.
+    pub const IPV6: u8 = 3;
+}
+
+/// The longest outer header: IPv6.
+pub const OUTER_LEN: usize = 40;
+
+/// A backend as the program sees it: ready-made headers to copy in front of the packet. One cache line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Backend {
+    /// One of [`kind`].
+    pub kind: u8,
+    pub reserved: u8,
+    /// The longest IP packet, with the outer header, that the outgoing interface takes.
+    pub mtu: u16,
+    /// The interface to send by, in the machine's byte order.
+    pub ifindex: u32,
+    /// The Ethernet header: destination, source, type of the outer packet (unused for [`kind::L2`], which
+    /// keeps the packet's own).
+    pub ethernet: [u16; 7],
+    /// For [`kind::IPV4`]: sum of the outer header with its length and type of service as zero, see
+    /// [`crate::checksum::ipv4_from_seed`].
+    pub checksum_seed: u16,
+    /// The outer header as it goes on the wire, with lengths, traffic class and checksum left 0.
+    pub outer: [u64; OUTER_LEN / 8],
+}
+
+impl Backend {
+    /// A backend that nothing can be sent to.
+    pub const UNRESOLVED: Self = Self {
+        kind: kind::UNRESOLVED,
+        reserved: 0,
+        mtu: 0,
+        ifindex: 0,
+        ethernet: [0; 7],
+        checksum_seed: 0,
+        outer: [0; OUTER_LEN / 8],
+    };
+}
+
+/// What each CPU counts for a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counters {
+    /// Packets sent to the backend.
+    pub packets: u64,
+    /// Bytes of their frames as they came in, Ethernet header included.
+    pub bytes: u64,
+    /// TCP segments with SYN and without ACK: an upper bound of the connections begun.
+    pub new_flows: u64,
+    /// Packets that left by another interface than they came in by; part of `packets`.
+    pub redirected: u64,
+}
+
+/// An interface that the program answers ARP and neighbour solicitations on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Interface {
+    pub mac: [u16; 3],
+    pub reserved: u16,
+}
+
+/// What the program decided about the last packet on a CPU; written only where the load-time constant
+/// `EXPLAIN` is set, by `simulate`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Decision {
+    pub reason: u32,
+    /// Index of the service plus 1; 0 for none.
+    pub service: u32,
+    /// Index of the backend; 0 for none.
+    pub backend: u32,
+    pub slot: u32,
+}
+
+/// Longest name of a service, in bytes.
+pub const NAME_LEN: usize = 64;
+
+/// What user space keeps beside [`ServiceRecord`], so that the next agent, and `status` without one, know
+/// what the tables mean. The program never reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceMeta {
+    pub key: ServiceKey,
+    /// 0: this index is free.
+    pub in_use: u8,
+    /// 1 `dsr-l2`, 2 `dsr-ipip`.
+    pub forward: u8,
+    pub reserved: [u8; 2],
+    /// Counts of the backends that were removed: the service's own never go back.
+    pub retired: Counters,
+    /// How often the table was replaced.
+    pub generation: u64,
+    /// UTF-8, padded with zeros.
+    pub name: [u8; NAME_LEN],
+}
+
+/// What user space keeps beside [`Backend`]: the identity behind an index, and its states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct BackendMeta {
+    /// Address in network order; an IPv4 address is the last word.
+    pub address: [u32; 4],
+    /// Index of the service.
+    pub service: u32,
+    /// Port in network order.
+    pub port: u16,
+    /// Weight from the configuration.
+    pub weight: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// 0: this index is free. 1: in use. 2: removed, waiting until no packet can hold it.
+    pub in_use: u8,
+    /// 0 UNKNOWN, 1 DOWN, 2 UP.
+    pub state: u8,
+    /// 0 READY, 1 DRAIN, 2 MAINT.
+    pub admin: u8,
+    /// 1: `runtime_weight` stands in place of `weight`.
+    pub has_runtime_weight: u8,
+    /// Index of the check's result code.
+    pub check_code: u8,
+    /// Weight set at runtime.
+    pub runtime_weight: u16,
+    /// Latency of the last check in microseconds.
+    pub latency_us: u32,
+}
+
+/// What user space keeps of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AgentMeta {
+    /// [`LAYOUT_VERSION`] of the agent that made the maps.
+    pub layout: u32,
+    /// Process id of the last agent, in its own pid namespace.
+    pub pid: u32,
+    /// When it started, in seconds since 1970.
+    pub started_s: u64,
+    /// When it was last alive, in seconds since 1970; written every second.
+    pub alive_s: u64,
+    /// Its version, padded with zeros.
+    pub version: [u8; 32],
+}
+
+const _: () = {
+    assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 4);
+    assert!(size_of::<TableWord>() == 8);
+    assert!(size_of::<ServiceRecord>() == 16 && align_of::<ServiceRecord>() == 8);
+    assert!(size_of::<Slot>() == 8);
+    assert!(size_of::<Backend>() == 64 && align_of::<Backend>() == 8);
+    assert!(size_of::<Counters>() == 32);
+    assert!(size_of::<Interface>() == 8);
+    assert!(size_of::<Decision>() == 16);
+    assert!(size_of::<ServiceMeta>() == 128);
+    assert!(size_of::<BackendMeta>() == 36);
+    assert!(size_of::<AgentMeta>() == 56);
+    assert!(size_of::<crate::hash::HashKey>() == 64);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    //! SAFETY (all): `repr(C)` or `repr(transparent)`, of integers only, without hidden padding (the sizes
+    //! asserted above are the sums of the fields), so every byte may be read and any bytes are a value.
+    use super::*;
+
+    macro_rules! pod {
+        ($($name:ty),+) => { $(
+            // SAFETY: see the module.
+            unsafe impl aya::Pod for $name {}
+        )+ };
+    }
+    pod!(
+        ServiceKey,
+        TableWord,
+        ServiceRecord,
+        Slot,
+        Backend,
+        Counters,
+        Interface,
+        Decision,
+        ServiceMeta,
+        BackendMeta,
+        AgentMeta,
+        crate::hash::HashKey
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_table_word_gives_back_its_parts(slab in 0..MAX_SLABS, offset in 0..SLAB_SLOTS, size in 0..SLAB_SLOTS) {
+            prop_assume!(offset + size <= SLAB_SLOTS);
+            let word = TableWord::new(slab, offset, size);
+            prop_assert_eq!((word.slab(), word.offset(), word.size()), (slab, offset, size));
+            prop_assert_eq!(word == TableWord::NONE, slab == 0 && offset == 0 && size == 0);
+        }
+
+        #[test]
+        fn a_stable_slot_has_one_owner(backend in 0..1_u32 << 31) {
+            let slot = Slot::stable(backend);
+            prop_assert_eq!((slot.current(), slot.previous(), slot.consult()), (backend, backend, false));
+        }
+    }
+
+    #[test]
+    fn consult_is_not_part_of_previous() {
+        let slot = Slot(Slot::stable(7).0 | 1 << 63);
+        assert_eq!((slot.current(), slot.previous(), slot.consult()), (7, 7, true));
+    }
+}

@@ -1,0 +1,126 @@
+//! Why a packet was transmitted, passed or dropped. Each reason is the index of its counter, and
+//! determines the verdict: the tables of operators and the program cannot disagree.
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Sent out of the interface it came in by (`XDP_TX`).
+    Tx,
+    /// Sent out of another interface (`XDP_REDIRECT`).
+    Redirect,
+    /// Left to the kernel, untouched (`XDP_PASS`).
+    Pass,
+    /// Thrown away (`XDP_DROP`).
+    Drop,
+}
+
+impl Verdict {
+    /// The word that `simulate` and `stats` print.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tx => "tx",
+            Self::Redirect => "redirect",
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $index:literal, $name:literal, $verdict:ident;)+) => {
+        /// The reason for a verdict; also the index of its counter.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[$doc])* $variant = $index,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of its index.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// How many counters there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The word that operators see.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What happens to a packet with this reason.
+            #[must_use]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$variant => Verdict::$verdict,)+ }
+            }
+
+            /// The reason with this index, if there is one.
+            #[must_use]
+            pub const fn from_index(index: u32) -> Option<Self> {
+                match index { $($index => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Sent to a backend by the interface it came in by. Not counted by reason but by backend, as is
+    /// [`Reason::Redirected`]: forwarded packets are counted once.
+    Transmitted = 0, "transmitted", Tx;
+    /// Sent to a backend by another interface.
+    Redirected = 1, "redirected", Redirect;
+    /// An ARP request for a service address was answered (`announce = "l2"`).
+    ArpReply = 2, "arp_reply", Tx;
+    /// A neighbour solicitation for a service address was answered (`announce = "l2"`).
+    NeighborReply = 3, "neighbor_reply", Tx;
+    /// Neither IPv4 nor IPv6 (ARP, LLDP, ...), or a frame too short to tell.
+    NotIp = 4, "not_ip", Pass;
+    /// A VLAN tag: not looked into.
+    Vlan = 5, "vlan", Pass;
+    /// An IP header that is cut short or contradicts itself; no address to go by.
+    BadHeader = 6, "bad_header", Pass;
+    /// No service has this address, port and protocol.
+    NotService = 7, "not_service", Pass;
+    /// Neither TCP nor UDP (ICMP among them).
+    OtherProtocol = 8, "other_protocol", Pass;
+    /// The frame already bears the MAC of the backend that the packet belongs to: a switch flooded it.
+    Flooded = 9, "flooded", Pass;
+    /// To a service, but no backend may take it.
+    NoBackend = 10, "no_backend", Drop;
+    /// The chosen backend's next hop is not known.
+    NoNextHop = 11, "no_next_hop", Drop;
+    /// To a service, but the packet is cut short or its lengths contradict each other.
+    Malformed = 12, "malformed", Drop;
+    /// A fragment to a service address.
+    Fragment = 13, "fragment", Drop;
+    /// To a service address, with more extension headers than are followed.
+    ExtensionHeaders = 14, "extension_headers", Drop;
+    /// Does not fit the way to the backend once encapsulated.
+    TooBig = 15, "too_big", Drop;
+    /// No room before the packet for the outer header, or the outgoing interface cannot transmit.
+    CannotSend = 16, "cannot_send", Drop;
+}
+
+const _: () = assert!(Reason::COUNT <= crate::layout::REASON_SLOTS as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_dense_and_names_distinct() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_index(index as u32), Some(*reason));
+            assert_eq!(
+                Reason::ALL
+                    .iter()
+                    .filter(|other| other.name() == reason.name())
+                    .count(),
+                1
+            );
+        }
+        assert_eq!(Reason::from_index(Reason::COUNT as u32), None);
+    }
+}

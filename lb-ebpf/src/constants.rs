@@ -1,0 +1,42 @@
+//! Constants that the loader sets before the verifier sees the program: what is switched off is removed.
+
+use aya_ebpf::Global;
+use lb_common::hash::{HashKey, KEY_WORDS};
+
+/// Not 0: some service takes every port of its address.
+#[unsafe(no_mangle)]
+pub static WILDCARD: Global<u8> = Global::new(0);
+
+/// Not 0: ARP requests and neighbour solicitations for service addresses are answered.
+#[unsafe(no_mangle)]
+pub static ANNOUNCE: Global<u8> = Global::new(0);
+
+/// Not 0: every decision is written down for `simulate`.
+#[unsafe(no_mangle)]
+pub static EXPLAIN: Global<u8> = Global::new(0);
+
+/// Not 0: dropped packets are logged, as many as the map `TRACE_LEFT` allows.
+#[unsafe(no_mangle)]
+pub static TRACE_DROPS: Global<u8> = Global::new(0);
+
+/// The secret of the hash.
+#[unsafe(no_mangle)]
+pub static HASH_KEY: HashKey = HashKey([0; KEY_WORDS]);
+
+/// The key words an IPv4 flow needs; the others are not even loaded.
+#[inline(always)]
+pub fn hash_key_v4() -> HashKey {
+    HashKey([word(0), 0, 0, 0, word(4), word(5), word(6), 0])
+}
+
+/// The key words an IPv6 flow needs.
+#[inline(always)]
+pub fn hash_key_v6() -> HashKey {
+    HashKey([word(0), word(1), word(2), word(3), word(4), word(5), word(6), 0])
+}
+
+#[inline(always)]
+fn word(index: usize) -> u64 {
+    // SAFETY: a valid, aligned reference; volatile because the loader writes the value after compilation.
+    unsafe { core::ptr::read_volatile(&raw const HASH_KEY.0[index]) }
+}

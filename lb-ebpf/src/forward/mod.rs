@@ -1,0 +1,46 @@
+//! From the backend to the packet on its way: one file a forward mode.
+
+mod ipip;
+mod l2;
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::btf_maps::{Array, DevMapHash};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
+use lb_common::layout::{Backend, MAX_INTERFACES, kind};
+use lb_common::reason::Reason;
+
+use crate::packet::{Flow, Ip};
+use crate::stats;
+
+/// Backends by their index; 0 is nobody.
+#[btf_map]
+static BACKENDS: Array<Backend, 4096> = Array::new();
+
+/// Interfaces to send by, keyed by their index.
+#[btf_map]
+static EGRESS: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
+
+/// Rewrites the packet for the backend and sends it. `hash` is that of the flow.
+#[inline(always)]
+pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) -> Result<Reason, Reason> {
+    let backend = BACKENDS.get(index).ok_or(Reason::NoBackend)?;
+    let bytes = (ctx.data_end() - ctx.data()) as u64;
+    match backend.kind {
+        kind::L2 => l2::rewrite(ctx, ip, backend)?,
+        kind::IPV4 => ipip::encapsulate_v4(ctx, ip, backend)?,
+        kind::IPV6 => ipip::encapsulate_v6(ctx, ip, hash, backend)?,
+        _ => return Err(Reason::NoNextHop),
+    }
+    if backend.ifindex as usize == ctx.ingress_ifindex() {
+        stats::forwarded(index, bytes, flow.opens, false);
+        return Ok(Reason::Transmitted);
+    }
+    match EGRESS.redirect(backend.ifindex, u64::from(xdp_action::XDP_DROP)) {
+        Ok(_) => {
+            stats::forwarded(index, bytes, flow.opens, true);
+            Ok(Reason::Redirected)
+        }
+        Err(_) => Err(Reason::CannotSend),
+    }
+}

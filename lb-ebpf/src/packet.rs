@@ -1,0 +1,332 @@
+//! Bounds and parsing. The one place where packet memory is turned into pointers.
+//!
+//! Header types come from `network-types` and have alignment 1; the program is linked with misaligned
+//! accesses allowed, so that reading a field is one load.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::hash;
+use lb_common::layout::{FAMILY_V4, FAMILY_V6, ServiceKey};
+use lb_common::reason::Reason;
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::constants;
+
+pub const ETHERNET_LEN: usize = EthHdr::LEN;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86DD;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88A8;
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ICMPV6: u8 = 58;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// How many IPv6 extension headers are followed. RFC 8200 names each at most once, destination options
+/// twice.
+const MAX_EXTENSIONS: usize = 6;
+
+/// A pointer to a `T` in the packet, `offset` bytes from its start, if the packet reaches that far. `T` has
+/// alignment 1 or 2: frames start at even addresses, and so do all headers in them. The pointer is void once the head of the packet is moved.
+#[inline(always)]
+pub fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    const { assert!(align_of::<T>() <= 2) };
+    let start = ctx.data();
+    if start + offset + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    Some((start + offset) as *mut T)
+}
+
+/// A copy of a `T` in the packet.
+#[inline(always)]
+pub fn read<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
+    // SAFETY: within bounds, alignment 1, and every `T` used here is made of integers.
+    at::<T>(ctx, offset).map(|pointer| unsafe { pointer.read() })
+}
+
+/// What the frame carries.
+pub enum Network {
+    Ip(Ip),
+    Arp,
+}
+
+/// The fixed part of an IP header, which is all there is to say whose packet it is.
+pub struct Ip {
+    /// Destination; port and protocol still 0, which asks for the address itself.
+    pub destination: ServiceKey,
+    /// Source address as [`ServiceKey::address`].
+    pub source: [u32; 4],
+    /// Length of the IP packet by its header.
+    pub length: u32,
+    /// Type of service or traffic class.
+    pub traffic_class: u8,
+    /// Protocol or first next header.
+    protocol: u8,
+    /// IPv4: header length in bytes, may be below 20. IPv6: 40.
+    header_len: u32,
+    /// IPv4: fragment offset and more-fragments bit.
+    fragment: bool,
+}
+
+/// A packet of TCP or UDP.
+pub struct Flow {
+    pub protocol: u8,
+    /// Source and destination port as their four bytes stand in the packet.
+    pub ports: u32,
+    /// A TCP segment with SYN and without ACK.
+    pub opens: bool,
+}
+
+pub enum Transport {
+    Flow(Flow),
+    Icmpv6 { offset: usize },
+    Other,
+}
+
+/// Why the transport header could not be read. What follows depends on whose address it is.
+#[derive(Clone, Copy)]
+pub enum Fault {
+    /// Cut short, or lengths that contradict each other.
+    Malformed,
+    Fragment,
+    /// More than [`MAX_EXTENSIONS`] extension headers.
+    Extensions,
+}
+
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Ports {
+    ports: [u8; 4],
+}
+
+/// As much of a TCP header as is used, and what must be there to be one.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Tcp {
+    ports: [u8; 4],
+    sequence: [u8; 8],
+    offset_and_flags: [u8; 2],
+    rest: [u8; 6],
+}
+
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Udp {
+    ports: [u8; 4],
+    length_and_checksum: [u8; 4],
+}
+
+/// The first bytes of an IPv6 extension header.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Extension {
+    next: u8,
+    length: u8,
+}
+
+/// Reads the Ethernet header and the fixed part of the IP header.
+#[inline(always)]
+pub fn network(ctx: &XdpContext) -> Result<Network, Reason> {
+    let ethernet = at::<EthHdr>(ctx, 0).ok_or(Reason::NotIp)?;
+    // SAFETY: `at` checked the bounds; a packed struct is read by value.
+    let ethertype = u16::from_be(unsafe { (*ethernet).ether_type });
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4(ctx).map(Network::Ip),
+        ETHERTYPE_IPV6 => ipv6(ctx).map(Network::Ip),
+        ETHERTYPE_ARP => Ok(Network::Arp),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(Reason::Vlan),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+#[inline(always)]
+fn ipv4(ctx: &XdpContext) -> Result<Ip, Reason> {
+    let header = at::<Ipv4Hdr>(ctx, ETHERNET_LEN).ok_or(Reason::BadHeader)?;
+    // SAFETY: `at` checked the bounds; the fields have alignment 1.
+    let header = unsafe { &*header };
+    if header.vihl >> 4 != 4 {
+        return Err(Reason::BadHeader);
+    }
+    let fragment = u16::from_be_bytes(header.frags) & 0x3fff != 0;
+    Ok(Ip {
+        destination: ServiceKey {
+            address: [0, 0, 0, u32::from_ne_bytes(header.dst_addr)],
+            port: 0,
+            protocol: 0,
+            family: FAMILY_V4,
+        },
+        source: [0, 0, 0, u32::from_ne_bytes(header.src_addr)],
+        length: u32::from(u16::from_be_bytes(header.tot_len)),
+        traffic_class: header.tos,
+        protocol: header.proto,
+        header_len: u32::from(header.vihl & 0xf) * 4,
+        fragment,
+    })
+}
+
+#[inline(always)]
+fn ipv6(ctx: &XdpContext) -> Result<Ip, Reason> {
+    let header = at::<Ipv6Hdr>(ctx, ETHERNET_LEN).ok_or(Reason::BadHeader)?;
+    // SAFETY: `at` checked the bounds; the fields have alignment 1.
+    let header = unsafe { &*header };
+    let vcf = u32::from_be_bytes(header.vcf);
+    if vcf >> 28 != 6 {
+        return Err(Reason::BadHeader);
+    }
+    Ok(Ip {
+        destination: ServiceKey {
+            address: words(header.dst_addr),
+            port: 0,
+            protocol: 0,
+            family: FAMILY_V6,
+        },
+        source: words(header.src_addr),
+        length: u32::from(u16::from_be_bytes(header.payload_len)) + Ipv6Hdr::LEN as u32,
+        traffic_class: (vcf >> 20) as u8,
+        protocol: header.next_hdr,
+        header_len: Ipv6Hdr::LEN as u32,
+        fragment: false,
+    })
+}
+
+/// An IPv6 address as four words in network order.
+#[inline(always)]
+pub fn words(address: [u8; 16]) -> [u32; 4] {
+    let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = address;
+    [
+        u32::from_ne_bytes([a0, a1, a2, a3]),
+        u32::from_ne_bytes([b0, b1, b2, b3]),
+        u32::from_ne_bytes([c0, c1, c2, c3]),
+        u32::from_ne_bytes([d0, d1, d2, d3]),
+    ]
+}
+
+impl Ip {
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        self.destination.family == FAMILY_V4
+    }
+
+    /// Follows the headers to the transport protocol. Lengths are held against the frame: a frame may be
+    /// longer than its packet (padding), never shorter.
+    #[inline(always)]
+    pub fn transport(&self, ctx: &XdpContext) -> Result<Transport, Fault> {
+        let frame = (ctx.data_end() - ctx.data()) as u32;
+        if self.length + ETHERNET_LEN as u32 > frame {
+            return Err(Fault::Malformed);
+        }
+        if !self.is_v4() {
+            return self.transport_v6(ctx);
+        }
+        if self.header_len < Ipv4Hdr::LEN as u32 {
+            return Err(Fault::Malformed);
+        }
+        if self.fragment {
+            return Err(Fault::Fragment);
+        }
+        // The usual header without options gets constant offsets.
+        if self.header_len == Ipv4Hdr::LEN as u32 {
+            return self.ports(ctx, self.protocol, Ipv4Hdr::LEN as u32);
+        }
+        self.ports(ctx, self.protocol, self.header_len)
+    }
+
+    #[inline(always)]
+    fn transport_v6(&self, ctx: &XdpContext) -> Result<Transport, Fault> {
+        if matches!(self.protocol, TCP | UDP | ICMPV6) {
+            return self.ports(ctx, self.protocol, Ipv6Hdr::LEN as u32);
+        }
+        let mut next = self.protocol;
+        let mut offset = Ipv6Hdr::LEN as u32;
+        for _ in 0..MAX_EXTENSIONS {
+            match next {
+                TCP | UDP | ICMPV6 => return self.ports(ctx, next, offset),
+                FRAGMENT => return Err(Fault::Fragment),
+                HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {}
+                _ => return Ok(Transport::Other),
+            }
+            let extension = read::<Extension>(ctx, ETHERNET_LEN + offset as usize).ok_or(Fault::Malformed)?;
+            // RFC 8200 section 4: units of 8 bytes beyond the first; RFC 4302 section 2.2: units of 4, less 2.
+            let length = if next == AUTHENTICATION {
+                (u32::from(extension.length) + 2) * 4
+            } else {
+                (u32::from(extension.length) + 1) * 8
+            };
+            offset += length;
+            next = extension.next;
+        }
+        match next {
+            TCP | UDP | ICMPV6 => self.ports(ctx, next, offset),
+            FRAGMENT => Err(Fault::Fragment),
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => Err(Fault::Extensions),
+            _ => Ok(Transport::Other),
+        }
+    }
+
+    /// `offset` is that of the transport header from the start of the IP header.
+    #[inline(always)]
+    fn ports(&self, ctx: &XdpContext, protocol: u8, offset: u32) -> Result<Transport, Fault> {
+        let start = ETHERNET_LEN + offset as usize;
+        match protocol {
+            TCP => {
+                if offset + size_of::<Tcp>() as u32 > self.length {
+                    return Err(Fault::Malformed);
+                }
+                let tcp = at::<Tcp>(ctx, start).ok_or(Fault::Malformed)?;
+                // SAFETY: `at` checked the bounds; the fields have alignment 1.
+                let Tcp {
+                    ports,
+                    offset_and_flags: [_, flags],
+                    ..
+                } = unsafe { &*tcp };
+                let opens = flags & 0x12 == 0x02;
+                Ok(Transport::Flow(Flow {
+                    protocol,
+                    ports: u32::from_ne_bytes(*ports),
+                    opens,
+                }))
+            }
+            UDP => {
+                if offset + size_of::<Udp>() as u32 > self.length {
+                    return Err(Fault::Malformed);
+                }
+                let Ports { ports } = read::<Ports>(ctx, start).ok_or(Fault::Malformed)?;
+                Ok(Transport::Flow(Flow {
+                    protocol,
+                    ports: u32::from_ne_bytes(ports),
+                    opens: false,
+                }))
+            }
+            ICMPV6 => Ok(Transport::Icmpv6 { offset: start }),
+            _ => Ok(Transport::Other),
+        }
+    }
+
+    /// The keyed hash that gives the flow its slot.
+    #[inline(always)]
+    pub fn hash(&self, flow: &Flow) -> u32 {
+        let ports = u32::from_le(flow.ports);
+        if self.is_v4() {
+            hash::flow_v4(&constants::hash_key_v4(), u32::from_le(self.source[3]), ports)
+        } else {
+            hash::flow_v6(&constants::hash_key_v6(), self.source.map(u32::from_le), ports)
+        }
+    }
+}
+
+impl Flow {
+    /// Destination port in network order.
+    #[inline(always)]
+    pub fn destination_port(&self) -> u16 {
+        let [_, _, high, low] = self.ports.to_ne_bytes();
+        u16::from_ne_bytes([high, low])
+    }
+}

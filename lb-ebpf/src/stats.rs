@@ -1,0 +1,130 @@
+//! Counters, the record of decisions for `simulate`, and the log of dropped packets.
+
+use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::info;
+use lb_common::layout::{Counters, Decision, REASON_SLOTS};
+use lb_common::reason::{Reason, Verdict};
+
+use crate::constants::{EXPLAIN, TRACE_DROPS};
+use crate::packet::{self, Network};
+
+/// Packets by reason; [`Reason::Transmitted`] and [`Reason::Redirected`] are counted by backend.
+#[btf_map]
+static REASONS: PerCpuArray<u64, { REASON_SLOTS as usize }> = PerCpuArray::new();
+
+/// What was sent to each backend, by its index.
+#[btf_map]
+static COUNTERS: PerCpuArray<Counters, 4096> = PerCpuArray::new();
+
+/// The decision about the last packet on this CPU.
+#[btf_map]
+static DECISION: PerCpuArray<Decision, 1> = PerCpuArray::new();
+
+/// How many more dropped packets are to be logged.
+#[btf_map]
+static TRACE_LEFT: Array<u64, 1> = Array::new();
+
+/// Counts a packet by its reason.
+#[inline(always)]
+pub fn count(ctx: &XdpContext, reason: Reason) {
+    if EXPLAIN.load() != 0
+        && let Some(decision) = DECISION.get_ptr_mut(0)
+    {
+        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
+        unsafe { (*decision).reason = reason as u32 };
+    }
+    if matches!(reason, Reason::Transmitted | Reason::Redirected) {
+        return;
+    }
+    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: as above.
+        unsafe { *counter += 1 };
+    }
+    if TRACE_DROPS.load() != 0 && matches!(reason.verdict(), Verdict::Drop) {
+        trace(ctx, reason);
+    }
+}
+
+/// Counts a packet sent to a backend. `bytes` is the length of its frame as it came in.
+#[inline(always)]
+pub fn forwarded(backend: u32, bytes: u64, opens: bool, redirected: bool) {
+    let Some(counters) = COUNTERS.get_ptr_mut(backend) else {
+        return;
+    };
+    // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
+    let counters = unsafe { &mut *counters };
+    counters.packets += 1;
+    counters.bytes += bytes;
+    if opens {
+        counters.new_flows += 1;
+    }
+    if redirected {
+        counters.redirected += 1;
+    }
+}
+
+#[inline(always)]
+pub fn explain_service(service: u32) {
+    if EXPLAIN.load() != 0
+        && let Some(decision) = DECISION.get_ptr_mut(0)
+    {
+        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
+        unsafe { (*decision).service = service + 1 };
+    }
+}
+
+#[inline(always)]
+pub fn explain_backend(backend: u32) {
+    if EXPLAIN.load() != 0
+        && let Some(decision) = DECISION.get_ptr_mut(0)
+    {
+        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
+        unsafe { (*decision).backend = backend };
+    }
+}
+
+/// Logs a dropped packet. Two CPUs may both see the last one left: the reader counts too.
+#[inline(always)]
+fn trace(ctx: &XdpContext, reason: Reason) {
+    let Some(left) = TRACE_LEFT.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: a valid, aligned map value; volatile because other CPUs write it too.
+    unsafe {
+        let value = core::ptr::read_volatile(left);
+        if value == 0 {
+            return;
+        }
+        core::ptr::write_volatile(left, value - 1);
+    }
+    let bytes = ctx.data_end() - ctx.data();
+    if let Ok(Network::Ip(ip)) = packet::network(ctx) {
+        if ip.is_v4() {
+            info!(
+                ctx,
+                "dropped reason {} from {:i} to {:i} bytes {}",
+                reason as u32,
+                u32::from_be(ip.source[3]),
+                u32::from_be(ip.destination.address[3]),
+                bytes
+            );
+        } else {
+            info!(
+                ctx,
+                "dropped reason {} from {:x}:{:x}:{:x}:{:x} to {:x}:{:x}:{:x}:{:x} bytes {}",
+                reason as u32,
+                u32::from_be(ip.source[0]),
+                u32::from_be(ip.source[1]),
+                u32::from_be(ip.source[2]),
+                u32::from_be(ip.source[3]),
+                u32::from_be(ip.destination.address[0]),
+                u32::from_be(ip.destination.address[1]),
+                u32::from_be(ip.destination.address[2]),
+                u32::from_be(ip.destination.address[3]),
+                bytes
+            );
+        }
+    }
+}

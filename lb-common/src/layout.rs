@@ -245,14 +245,14 @@ pub struct BackendMeta {
     pub weight: u16,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
-    /// 0: this index is free. 1: in use. 2: removed, waiting until no packet can hold it.
+    /// 0: this index is free.
     pub in_use: u8,
     /// 0 UNKNOWN, 1 DOWN, 2 UP.
     pub state: u8,
     /// 0 READY, 1 DRAIN, 2 MAINT.
     pub admin: u8,
-    /// 1: `runtime_weight` stands in place of `weight`.
-    pub has_runtime_weight: u8,
+    /// Bit 0: `runtime_weight` stands in place of `weight`. Bit 1: it was UP at some time.
+    pub flags: u8,
     /// Index of the check's result code.
     pub check_code: u8,
     /// Weight set at runtime.

@@ -6,8 +6,8 @@
 pub mod api;
 pub mod cli;
 pub mod config;
-pub mod control;
-pub mod datapath;
+// pub mod control;
+// pub mod datapath;
 pub mod health;
 pub mod maglev;
 pub mod model;

@@ -1,1 +1,3 @@
-//! api
+//! The agent's HTTP/JSON API on its Unix socket.
+
+pub mod types;

@@ -1,1 +1,160 @@
-//! datapath
+//! The kernel side as user space sees it: loading and attaching the program, typed maps, and writing the
+//! difference between what the maps hold and what [`crate::control`] wants them to hold.
+
+pub mod apply;
+pub mod attach;
+// pub mod decap;
+pub mod identity;
+pub mod load;
+pub mod maps;
+pub mod mmap;
+pub mod pins;
+pub mod record;
+// pub mod simulate;
+pub mod slabs;
+pub mod sys;
+// pub mod testrun;
+
+/// The programs, compiled by the build script. Aligned as the ELF parser wants them.
+pub mod object {
+    /// The load balancer.
+    pub static LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
+    /// `xlb decap`.
+    pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
+    /// What `simulate --repeat` measures with.
+    pub static HARNESS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness"));
+}
+
+/// The oldest kernel that has everything the programs and the agent use. The youngest feature needed is
+/// attaching XDP through a BPF link (5.9); then come the BPF ring buffer and `CAP_BPF` (5.8), memory-mapped
+/// arrays (5.5) and the device hash map (5.4). 5.10 is the first long-term release with all of them.
+pub const MIN_KERNEL: (u32, u32) = (5, 10);
+
+use std::path::PathBuf;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::pin::PinError;
+use aya::programs::ProgramError;
+use aya::programs::links::LinkError;
+
+/// What can go wrong between user space and the kernel's BPF objects.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the kernel is {found}, at least {}.{} is needed", MIN_KERNEL.0, MIN_KERNEL.1)]
+    KernelTooOld { found: String },
+    #[error("{} is not on a BPF file system; mount one with: mount -t bpf bpf {} \
+             (inside `ip netns exec` /sys is a fresh mount without it: enter with nsenter --net=/run/netns/NAME instead)",
+            path.display(), mount_point.display())]
+    NotBpffs { path: PathBuf, mount_point: PathBuf },
+    #[error("{what}: no permission; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    NoPermission { what: &'static str },
+    #[error("another agent (or another run) holds {}; stop it first, or give this one its own pin_dir", path.display())]
+    Locked { path: PathBuf },
+    #[error("the pinned map {} has {found}, this version needs {needed}; \
+             run `xlb detach` with the old version (forwarding stops meanwhile), then start this one", path.display())]
+    LayoutMismatch {
+        path: PathBuf,
+        found: String,
+        needed: String,
+    },
+    #[error(
+        "interface {interface} already has an XDP program (id {program_id}) that is not ours; nothing was replaced. \
+             See `bpftool prog show id {program_id}`; remove it with: ip link set dev {interface} xdp off"
+    )]
+    ForeignProgram { interface: String, program_id: u32 },
+    #[error("interface {0} does not exist")]
+    NoInterface(String),
+    #[error(
+        "interface {interface}: the driver refuses native XDP ({source}); use xdp_mode = \"auto\" or \"generic\""
+    )]
+    NativeRefused {
+        interface: String,
+        source: Box<ProgramError>,
+    },
+    #[error("interface {interface}: attaching failed: {source}")]
+    Attach {
+        interface: String,
+        source: Box<ProgramError>,
+    },
+    #[error(
+        "interface {interface}: this kernel attached the program without a BPF link, which cannot be pinned"
+    )]
+    NoLink { interface: String },
+    #[error(
+        "too many {what}: the pinned maps have room for {room}, {needed} are needed; \
+             raise {key} in [agent], run `xlb detach` and start again"
+    )]
+    Full {
+        what: &'static str,
+        room: u32,
+        needed: usize,
+        key: &'static str,
+    },
+    #[error("no room for another lookup table of {size} slots")]
+    NoSlabs { size: u32 },
+    #[error("the program lacks the map {0}")]
+    MissingMap(&'static str),
+    #[error("nothing is pinned in {}", path.display())]
+    NothingPinned { path: PathBuf },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{call}: {source}")]
+    Syscall {
+        call: &'static str,
+        source: std::io::Error,
+    },
+    #[error("loading the program: {0}")]
+    Load(#[from] EbpfError),
+    #[error("{0}")]
+    Map(#[from] MapError),
+    #[error("{0}")]
+    Program(#[from] ProgramError),
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    #[error("{0}")]
+    Pin(#[from] PinError),
+}
+
+impl Error {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// Refuses kernels that are too old, naming the version needed.
+///
+/// # Errors
+/// [`Error::KernelTooOld`].
+pub fn check_kernel() -> Result<(), Error> {
+    let uname = nix::sys::utsname::uname().map_err(|e| Error::Syscall {
+        call: "uname",
+        source: e.into(),
+    })?;
+    let release = uname.release().to_string_lossy().into_owned();
+    match parse_release(&release) {
+        Some(version) if version < MIN_KERNEL => Err(Error::KernelTooOld { found: release }),
+        _ => Ok(()),
+    }
+}
+
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_are_compared_as_numbers() {
+        assert_eq!(parse_release("5.4.0-42-generic"), Some((5, 4)));
+        assert_eq!(parse_release("6.18.44"), Some((6, 18)));
+        assert_eq!(parse_release("5.10-rc1"), Some((5, 10)));
+        assert_eq!(parse_release("weird"), None);
+        assert!(parse_release("5.9.16").unwrap() < MIN_KERNEL);
+        assert!(parse_release("5.10.0").unwrap() >= MIN_KERNEL);
+    }
+}

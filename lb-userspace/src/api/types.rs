@@ -1,0 +1,204 @@
+//! Requests and answers of `/v1`, shared by the agent and the command line. Field names are stable: scripts
+//! read them; more may join, none of these changes its name.
+
+use std::net::IpAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{AdminState, CheckCode, Forward, OperState, Protocol, Scheduler};
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    pub agent: AgentStatus,
+    pub interfaces: Vec<InterfaceStatus>,
+    pub services: Vec<ServiceStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentStatus {
+    /// `false` where the answer comes from the pinned maps.
+    pub running: bool,
+    pub version: String,
+    /// When it started, or when it was last alive where it does not run; RFC 3339, UTC.
+    pub since: String,
+    pub pid: u32,
+    /// The pins are gone although the agent runs: somebody detached by hand.
+    pub detached: bool,
+    /// `--attach-confirm` waits for `xlb confirm`, for so many seconds more.
+    pub confirm_within_s: Option<u64>,
+    /// Path of the configuration file.
+    pub config: String,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InterfaceStatus {
+    pub name: String,
+    /// `native`, `generic` or `detached`.
+    pub mode: String,
+    pub driver: Option<String>,
+    pub program_id: Option<u32>,
+    pub mtu: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceStatus {
+    pub name: String,
+    #[schemars(with = "String")]
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub forward: Forward,
+    pub scheduler: Scheduler,
+    /// Which flows are remembered: `none`.
+    pub tracking: String,
+    /// Slots of the lookup table; 0: nobody serves, packets are dropped.
+    pub table_size: u32,
+    pub generation: u64,
+    /// All backends are DOWN; the table is the one of before.
+    pub all_down: bool,
+    pub packets: u64,
+    pub bytes: u64,
+    pub new_flows: u64,
+    pub backends: Vec<BackendStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackendStatus {
+    #[schemars(with = "String")]
+    pub address: IpAddr,
+    pub port: u16,
+    /// From the configuration.
+    pub weight: u16,
+    /// In force: the one set at runtime, else the configuration's.
+    pub effective_weight: u16,
+    pub state: OperState,
+    pub admin: AdminState,
+    /// Whether it takes new flows.
+    pub serving: bool,
+    /// Why packets cannot be sent to it, where they cannot.
+    pub unresolved: Option<String>,
+    pub check: CheckStatus,
+    /// Its share of the slots, in per cent.
+    pub share_percent: f64,
+    pub packets: u64,
+    pub bytes: u64,
+    pub new_flows: u64,
+    /// Longest packet of a client that fits the way to it, in bytes.
+    pub packet_mtu: Option<u32>,
+    /// RFC 3339, UTC; when its operational state last changed under this agent.
+    pub changed: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CheckStatus {
+    pub code: CheckCode,
+    pub latency_ms: Option<f64>,
+    pub detail: String,
+}
+
+/// `GET /v1/stats`: counts since the maps were made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Stats {
+    /// When the counts were read, in milliseconds since 1970.
+    pub at_ms: u64,
+    pub services: Vec<ServiceStats>,
+    pub reasons: Vec<ReasonStats>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceStats {
+    pub name: String,
+    #[schemars(with = "String")]
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub packets: u64,
+    pub bytes: u64,
+    pub new_flows: u64,
+    pub backends: Vec<BackendStats>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackendStats {
+    #[schemars(with = "String")]
+    pub address: IpAddr,
+    pub port: u16,
+    pub packets: u64,
+    pub bytes: u64,
+    pub new_flows: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReasonStats {
+    pub reason: String,
+    /// `tx`, `redirect`, `pass` or `drop`.
+    pub verdict: String,
+    pub packets: u64,
+}
+
+/// `POST /v1/backends`: an order about a backend of one service, or of every service that has its address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BackendOrder {
+    /// Name of the service; `None`: every service with a backend of this address.
+    pub service: Option<String>,
+    #[schemars(with = "String")]
+    pub address: IpAddr,
+    /// `None`: whatever port, where the address is not there twice.
+    pub port: Option<u16>,
+    pub order: Order,
+    /// Do it although a service is left without a serving backend.
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    Ready,
+    Drain,
+    Maint,
+    Weight(WeightOrder),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightOrder {
+    Absolute(u16),
+    /// Per cent of the configuration's weight.
+    Percent(u16),
+    Default,
+}
+
+/// What an order or a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Done {
+    /// Whether anything is different now.
+    pub changed: bool,
+    /// One line each, for people.
+    pub changes: Vec<String>,
+    pub services: Vec<ServiceChange>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceChange {
+    pub name: String,
+    /// `added`, `removed` or `table`.
+    pub kind: String,
+    pub moved_slots: usize,
+    pub slots: u32,
+}
+
+/// Any answer that is not 2xx.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Failure {
+    /// What went wrong and what to do; several lines for a bad configuration.
+    pub error: String,
+    /// The configuration's faults, one a line, where it is bad.
+    #[serde(default)]
+    pub faults: Vec<String>,
+}

@@ -1,0 +1,209 @@
+//! Putting the program on interfaces and taking it off.
+//!
+//! A link is pinned and its descriptor closed at once: from then on the pin alone holds it, so that `rm -r`
+//! of the pin folder detaches everything, whether the agent runs or not.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{ProgramError, Xdp};
+
+use super::Error;
+use super::pins::PinDir;
+use super::sys::{self, XdpLinkInfo};
+use crate::config;
+
+/// Where the program is attached, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    pub interface: String,
+    pub ifindex: u32,
+    pub native: bool,
+    pub program_id: u32,
+}
+
+/// What is known of an interface before attaching.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    pub interface: &'a str,
+    pub ifindex: u32,
+    /// The program that is on it now, and whether it runs in native mode.
+    pub present: Option<(u32, bool)>,
+}
+
+/// Attaches the program, or replaces our own older one atomically through its pinned link.
+///
+/// # Errors
+/// [`Error::ForeignProgram`] where another program holds the interface, [`Error::NativeRefused`],
+/// [`Error::Attach`], [`Error::NoLink`].
+pub fn attach(
+    ebpf: &mut Ebpf,
+    program: &'static str,
+    pins: &PinDir,
+    target: Target<'_>,
+    mode: config::XdpMode,
+) -> Result<Attachment, Error> {
+    let Target {
+        interface,
+        ifindex,
+        present,
+    } = target;
+    let pin = pins.link(interface);
+    let program: &mut Xdp = ebpf
+        .program_mut(program)
+        .ok_or(Error::MissingMap(program))?
+        .try_into()?;
+    let program_id = program.info()?.id();
+    if let Some(info) = own_link(pins, interface)? {
+        if info.ifindex == ifindex {
+            let link: XdpLink = FdLink::from(PinnedLink::from_pin(&pin)?).try_into()?;
+            // The link stays pinned: dropping our copy of it changes nothing.
+            program.attach_to_link(link)?;
+            let native = present.is_none_or(|(_, native)| native);
+            return Ok(Attachment {
+                interface: interface.into(),
+                ifindex,
+                native,
+                program_id,
+            });
+        }
+        // The interface was deleted and made again: the link leads nowhere.
+        fs::remove_file(&pin).map_err(Error::io(&pin))?;
+    }
+    if let Some((program_id, _)) = present {
+        return Err(Error::ForeignProgram {
+            interface: interface.into(),
+            program_id,
+        });
+    }
+    let (link, native) = match mode {
+        config::XdpMode::Native => match program.attach(interface, XdpMode::Driver) {
+            Ok(link) => (link, true),
+            Err(source) if refused(&source) => {
+                return Err(Error::NativeRefused {
+                    interface: interface.into(),
+                    source: Box::new(source),
+                });
+            }
+            Err(source) => {
+                return Err(Error::Attach {
+                    interface: interface.into(),
+                    source: Box::new(source),
+                });
+            }
+        },
+        config::XdpMode::Generic => (generic(program, interface)?, false),
+        config::XdpMode::Auto => match program.attach(interface, XdpMode::Driver) {
+            Ok(link) => (link, true),
+            Err(error) => {
+                log::warn!(
+                    "interface {interface}: native XDP is refused ({error}); \
+                     using generic mode, which is several times slower"
+                );
+                (generic(program, interface)?, false)
+            }
+        },
+    };
+    let link = program.take_link(link)?;
+    let link: FdLink = link.try_into().map_err(|_| Error::NoLink {
+        interface: interface.into(),
+    })?;
+    link.pin(&pin)?;
+    Ok(Attachment {
+        interface: interface.into(),
+        ifindex,
+        native,
+        program_id,
+    })
+}
+
+/// Pins the program beside its links, in place of the one before.
+///
+/// # Errors
+/// [`Error::Pin`], [`Error::Io`].
+pub fn pin_program(ebpf: &mut Ebpf, program: &'static str, pins: &PinDir) -> Result<(), Error> {
+    let program: &mut Xdp = ebpf
+        .program_mut(program)
+        .ok_or(Error::MissingMap(program))?
+        .try_into()?;
+    let (fresh, place) = (pins.path("program_new"), pins.path("program"));
+    if fresh.exists() {
+        fs::remove_file(&fresh).map_err(Error::io(&fresh))?;
+    }
+    program.pin(&fresh)?;
+    fs::rename(&fresh, &place).map_err(Error::io(&place))
+}
+
+/// Loads a program of the object into the kernel.
+///
+/// # Errors
+/// [`Error::NoPermission`], [`Error::Program`] with the verifier's log.
+pub fn verify(ebpf: &mut Ebpf, program: &'static str) -> Result<(), Error> {
+    let program: &mut Xdp = ebpf
+        .program_mut(program)
+        .ok_or(Error::MissingMap(program))?
+        .try_into()?;
+    match program.load() {
+        Err(ProgramError::LoadError { io_error, .. })
+            if io_error.kind() == std::io::ErrorKind::PermissionDenied
+                && !nix::unistd::geteuid().is_root() =>
+        {
+            Err(Error::NoPermission {
+                what: "loading the program",
+            })
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Our own pinned link of an interface, as the kernel sees it. `ifindex` 0: the interface is gone.
+///
+/// # Errors
+/// [`Error::Link`], [`Error::Syscall`].
+pub fn own_link(pins: &PinDir, interface: &str) -> Result<Option<XdpLinkInfo>, Error> {
+    let pin = pins.link(interface);
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let link = sys::open_pin(&pin).map_err(Error::io(&pin))?;
+    sys::xdp_link_info(link.as_fd())
+        .map(Some)
+        .map_err(Error::io(&pin))
+}
+
+/// Takes the program off one interface.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn detach(pins: &PinDir, interface: &str) -> Result<(), Error> {
+    let pin = pins.link(interface);
+    match fs::remove_file(&pin) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
+            path: pin,
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn generic(program: &mut Xdp, interface: &str) -> Result<aya::programs::xdp::XdpLinkId, Error> {
+    program
+        .attach(interface, XdpMode::Skb)
+        .map_err(|source| Error::Attach {
+            interface: interface.into(),
+            source: Box::new(source),
+        })
+}
+
+fn refused(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else {
+        return false;
+    };
+    matches!(
+        error.io_error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE)
+    )
+}

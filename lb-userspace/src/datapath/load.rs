@@ -1,0 +1,69 @@
+//! Loading the program with the constants of a configuration.
+
+use aya::{Ebpf, EbpfLoader};
+use lb_common::hash::HashKey;
+
+use super::pins::{self, PinDir};
+use super::{Error, object};
+
+/// What the program is specialised by; what is off is not even verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Some service takes every port of its address.
+    pub wildcard: bool,
+    /// ARP and neighbour solicitations for service addresses are answered.
+    pub announce: bool,
+    /// Decisions are written down (`simulate`).
+    pub explain: bool,
+    /// Dropped packets can be logged.
+    pub trace_drops: bool,
+}
+
+/// How large the maps are made; maps that are pinned already keep their sizes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub services: u32,
+    pub backends: u32,
+}
+
+/// Loads the program and its maps, the pinned ones from `pins` where they exist.
+///
+/// # Errors
+/// [`Error::Load`] (with the verifier's log), [`Error::NoPermission`].
+pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDir>) -> Result<Ebpf, Error> {
+    let flag = u8::from;
+    let Features {
+        wildcard,
+        announce,
+        explain,
+        trace_drops,
+    } = features;
+    let (wildcard, announce, explain, trace) =
+        (flag(wildcard), flag(announce), flag(explain), flag(trace_drops));
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("WILDCARD", &wildcard, true)
+        .override_global("ANNOUNCE", &announce, true)
+        .override_global("EXPLAIN", &explain, true)
+        .override_global("TRACE_DROPS", &trace, true)
+        .override_global("HASH_KEY", &key.0, true)
+        // A service and the mark of its address are two entries.
+        .map_max_entries("SERVICES", sizes.services * 2)
+        .map_max_entries("RECORDS", sizes.services)
+        // Index 0 is nobody.
+        .map_max_entries("BACKENDS", sizes.backends + 1)
+        .map_max_entries("COUNTERS", sizes.backends + 1);
+    let paths: Vec<_> = pins
+        .map(|dir| {
+            pins::ALL
+                .iter()
+                .filter(|p| !p.map.is_empty())
+                .map(|p| (p.map, dir.path(p.pin)))
+                .collect()
+        })
+        .unwrap_or_default();
+    for (map, path) in &paths {
+        loader.map_pin_path(map, path.as_path());
+    }
+    Ok(loader.load(object::LB)?)
+}

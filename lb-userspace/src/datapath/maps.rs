@@ -1,0 +1,320 @@
+//! The maps as typed values, opened from a loaded object or from their pins.
+
+use aya::maps::{Array, ArrayOfMaps, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::{Ebpf, Pod};
+use aya_obj::generated::bpf_map_type;
+use lb_common::hash::HashKey;
+use lb_common::layout::{
+    self, AgentMeta, Backend, BackendMeta, Counters, Interface, MMAPABLE, SLAB_SLOTS, ServiceMeta,
+    ServiceRecord, Slot, TableWord,
+};
+use lb_common::reason::Reason;
+
+use super::Error;
+use super::load::Sizes;
+use super::mmap::Words;
+use super::pins::{self, PinDir, Pinned};
+
+/// Every map that the agent, `status` and `simulate` use.
+pub struct Maps {
+    pub services: HashMap<MapData, layout::ServiceKey, u32>,
+    pub records: Records,
+    pub slabs: Slabs,
+    pub backends: Array<MapData, Backend>,
+    pub counters: PerCpuArray<MapData, Counters>,
+    pub reasons: PerCpuArray<MapData, u64>,
+    pub egress: DevMapHash<MapData>,
+    pub interfaces: HashMap<MapData, u32, Interface>,
+    pub service_meta: Array<MapData, ServiceMeta>,
+    pub backend_meta: Array<MapData, BackendMeta>,
+    pub agent_meta: Array<MapData, AgentMeta>,
+}
+
+impl Maps {
+    /// The maps of a program that was just loaded. With `pins` the maps that only user space has are pinned
+    /// beside the others.
+    ///
+    /// # Errors
+    /// [`Error::MissingMap`], [`Error::Map`], [`Error::Pin`].
+    pub fn of(ebpf: &mut Ebpf, sizes: Sizes, pins: Option<&PinDir>) -> Result<Self, Error> {
+        if let Some(dir) = pins {
+            let room = |pin: &Pinned| map_from_pin(dir, pin).map(|map| data_of(&map).map_or(0, max_entries));
+            let (services, backends) = (room(&pins::RECORDS)?, room(&pins::BACKENDS)?);
+            pin_array::<ServiceMeta>(dir, &pins::SERVICE_META, services)?;
+            pin_array::<BackendMeta>(dir, &pins::BACKEND_META, backends)?;
+            pin_array::<AgentMeta>(dir, &pins::AGENT_META, 1)?;
+            return Self::open(dir);
+        }
+        let mut take = |pin: &Pinned| match pin.map {
+            "" => Ok(Map::Array(match pin.pin {
+                "service_meta" => array::<ServiceMeta>(sizes.services)?,
+                "backend_meta" => array::<BackendMeta>(sizes.backends + 1)?,
+                _ => array::<AgentMeta>(1)?,
+            })),
+            name => ebpf.take_map(name).ok_or(Error::MissingMap(name)),
+        };
+        Self::build(&mut take, None)
+    }
+
+    /// The pinned maps.
+    ///
+    /// # Errors
+    /// [`Error::LayoutMismatch`], [`Error::Map`].
+    pub fn open(dir: &PinDir) -> Result<Self, Error> {
+        dir.verify()?;
+        Self::build(&mut |pin| map_from_pin(dir, pin), Some(dir.clone()))
+    }
+
+    fn build(
+        take: &mut dyn FnMut(&Pinned) -> Result<Map, Error>,
+        pins: Option<PinDir>,
+    ) -> Result<Self, Error> {
+        let records = take(&pins::RECORDS)?;
+        Ok(Self {
+            services: take(&pins::SERVICES)?.try_into()?,
+            records: Records::map(&records)?,
+            slabs: Slabs::open(take(&pins::SLABS)?, pins)?,
+            backends: take(&pins::BACKENDS)?.try_into()?,
+            counters: take(&pins::COUNTERS)?.try_into()?,
+            reasons: take(&pins::REASONS)?.try_into()?,
+            egress: take(&pins::EGRESS)?.try_into()?,
+            interfaces: take(&pins::INTERFACES)?.try_into()?,
+            service_meta: take(&pins::SERVICE_META)?.try_into()?,
+            backend_meta: take(&pins::BACKEND_META)?.try_into()?,
+            agent_meta: take(&pins::AGENT_META)?.try_into()?,
+        })
+    }
+
+    /// The owners of a table's slots, as indices of backends.
+    #[must_use]
+    pub fn owners(&self, table: TableWord) -> Vec<u32> {
+        let Some(slab) = self.slabs.mapped.get(table.slab() as usize) else {
+            return Vec::new();
+        };
+        let start = table.offset() as usize;
+        (start..start + table.size() as usize)
+            .map(|i| Slot(slab.get(i)).current())
+            .collect()
+    }
+
+    /// What all CPUs together counted for a backend.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn backend_counters(&self, index: u32) -> Result<Counters, Error> {
+        let values: PerCpuValues<Counters> = self.counters.get(&index, 0)?;
+        Ok(values.iter().fold(Counters::default(), |sum, cpu| add(&sum, cpu)))
+    }
+
+    /// Packets by reason, all CPUs together, in the order of [`Reason::ALL`]. Forwarded packets are not among
+    /// them: they are counted by backend.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn reason_counts(&self) -> Result<Vec<(Reason, u64)>, Error> {
+        Reason::ALL
+            .iter()
+            .map(|reason| Ok((*reason, self.reasons.get(&(*reason as u32), 0)?.iter().sum())))
+            .collect()
+    }
+}
+
+/// The sum of two counts.
+#[must_use]
+pub fn add(a: &Counters, b: &Counters) -> Counters {
+    let Counters {
+        packets,
+        bytes,
+        new_flows,
+        redirected,
+    } = *a;
+    Counters {
+        packets: packets + b.packets,
+        bytes: bytes + b.bytes,
+        new_flows: new_flows + b.new_flows,
+        redirected: redirected + b.redirected,
+    }
+}
+
+/// The records of all services, memory-mapped.
+#[derive(Debug)]
+pub struct Records(Words);
+
+const WORDS_A_RECORD: usize = size_of::<ServiceRecord>() / 8;
+
+impl Records {
+    fn map(map: &Map) -> Result<Self, Error> {
+        let data = data_of(map)?;
+        let words = max_entries(data) as usize * WORDS_A_RECORD;
+        let words = Words::map(data.fd(), words).map_err(|source| Error::Syscall {
+            call: "mmap of the service records",
+            source,
+        })?;
+        Ok(Self(words))
+    }
+
+    /// How many services there is room for.
+    #[must_use]
+    pub fn room(&self) -> u32 {
+        (self.0.len() / WORDS_A_RECORD) as u32
+    }
+
+    #[must_use]
+    pub fn table(&self, service: u32) -> TableWord {
+        TableWord(self.0.get(service as usize * WORDS_A_RECORD))
+    }
+
+    /// Switches a service to another table, for all packets at once.
+    pub fn set_table(&self, service: u32, table: TableWord) {
+        self.0.set(service as usize * WORDS_A_RECORD, table.0);
+    }
+}
+
+/// The slabs that lookup tables lie in, memory-mapped.
+pub struct Slabs {
+    outer: ArrayOfMaps<MapData, Array<MapData, Slot>>,
+    mapped: Vec<Words>,
+    pins: Option<PinDir>,
+    /// Without pins somebody has to hold the maps.
+    _held: Vec<Array<MapData, Slot>>,
+}
+
+impl Slabs {
+    fn open(outer: Map, pins: Option<PinDir>) -> Result<Self, Error> {
+        let mut slabs = Self {
+            outer: outer.try_into()?,
+            mapped: Vec::new(),
+            pins,
+            _held: Vec::new(),
+        };
+        while let Some(dir) = &slabs.pins {
+            let path = dir.slab(slabs.mapped.len() as u32);
+            if !path.exists() {
+                break;
+            }
+            let data = MapData::from_pin(&path)?;
+            slabs.mapped.push(map_slab(&data)?);
+        }
+        Ok(slabs)
+    }
+
+    /// Makes slabs until there are `count`.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::Pin`].
+    pub fn grow(&mut self, count: u32) -> Result<(), Error> {
+        while self.mapped.len() < count as usize {
+            let index = self.mapped.len() as u32;
+            let data = create(bpf_map_type::BPF_MAP_TYPE_ARRAY, 8, SLAB_SLOTS, MMAPABLE, "slab")?;
+            let words = map_slab(&data)?;
+            if let Some(dir) = &self.pins {
+                data.pin(dir.slab(index))?;
+            }
+            let inner: Array<MapData, Slot> = Map::Array(data).try_into()?;
+            self.outer.set(index, &inner, 0)?;
+            self.mapped.push(words);
+            self._held.push(inner);
+        }
+        Ok(())
+    }
+
+    /// Fills a table that no record names yet.
+    pub fn write(&self, table: TableWord, owners: impl Iterator<Item = u32>) {
+        let slab = &self.mapped[table.slab() as usize];
+        let start = table.offset() as usize;
+        for (slot, owner) in owners.take(table.size() as usize).enumerate() {
+            slab.set(start + slot, Slot::stable(owner).0);
+        }
+    }
+}
+
+fn map_slab(data: &MapData) -> Result<Words, Error> {
+    Words::map(data.fd(), SLAB_SLOTS as usize).map_err(|source| Error::Syscall {
+        call: "mmap of a slab of lookup tables",
+        source,
+    })
+}
+
+/// The secret of the hash, from its pin.
+///
+/// # Errors
+/// [`Error::Map`]; `Ok(None)` where it is not pinned.
+pub fn pinned_hash_key(dir: &PinDir) -> Result<Option<HashKey>, Error> {
+    if !dir.path(pins::HASH_KEY.pin).exists() {
+        return Ok(None);
+    }
+    let map: Array<MapData, HashKey> = map_from_pin(dir, &pins::HASH_KEY)?.try_into()?;
+    Ok(Some(map.get(&0, 0)?))
+}
+
+/// Keeps the secret of the hash in a pin of its own.
+///
+/// # Errors
+/// [`Error::Map`], [`Error::Pin`].
+pub fn pin_hash_key(dir: &PinDir, key: &HashKey) -> Result<(), Error> {
+    pin_array::<HashKey>(dir, &pins::HASH_KEY, 1)?;
+    let mut map: Array<MapData, HashKey> = map_from_pin(dir, &pins::HASH_KEY)?.try_into()?;
+    map.set(0, *key, 0)?;
+    Ok(())
+}
+
+fn map_from_pin(dir: &PinDir, pin: &Pinned) -> Result<Map, Error> {
+    Ok(Map::from_map_data(MapData::from_pin(dir.path(pin.pin))?)?)
+}
+
+fn pin_array<V: Pod>(dir: &PinDir, pin: &Pinned, entries: u32) -> Result<(), Error> {
+    let path = dir.path(pin.pin);
+    if !path.exists() {
+        let data = create(
+            bpf_map_type::BPF_MAP_TYPE_ARRAY,
+            size_of::<V>() as u32,
+            entries,
+            0,
+            pin.pin,
+        )?;
+        data.pin(&path)?;
+    }
+    Ok(())
+}
+
+fn array<V: Pod>(entries: u32) -> Result<MapData, Error> {
+    create(
+        bpf_map_type::BPF_MAP_TYPE_ARRAY,
+        size_of::<V>() as u32,
+        entries,
+        0,
+        "meta",
+    )
+}
+
+fn create(kind: bpf_map_type, value: u32, entries: u32, flags: u32, name: &str) -> Result<MapData, Error> {
+    let map = aya_obj::Map::new_from_params(kind as u32, size_of::<u32>() as u32, value, entries, flags);
+    Ok(MapData::create(map, name, None)?)
+}
+
+fn max_entries(data: &MapData) -> u32 {
+    data.info().map_or(0, |info| info.max_entries())
+}
+
+fn data_of(map: &Map) -> Result<&MapData, MapError> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => Ok(data),
+        other => Err(MapError::InvalidMapType {
+            map_type: other.map_type_number(),
+        }),
+    }
+}
+
+/// The number of a map's type, for an error.
+trait MapTypeNumber {
+    fn map_type_number(&self) -> u32;
+}
+
+impl MapTypeNumber for Map {
+    fn map_type_number(&self) -> u32 {
+        match self {
+            Self::ArrayOfMaps(_) => bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32,
+            _ => bpf_map_type::BPF_MAP_TYPE_UNSPEC as u32,
+        }
+    }
+}

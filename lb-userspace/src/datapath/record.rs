@@ -1,0 +1,134 @@
+//! Ready-made headers: from a next hop to the record the program copies from. Pure.
+
+use std::net::IpAddr;
+
+use lb_common::checksum;
+use lb_common::layout::{Backend, OUTER_LEN, kind};
+
+/// Where and how to send; what is needed of a next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    pub ifindex: u32,
+    pub destination_mac: [u8; 6],
+    pub source_mac: [u8; 6],
+    /// Longest IP packet of the outgoing interface, in bytes.
+    pub mtu: u32,
+}
+
+/// Hop limit and TTL of outer headers (the default of RFC 1700 and RFC 2473 section 6.3).
+const OUTER_TTL: u8 = 64;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86DD;
+
+/// Bytes that the outer header of `dsr-ipip` adds towards a backend of this address.
+#[must_use]
+pub fn overhead(backend: IpAddr) -> u32 {
+    if backend.is_ipv4() { 20 } else { OUTER_LEN as u32 }
+}
+
+/// The record of a `dsr-l2` backend.
+#[must_use]
+pub fn l2(hop: &Hop) -> Backend {
+    base(hop, kind::L2, 0)
+}
+
+/// The record of a `dsr-ipip` backend. `source` is the load balancer's address towards it; where the families
+/// differ nothing can be sent.
+#[must_use]
+pub fn ipip(hop: &Hop, source: IpAddr, destination: IpAddr) -> Backend {
+    let mut outer = [0_u8; OUTER_LEN];
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            outer[0] = 0x45;
+            // Don't Fragment is set always: the packet is never cut on the way, and with identification 0
+            // it is an atomic datagram (RFC 6864 section 4.1).
+            outer[6] = 0x40;
+            outer[8] = OUTER_TTL;
+            outer[9] = 4;
+            outer[12..16].copy_from_slice(&source.octets());
+            outer[16..20].copy_from_slice(&destination.octets());
+            let mut record = base(hop, kind::IPV4, ETHERTYPE_IPV4);
+            record.checksum_seed = checksum::fold(checksum::sum(&outer[..20]));
+            record.outer = words(&outer);
+            record
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            outer[0] = 0x60;
+            outer[7] = OUTER_TTL;
+            outer[8..24].copy_from_slice(&source.octets());
+            outer[24..40].copy_from_slice(&destination.octets());
+            let mut record = base(hop, kind::IPV6, ETHERTYPE_IPV6);
+            record.outer = words(&outer);
+            record
+        }
+        _ => Backend::UNRESOLVED,
+    }
+}
+
+fn base(hop: &Hop, kind: u8, ethertype: u16) -> Backend {
+    let Hop {
+        ifindex,
+        destination_mac: [d0, d1, d2, d3, d4, d5],
+        source_mac: [s0, s1, s2, s3, s4, s5],
+        mtu,
+    } = *hop;
+    let pair = |a, b| u16::from_ne_bytes([a, b]);
+    Backend {
+        kind,
+        reserved: 0,
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+        ifindex,
+        ethernet: [
+            pair(d0, d1),
+            pair(d2, d3),
+            pair(d4, d5),
+            pair(s0, s1),
+            pair(s2, s3),
+            pair(s4, s5),
+            ethertype.to_be(),
+        ],
+        checksum_seed: 0,
+        outer: [0; OUTER_LEN / 8],
+    }
+}
+
+fn words(bytes: &[u8; OUTER_LEN]) -> [u64; OUTER_LEN / 8] {
+    let mut words = [0; OUTER_LEN / 8];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        let mut buffer = [0; 8];
+        buffer.copy_from_slice(chunk);
+        *word = u64::from_ne_bytes(buffer);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOP: Hop = Hop {
+        ifindex: 3,
+        destination_mac: [2, 0, 0, 0, 0, 1],
+        source_mac: [2, 0, 0, 0, 0, 2],
+        mtu: 1500,
+    };
+
+    #[test]
+    fn mixed_families_cannot_be_sent() {
+        let record = ipip(&HOP, "10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        assert_eq!(record, Backend::UNRESOLVED);
+    }
+
+    #[test]
+    fn macs_are_in_wire_order() {
+        let record = l2(&HOP);
+        let bytes: Vec<u8> = record.ethernet.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        assert_eq!(bytes, [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0, 0]);
+    }
+
+    #[test]
+    fn an_mtu_beyond_16_bits_is_no_limit() {
+        assert_eq!(l2(&Hop { mtu: 65536, ..HOP }).mtu, u16::MAX);
+    }
+}

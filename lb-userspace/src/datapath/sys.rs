@@ -1,0 +1,91 @@
+//! The few BPF system calls that aya has no function for.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+
+/// `bpf(2)`.
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    // SAFETY: `attr` is a valid attribute block of the size given; pointers in it outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_int,
+            std::ptr::from_mut(attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// What the kernel says of an XDP link.
+#[derive(Clone, Copy, Debug)]
+pub struct XdpLinkInfo {
+    pub program_id: u32,
+    /// 0 once the interface is gone.
+    pub ifindex: u32,
+}
+
+/// Asks the kernel about an XDP link (`BPF_OBJ_GET_INFO_BY_FD`, Linux 5.8 for links).
+///
+/// # Errors
+/// What the system call returns.
+pub fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
+    // SAFETY: both are plain integers, for which all zeros is a value.
+    let (mut attr, mut info): (bpf_attr, bpf_link_info) = unsafe { std::mem::zeroed() };
+    attr.info.bpf_fd = link.as_raw_fd().cast_unsigned();
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: the caller gave an XDP link, for which the kernel fills this part.
+    let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
+    Ok(XdpLinkInfo {
+        program_id: info.prog_id,
+        ifindex,
+    })
+}
+
+/// Opens a pinned object (`BPF_OBJ_GET`).
+///
+/// # Errors
+/// What the system call returns.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: plain integers, for which all zeros is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the kernel gave us a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Whether a path lies on a BPF file system (`BPF_FS_MAGIC`).
+///
+/// # Errors
+/// What `statfs` returns.
+pub fn is_bpffs(path: &Path) -> io::Result<bool> {
+    let stat = nix::sys::statfs::statfs(path)?;
+    Ok(stat.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+}
+
+/// Takes an exclusive lock on an open file or folder, without waiting.
+///
+/// # Errors
+/// `WouldBlock` where another process holds it.
+pub fn try_lock(file: &std::fs::File) -> io::Result<()> {
+    // SAFETY: a valid descriptor; flock has no memory effects.
+    let result = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

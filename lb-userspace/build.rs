@@ -1,1 +1,103 @@
-fn main() {}
+//! Builds the XDP programs of `lb-ebpf` for the BPF target and puts the objects into `OUT_DIR`, where the
+//! library embeds them. `xtask/src/toolchain.rs` says which compiler and linker do it.
+
+#[path = "../xtask/src/toolchain.rs"]
+#[expect(dead_code, reason = "the set-up in xtask uses more of it")]
+mod toolchain;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+const PROGRAMS: [&str; 3] = ["lb", "decap", "harness"];
+const PROFILE: &str = "bpf";
+
+fn main() -> ExitCode {
+    for path in [
+        "build.rs",
+        "../xtask/src/toolchain.rs",
+        "../lb-ebpf/src",
+        "../lb-ebpf/Cargo.toml",
+        "../lb-common/src",
+        "../lb-common/Cargo.toml",
+        "../Cargo.toml",
+        "../Cargo.lock",
+    ] {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            for line in reason.lines() {
+                println!("cargo::error={line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), String> {
+    let out_dir = PathBuf::from(variable("OUT_DIR")?);
+    let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
+    let bpf_target = match variable("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
+        "big" => "bpfeb-unknown-none",
+        _ => "bpfel-unknown-none",
+    };
+
+    let toolchain = toolchain::find().map_err(|missing| missing.to_string())?;
+    let target_dir = shared_target_dir(&out_dir);
+    let rustflags = [
+        format!("--cfg=bpf_target_arch=\"{}\"", variable("CARGO_CFG_TARGET_ARCH")?),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        format!("-Clinker={}", toolchain.linker.display()),
+    ];
+    let status = toolchain
+        .cargo(&target_dir.join("llvm"))
+        .map_err(|error| format!("cannot write to {}: {error}", target_dir.display()))?
+        .current_dir(&workspace)
+        .args([
+            "build",
+            "--locked",
+            "--package",
+            "lb-ebpf",
+            "--bins",
+            "--profile",
+            PROFILE,
+        ])
+        .args(["--target", bpf_target, "-Zbuild-std=core"])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags.join("\u{1f}"))
+        .status()
+        .map_err(|error| format!("{} does not run: {error}", toolchain.compiler.cargo.display()))?;
+    if !status.success() {
+        return Err(format!(
+            "the XDP programs did not build ({status}); the messages of their compiler {} are below",
+            toolchain.compiler.rustc.display()
+        ));
+    }
+
+    for program in PROGRAMS {
+        let from = target_dir.join(bpf_target).join(PROFILE).join(program);
+        fs::copy(&from, out_dir.join(program))
+            .map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
+    }
+    Ok(())
+}
+
+/// One folder for all profiles, and for check and clippy: the objects do not differ between them. It lies in the
+/// target folder, whose mark is the `CACHEDIR.TAG` that cargo puts there.
+fn shared_target_dir(out_dir: &Path) -> PathBuf {
+    out_dir
+        .ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").exists())
+        .unwrap_or(out_dir)
+        .join("bpf")
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|error| format!("cargo did not set {name}: {error}"))
+}

@@ -1,1 +1,40 @@
-//! config
+//! The configuration: one TOML file, read whole or refused whole.
+//!
+//! ```text
+//! text -> toml (syntax) -> Walk over the tables -> readers of values -> rules between them -> Config
+//!                               |                        |                     |
+//!                               +------ Report: every fault, with line and column ---> Faults
+//! ```
+//!
+//! `keys` lists every key once; the walk, the bounds of values and the JSON schema all come from that
+//! list. Nothing here asks the machine anything: what a configuration has to know about it is handed
+//! in as a [`Machine`].
+
+mod backend;
+mod check;
+mod example;
+mod fault;
+mod keys;
+mod machine;
+mod nearest;
+mod parse;
+mod schema;
+mod service;
+mod shape;
+mod types;
+mod value;
+mod walk;
+mod warnings;
+
+#[cfg(test)]
+mod tests;
+
+pub use example::example;
+pub use fault::{Fault, Faults, FaultsInFile, LoadError, MAX_FAULTS};
+pub use machine::Machine;
+pub use parse::MAX_CONFIG_BYTES;
+pub use schema::schema;
+pub use types::{
+    Agent, Announce, Backend, Check, CheckKind, Config, HashKey, HttpCheck, HttpMethod, OnStop, Service,
+    StatusRange, StatusSet, XdpMode,
+};

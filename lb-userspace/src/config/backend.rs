@@ -1,0 +1,181 @@
+//! Backends: reading them, and the rules between them and their service.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::model::{Forward, Protocol};
+
+use super::check::{CheckType, Layer, LayerRead, refuse_misfits};
+use super::fault::{At, Report, Reported};
+use super::keys;
+use super::machine::Machine;
+use super::types::{Backend, Check, CheckKind};
+use super::value;
+use super::walk::Walk;
+
+/// What backends have to know of their service.
+#[derive(Debug)]
+pub(super) struct Context<'c> {
+    pub address: Result<IpAddr, Reported>,
+    pub port: Result<At<u16>, Reported>,
+    pub protocol: Result<Protocol, Reported>,
+    pub forward: Result<Forward, Reported>,
+    /// `[defaults.check]`.
+    pub defaults: Result<&'c Layer, Reported>,
+    /// `[service.check]`.
+    pub layer: Result<&'c Layer, Reported>,
+    pub check_type: Result<Option<CheckType>, Reported>,
+}
+
+impl Context<'_> {
+    /// The check of a service's backends that say nothing about it.
+    fn service_check(&self) -> Result<Check, Reported> {
+        let base = self.defaults?.over(&Check::built_in(self.protocol?));
+        Ok(self.layer?.over(&base))
+    }
+
+    /// Reports what does not fit together in the service's own check table.
+    pub fn judge_service_check(&self, report: &Report<'_>) {
+        if let (Ok(check), Ok(layer), Ok(defaults)) = (self.service_check(), self.layer, self.defaults) {
+            refuse_misfits(&check, &[layer, defaults], report);
+        }
+    }
+
+    /// The check of a backend whose own table is `layer`.
+    fn backend_check(&self, layer: &Layer, report: &Report<'_>) -> Result<Check, Reported> {
+        let check = layer.over(&self.service_check()?);
+        refuse_misfits(&check, &[layer, self.layer?, self.defaults?], report);
+        let port = self.port?;
+        if port.value == 0 && check.port.is_none() && check.kind != CheckKind::None {
+            let kind = layer.kind.or(self.layer?.kind);
+            report.fault_with_rest(
+                kind.map_or(port.offset, |kind| kind.offset),
+                "the check needs a port, and the service has none (its port is 0, every port)",
+                "`port` in the check, or `type = \"none\"`",
+            );
+        }
+        Ok(check)
+    }
+}
+
+/// Reads the backends of one service and remembers what must not come twice.
+#[derive(Debug)]
+pub(super) struct Backends<'b> {
+    service: &'b Context<'b>,
+    machine: Option<&'b Machine>,
+    report: &'b Report<'b>,
+    /// Where each address was first seen.
+    addresses: HashMap<IpAddr, usize>,
+}
+
+impl<'b> Backends<'b> {
+    pub fn new(service: &'b Context<'b>, machine: Option<&'b Machine>, report: &'b Report<'b>) -> Self {
+        Self {
+            service,
+            machine,
+            report,
+            addresses: HashMap::new(),
+        }
+    }
+
+    pub fn read(&mut self, walk: &Walk<'_, '_>) -> Result<Backend, Reported> {
+        let address = walk.need(&keys::BACKEND_ADDRESS, value::routable_address);
+        let port = walk.maybe(&keys::BACKEND_PORT, value::integer);
+        let weight = walk.or_default(&keys::WEIGHT, value::integer);
+        let LayerRead { layer, .. } = LayerRead::of(walk, self.service.check_type, self.report);
+
+        if let Ok(address) = address {
+            self.judge_address(address);
+        }
+        if let Ok(Some(port)) = port {
+            self.refuse_translation(port);
+        }
+        let check = layer.and_then(|layer| self.service.backend_check(&layer, self.report));
+
+        port?;
+        Ok(Backend {
+            address: address?.value,
+            port: self.service.port?.value,
+            weight: weight?,
+            check: check?,
+        })
+    }
+
+    fn judge_address(&mut self, address: At<IpAddr>) {
+        let At { value, offset } = address;
+        let first = *self.addresses.entry(value).or_insert(offset);
+        if first != offset {
+            self.report.fault(
+                offset,
+                format!("the backend of line {} is {value} too", self.report.line(first)),
+                "each backend of a service once",
+            );
+            return;
+        }
+        if self.service.address.is_ok_and(|service| service == value) {
+            self.report.fault_with_rest(
+                offset,
+                format!("{value} is the address of the service"),
+                "the backend's own address",
+            );
+            return;
+        }
+        if self
+            .machine
+            .is_some_and(|machine| machine.addresses.contains(&value))
+        {
+            self.report.fault_with_rest(
+                offset,
+                format!("{value} is an address of this machine: packets leave it through its interfaces"),
+                "the address of another host",
+            );
+            return;
+        }
+        if let (Ok(service), Ok(forward)) = (self.service.address, self.service.forward) {
+            self.judge_family(address, service, forward);
+        }
+    }
+
+    fn judge_family(&self, address: At<IpAddr>, service: IpAddr, forward: Forward) {
+        let family = |address: IpAddr| if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        let fits = match (service, address.value, forward) {
+            (IpAddr::V4(_), IpAddr::V6(_), forward) => forward == Forward::DsrIpip,
+            (service, backend, _) => service.is_ipv4() == backend.is_ipv4(),
+        };
+        if !fits {
+            let expected = match (service, forward) {
+                (IpAddr::V4(_), Forward::DsrL2) => {
+                    "an IPv4 address, or `forward = \"dsr-ipip\"`, which carries IPv4 in IPv6"
+                }
+                (IpAddr::V4(_), Forward::DsrIpip) => "an IPv4 or IPv6 address",
+                (IpAddr::V6(_), _) => "an IPv6 address",
+            };
+            self.report.fault_with_rest(
+                address.offset,
+                format!(
+                    "the backend's address {} is {}, the service's is {} and `forward` is \"{forward}\"",
+                    address.value,
+                    family(address.value),
+                    family(service)
+                ),
+                expected,
+            );
+        }
+    }
+
+    /// Ports are translated by `nat` alone: in the DSR modes the backend sees the client's packet.
+    fn refuse_translation(&self, port: At<u16>) {
+        if let Ok(service_port) = self.service.port
+            && service_port.value != port.value
+        {
+            self.report.fault_with_rest(
+                port.offset,
+                format!(
+                    "the backend's port is {}, the service's {}: port translation is not built yet",
+                    port.value, service_port.value
+                ),
+                format!("{} or no `port`", service_port.value),
+            );
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! Every key of the configuration, once: its name, what it may hold, its default and what it means.
+//!
+//! The walker ([`super::walk`]) finds unknown keys with these tables, the readers of values
+//! ([`super::value`]) take their bounds from them, and [`super::schema()`] is made from them, so that
+//! what is accepted and what is documented cannot differ.
+
+use crate::maglev::SIZES;
+
+use super::shape::Shape;
+
+/// One key of a table.
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    pub shape: Shape,
+    pub required: bool,
+    /// The default as TOML text, where there is a fixed one.
+    pub default: Option<&'static str>,
+    pub doc: &'static str,
+}
+
+impl Key {
+    const fn required(name: &'static str, shape: Shape, doc: &'static str) -> Self {
+        Self {
+            name,
+            shape,
+            required: true,
+            default: None,
+            doc,
+        }
+    }
+
+    const fn optional(name: &'static str, shape: Shape, doc: &'static str) -> Self {
+        Self {
+            name,
+            shape,
+            required: false,
+            default: None,
+            doc,
+        }
+    }
+
+    const fn with_default(
+        name: &'static str,
+        shape: Shape,
+        default: &'static str,
+        doc: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            shape,
+            required: false,
+            default: Some(default),
+            doc,
+        }
+    }
+}
+
+/// One kind of table.
+#[derive(Debug)]
+pub struct Table {
+    /// The name it has among the definitions of the schema.
+    pub id: &'static str,
+    /// How it is written in the file.
+    pub header: &'static str,
+    pub keys: &'static [&'static Key],
+    /// Keys of the design whose feature is not built.
+    pub planned: &'static [&'static str],
+}
+
+/// Every kind of table, the whole file first.
+pub static TABLES: [&Table; 6] = [&ROOT, &AGENT, &DEFAULTS, &SERVICE, &BACKEND, &CHECK];
+
+pub static ROOT: Table = Table {
+    id: "root",
+    header: "the file",
+    keys: &[&SCHEMA, &AGENT_TABLE, &DEFAULTS_TABLE, &SERVICES],
+    planned: &["pool", "acl"],
+};
+pub static SCHEMA: Key = Key::required(
+    "schema",
+    Shape::Integer { min: 1, max: 1 },
+    "The version of this format.",
+);
+pub static AGENT_TABLE: Key = Key::required("agent", Shape::Table(&AGENT), "The agent of this machine.");
+pub static DEFAULTS_TABLE: Key = Key::optional(
+    "defaults",
+    Shape::Table(&DEFAULTS),
+    "What services and backends do not say themselves.",
+);
+pub static SERVICES: Key = Key::optional("service", Shape::Tables(&SERVICE), "A service.");
+
+pub static AGENT: Table = Table {
+    id: "agent",
+    header: "[agent]",
+    keys: &[
+        &INTERFACES,
+        &XDP_MODE,
+        &ANNOUNCE,
+        &ON_STOP,
+        &API_SOCKET,
+        &STATE_DIR,
+        &PIN_DIR,
+        &HASH_KEY,
+        &MAX_SERVICES,
+        &MAX_BACKENDS,
+    ],
+    planned: &["metrics", "witness"],
+};
+pub static INTERFACES: Key = Key::required(
+    "interfaces",
+    Shape::List {
+        item: &Shape::Interface,
+        unique: true,
+    },
+    "The network interfaces to attach to.",
+);
+pub static XDP_MODE: Key = Key::with_default(
+    "xdp_mode",
+    Shape::Choice {
+        built: &["auto", "native", "generic"],
+        planned: &["offload"],
+    },
+    "\"auto\"",
+    "How XDP is attached. auto: native where the driver can, else generic, with a warning.",
+);
+pub static ANNOUNCE: Key = Key::with_default(
+    "announce",
+    Shape::Choice {
+        built: &["none", "l2"],
+        planned: &["bgp"],
+    },
+    "\"none\"",
+    "none: packets for the services come here by routing, or by an address set elsewhere. l2: the agent \
+     answers ARP and neighbour solicitations for the service addresses and sends gratuitous ones.",
+);
+pub static ON_STOP: Key = Key::with_default(
+    "on_stop",
+    Shape::Choice {
+        built: &["keep", "detach"],
+        planned: &[],
+    },
+    "\"keep\"",
+    "What a stop of the agent does. keep: forwarding goes on with the states as they are.",
+);
+pub static API_SOCKET: Key = Key::with_default(
+    "api_socket",
+    // `sockaddr_un` holds 108 bytes, the last of them zero (unix(7)).
+    Shape::Path { max_bytes: 107 },
+    "\"/run/xlb/xlb.sock\"",
+    "The Unix socket of the API.",
+);
+pub static STATE_DIR: Key = Key::with_default(
+    "state_dir",
+    Shape::Path { max_bytes: 4000 },
+    "\"/var/lib/xlb\"",
+    "The folder of what has to outlive a reboot.",
+);
+pub static PIN_DIR: Key = Key::with_default(
+    "pin_dir",
+    Shape::Path { max_bytes: 4000 },
+    "\"/sys/fs/bpf/xlb\"",
+    "The folder of pinned programs, links and maps, on a BPF file system.",
+);
+pub static HASH_KEY: Key = Key::optional(
+    "hash_key",
+    Shape::HashKey,
+    "The secret key of the flow hash, for nodes that share it. Made and kept by the agent when absent.",
+);
+pub static MAX_SERVICES: Key = Key::with_default(
+    "max_services",
+    Shape::Integer { min: 1, max: 4096 },
+    "1024",
+    "How many services the maps have room for.",
+);
+pub static MAX_BACKENDS: Key = Key::with_default(
+    "max_backends",
+    Shape::Integer { min: 1, max: 65535 },
+    "4096",
+    "How many backends, over all services, the maps have room for.",
+);
+
+pub static DEFAULTS: Table = Table {
+    id: "defaults",
+    header: "[defaults]",
+    keys: &[&CHECK_TABLE],
+    planned: &SERVICE_PLANNED,
+};
+
+pub static SERVICE: Table = Table {
+    id: "service",
+    header: "[[service]]",
+    keys: &[
+        &NAME,
+        &SERVICE_ADDRESS,
+        &SERVICE_PORT,
+        &PROTOCOL,
+        &FORWARD,
+        &SCHEDULER,
+        &TABLE_SIZE,
+        &CHECK_TABLE,
+        &BACKENDS,
+    ],
+    planned: &SERVICE_PLANNED,
+};
+static SERVICE_PLANNED: [&str; 12] = [
+    "pool",
+    "tracking",
+    "on_down",
+    "on_all_down",
+    "quorum",
+    "panic_threshold",
+    "max_ejection_percent",
+    "persistence",
+    "sorry",
+    "tcp_idle_timeout",
+    "udp_idle_timeout",
+    "witness",
+];
+pub static NAME: Key = Key::required("name", Shape::Name, "The name of the service.");
+pub static SERVICE_ADDRESS: Key =
+    Key::required("address", Shape::Address, "The address that clients connect to.");
+pub static SERVICE_PORT: Key = Key::required(
+    "port",
+    Shape::Integer { min: 0, max: 65535 },
+    "The port that clients connect to; 0: every port of the address.",
+);
+pub static PROTOCOL: Key = Key::required(
+    "protocol",
+    Shape::Choice {
+        built: &["tcp", "udp"],
+        planned: &["sctp"],
+    },
+    "The protocol of the service.",
+);
+pub static FORWARD: Key = Key::required(
+    "forward",
+    Shape::Choice {
+        built: &["dsr-l2", "dsr-ipip"],
+        planned: &["nat", "full-nat", "dsr-gue"],
+    },
+    "How packets reach the backends. dsr-l2: the destination MAC is rewritten, the backend is on the same \
+     layer 2 and holds the service address. dsr-ipip: encapsulated (IPv4 in IPv4, IPv6 in IPv6, IPv4 in \
+     IPv6).",
+);
+pub static SCHEDULER: Key = Key::with_default(
+    "scheduler",
+    Shape::Choice {
+        built: &["maglev"],
+        planned: &["sh", "rr", "wrr", "random", "lc", "wlc", "twos"],
+    },
+    "\"maglev\"",
+    "How the backend of a flow is chosen.",
+);
+pub static TABLE_SIZE: Key = Key::optional(
+    "table_size",
+    Shape::OneOf(&SIZES),
+    "The slots of the lookup table. When absent the smallest size of at least 100 x the backends, 4093 at \
+     least, when the service is first seen.",
+);
+pub static CHECK_TABLE: Key = Key::optional(
+    "check",
+    Shape::Table(&CHECK),
+    "How backends are checked; what is absent comes from the table above: backend, service, defaults.",
+);
+pub static BACKENDS: Key = Key::required("backend", Shape::Tables(&BACKEND), "The backends of the service.");
+
+pub static BACKEND: Table = Table {
+    id: "backend",
+    header: "[[service.backend]]",
+    keys: &[&BACKEND_ADDRESS, &BACKEND_PORT, &WEIGHT, &CHECK_TABLE],
+    planned: &["max_connections"],
+};
+pub static BACKEND_ADDRESS: Key = Key::required("address", Shape::Address, "The backend's own address.");
+pub static BACKEND_PORT: Key = Key::optional(
+    "port",
+    Shape::Integer { min: 0, max: 65535 },
+    "The port of the service: another one is not built yet.",
+);
+pub static WEIGHT: Key = Key::with_default(
+    "weight",
+    Shape::Integer { min: 0, max: 65535 },
+    "1",
+    "The backend's share of new flows, relative to the other weights; 0: none.",
+);
+
+pub static CHECK: Table = Table {
+    id: "check",
+    header: "[check]",
+    keys: &[
+        &TYPE,
+        &INTERVAL,
+        &TIMEOUT,
+        &FAST_INTERVAL,
+        &FAST_TIMEOUT,
+        &DOWN_INTERVAL,
+        &FALL,
+        &RISE,
+        &JITTER_PERCENT,
+        &CHECK_PORT,
+        &CHECK_ADDRESS,
+        &METHOD,
+        &PATH,
+        &HOST,
+        &EXPECT_STATUS,
+    ],
+    planned: &[
+        "expect_body",
+        "send",
+        "expect",
+        "query",
+        "command",
+        "sni",
+        "witness",
+    ],
+};
+pub static TYPE: Key = Key::optional(
+    "type",
+    Shape::Choice {
+        built: &["none", "tcp", "http"],
+        planned: &["https", "udp", "dns", "icmp", "exec", "grpc"],
+    },
+    "What is probed; when absent tcp for TCP services, none for UDP services. Another type than the table \
+     above has resets method, path, host and expect_status.",
+);
+pub static INTERVAL: Key = Key::with_default(
+    "interval",
+    Shape::Duration,
+    "\"2s\"",
+    "From one probe to the next.",
+);
+pub static TIMEOUT: Key = Key::with_default(
+    "timeout",
+    Shape::Duration,
+    "\"1s\"",
+    "How long a probe waits for its answer; at most interval.",
+);
+pub static FAST_INTERVAL: Key = Key::with_default(
+    "fast_interval",
+    Shape::Duration,
+    "\"200ms\"",
+    "Instead of interval while a verdict is in transition.",
+);
+pub static FAST_TIMEOUT: Key = Key::with_default(
+    "fast_timeout",
+    Shape::Duration,
+    "\"300ms\"",
+    "Instead of timeout while a verdict is in transition.",
+);
+pub static DOWN_INTERVAL: Key = Key::optional(
+    "down_interval",
+    Shape::Duration,
+    "Instead of interval while a backend is DOWN; interval when absent.",
+);
+pub static FALL: Key = Key::with_default(
+    "fall",
+    Shape::Integer { min: 1, max: 1000 },
+    "3",
+    "How many probes have to fail in a row until a backend is DOWN.",
+);
+pub static RISE: Key = Key::with_default(
+    "rise",
+    Shape::Integer { min: 1, max: 1000 },
+    "2",
+    "How many probes have to succeed in a row until a backend is UP.",
+);
+pub static JITTER_PERCENT: Key = Key::with_default(
+    "jitter_percent",
+    Shape::Integer { min: 0, max: 50 },
+    "10",
+    "By how much an interval is varied, so that probes spread.",
+);
+pub static CHECK_PORT: Key = Key::optional(
+    "port",
+    Shape::Integer { min: 1, max: 65535 },
+    "The port that is probed; the backend's when absent.",
+);
+pub static CHECK_ADDRESS: Key = Key::optional(
+    "address",
+    Shape::Address,
+    "The address that is probed; the backend's when absent.",
+);
+pub static METHOD: Key = Key::with_default(
+    "method",
+    Shape::Choice {
+        built: &["GET", "HEAD", "OPTIONS"],
+        planned: &[],
+    },
+    "\"GET\"",
+    "The method of an http check.",
+);
+pub static PATH: Key = Key::with_default(
+    "path",
+    Shape::HttpPath,
+    "\"/\"",
+    "The path and query of an http check.",
+);
+pub static HOST: Key = Key::optional(
+    "host",
+    Shape::Host,
+    "The Host header of an http check; the address and port probed when absent.",
+);
+pub static EXPECT_STATUS: Key = Key::with_default(
+    "expect_status",
+    Shape::List {
+        item: &Shape::Status,
+        unique: false,
+    },
+    "[\"200-399\"]",
+    "The statuses that pass an http check: numbers and ranges.",
+);

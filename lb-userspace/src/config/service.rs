@@ -1,0 +1,212 @@
+//! Services: reading them, and the rules between them.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::model::{Protocol, ServiceKey};
+
+use super::backend::{Backends, Context};
+use super::check::{CheckType, Layer, LayerRead};
+use super::fault::{At, Report, Reported};
+use super::keys::{self, Key};
+use super::machine::Machine;
+use super::types::{Backend, Check, Service};
+use super::value;
+use super::walk::Walk;
+
+/// Reads the services of a file and remembers what must not come twice.
+#[derive(Debug)]
+pub(super) struct Services<'r> {
+    machine: Option<&'r Machine>,
+    report: &'r Report<'r>,
+    /// Where each name, and each key, was first seen.
+    names: HashMap<String, usize>,
+    keys: HashMap<ServiceKey, usize>,
+    /// Where each service, and each backend, begins.
+    service_offsets: Vec<usize>,
+    backend_offsets: Vec<usize>,
+}
+
+impl<'r> Services<'r> {
+    pub fn new(machine: Option<&'r Machine>, report: &'r Report<'r>) -> Self {
+        Self {
+            machine,
+            report,
+            names: HashMap::new(),
+            keys: HashMap::new(),
+            service_offsets: Vec::new(),
+            backend_offsets: Vec::new(),
+        }
+    }
+
+    /// The services of the file `root`.
+    pub fn read(&mut self, root: &Walk<'_, '_>) -> Result<Vec<Service>, Reported> {
+        let defaults = match root.table(&keys::DEFAULTS_TABLE) {
+            Ok(Some(walk)) => LayerRead::of(&walk, Ok(None), self.report),
+            Ok(None) => LayerRead {
+                check_type: Ok(None),
+                layer: Ok(Layer::default()),
+            },
+            Err(reported) => LayerRead {
+                check_type: Err(reported),
+                layer: Err(reported),
+            },
+        };
+        let walks = root.tables(&keys::SERVICES)?;
+        let services: Vec<_> = walks
+            .into_iter()
+            .map(|walk| self.service(&walk?, &defaults))
+            .collect();
+        defaults.layer?;
+        services.into_iter().collect()
+    }
+
+    /// Reports the first service and the first backend beyond the limits that the agent's table sets.
+    pub fn refuse_too_many(&self, agent: &Walk<'_, '_>) {
+        self.refuse_beyond(agent, &keys::MAX_SERVICES, "services", &self.service_offsets);
+        self.refuse_beyond(agent, &keys::MAX_BACKENDS, "backends", &self.backend_offsets);
+    }
+
+    fn refuse_beyond(&self, agent: &Walk<'_, '_>, limit_key: &Key, what: &str, offsets: &[usize]) {
+        let Ok(limit) = agent.or_default::<u32>(limit_key, value::integer) else {
+            return;
+        };
+        let beyond = usize::try_from(limit).ok().and_then(|limit| offsets.get(limit));
+        if let Some(&offset) = beyond {
+            self.report.fault_with_rest(
+                offset,
+                format!("there are {} {what}", offsets.len()),
+                format!("at most {limit} (`{}` of [agent])", limit_key.name),
+            );
+        }
+    }
+
+    fn service(&mut self, walk: &Walk<'_, '_>, defaults: &LayerRead) -> Result<Service, Reported> {
+        self.service_offsets.push(walk.offset);
+        let name = walk.need(&keys::NAME, value::name);
+        let address = walk.need(&keys::SERVICE_ADDRESS, value::routable_address);
+        let port = walk.need(&keys::SERVICE_PORT, value::integer);
+        let protocol = walk.need(&keys::PROTOCOL, value::choice);
+        let forward = walk.need(&keys::FORWARD, value::choice);
+        let scheduler = walk.or_default(&keys::SCHEDULER, value::choice);
+        let table_size = walk.maybe(&keys::TABLE_SIZE, value::integer);
+        let LayerRead { check_type, layer } =
+            LayerRead::of(walk, base_type(defaults.check_type, &protocol), self.report);
+
+        if let Ok(name) = &name {
+            self.refuse_second_name(name);
+        }
+        if let (Ok(address), Ok(port), Ok(protocol)) = (&address, &port, &protocol) {
+            let key = ServiceKey {
+                address: address.value,
+                port: port.value,
+                protocol: protocol.value,
+            };
+            self.refuse_second_key(key, address.offset);
+            self.refuse_own_address_whole(key, address.offset);
+        }
+        let context = Context {
+            address: address.map(|at| at.value),
+            port,
+            protocol: protocol.map(|at| at.value),
+            forward: forward.map(|at| at.value),
+            defaults: defaults.layer.as_ref().map_err(|&reported| reported),
+            layer: layer.as_ref().map_err(|&reported| reported),
+            check_type,
+        };
+        let backends = self.backends(walk, &context);
+
+        layer?;
+        Ok(Service {
+            name: name?.value,
+            key: ServiceKey {
+                address: address?.value,
+                port: port?.value,
+                protocol: protocol?.value,
+            },
+            forward: forward?.value,
+            scheduler: scheduler?,
+            table_size: table_size?.map(|at| at.value),
+            backends: backends?,
+        })
+    }
+
+    fn refuse_second_name(&mut self, name: &At<String>) {
+        let first = *self.names.entry(name.value.clone()).or_insert(name.offset);
+        if first != name.offset {
+            self.report.fault(
+                name.offset,
+                format!(
+                    "the service of line {} is named \"{}\" too",
+                    self.report.line(first),
+                    name.value
+                ),
+                "a name of its own for each service",
+            );
+        }
+    }
+
+    fn refuse_second_key(&mut self, key: ServiceKey, offset: usize) {
+        let first = *self.keys.entry(key).or_insert(offset);
+        if first != offset {
+            self.report.fault(
+                offset,
+                format!("the service of line {} is {key} too", self.report.line(first)),
+                "each address, port and protocol once",
+            );
+        }
+    }
+
+    /// Every port of an address of this machine would take its ssh away.
+    fn refuse_own_address_whole(&self, key: ServiceKey, offset: usize) {
+        if key.port == 0 && self.is_own(key.address) {
+            self.report.fault_with_rest(
+                offset,
+                format!(
+                    "{} is an address of this machine and the service takes every port of it",
+                    key.address
+                ),
+                "one port, or an address that the machine does not have",
+            );
+        }
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.machine
+            .is_some_and(|machine| machine.addresses.contains(&address))
+    }
+
+    fn backends(&mut self, walk: &Walk<'_, '_>, context: &Context<'_>) -> Result<Vec<Backend>, Reported> {
+        let walks = walk.tables(&keys::BACKENDS)?;
+        if walks.is_empty() {
+            context.judge_service_check(self.report);
+            return Err(self.report.fault_with_rest(
+                walk.offset,
+                "the service has no backend",
+                "at least one [[service.backend]]",
+            ));
+        }
+        let mut reader = Backends::new(context, self.machine, self.report);
+        let backends: Vec<_> = walks
+            .into_iter()
+            .map(|walk| {
+                let walk = walk?;
+                self.backend_offsets.push(walk.offset);
+                reader.read(&walk)
+            })
+            .collect();
+        backends.into_iter().collect()
+    }
+}
+
+/// The type of the checks of a service that says nothing about it.
+fn base_type(
+    defaults: Result<Option<CheckType>, Reported>,
+    protocol: &Result<At<Protocol>, Reported>,
+) -> Result<Option<CheckType>, Reported> {
+    if let Some(check_type) = defaults? {
+        return Ok(Some(check_type));
+    }
+    let protocol = protocol.as_ref().map_err(|&reported| reported)?;
+    Ok(Some(CheckType::of(&Check::built_in(protocol.value).kind)))
+}

@@ -1,0 +1,218 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::{Forward, Protocol, Scheduler};
+
+use super::super::{
+    Announce, Check, CheckKind, Config, HashKey, HttpCheck, HttpMethod, Machine, OnStop, StatusRange,
+    StatusSet, XdpMode, example,
+};
+use super::{BACKEND, HEAD, WEB, parsed};
+
+fn checks(config: &Config) -> Vec<&Check> {
+    let backends = config.services.iter().flat_map(|service| &service.backends);
+    backends.map(|backend| &backend.check).collect()
+}
+
+#[test]
+fn an_agent_may_start_empty() {
+    let Config { agent, services } = parsed(HEAD);
+    assert_eq!(services, []);
+    assert_eq!(agent.interfaces, ["eth0"]);
+    assert_eq!(agent.xdp_mode, XdpMode::Auto);
+    assert_eq!(agent.announce, Announce::None);
+    assert_eq!(agent.on_stop, OnStop::Keep);
+    assert_eq!(agent.api_socket, PathBuf::from("/run/xlb/xlb.sock"));
+    assert_eq!(agent.state_dir, PathBuf::from("/var/lib/xlb"));
+    assert_eq!(agent.pin_dir, PathBuf::from("/sys/fs/bpf/xlb"));
+    assert_eq!(agent.hash_key, None);
+    assert_eq!((agent.max_services, agent.max_backends), (1024, 4096));
+}
+
+#[test]
+fn the_least_service_has_the_defaults() {
+    let config = parsed(&format!("{HEAD}{WEB}{BACKEND}"));
+    let service = &config.services[0];
+    assert_eq!(service.key.to_string(), "192.0.2.10:80/tcp");
+    assert_eq!(service.forward, Forward::DsrL2);
+    assert_eq!(service.scheduler, Scheduler::Maglev);
+    assert_eq!(service.table_size, None);
+    let backend = &service.backends[0];
+    assert_eq!((backend.port, backend.weight), (80, 1));
+    assert_eq!(
+        backend.id(service.key).to_string(),
+        "10.0.1.11:80 of 192.0.2.10:80/tcp"
+    );
+    assert_eq!(backend.check, Check::built_in(Protocol::Tcp));
+    assert_eq!(backend.check.kind, CheckKind::Tcp);
+}
+
+#[test]
+fn the_example_says_what_it_seems_to_say() {
+    let config = parsed(&example());
+    let [web, dns] = config.services.as_slice() else {
+        panic!("two services: {config:?}");
+    };
+    let http = HttpCheck {
+        method: HttpMethod::Get,
+        path: "/healthz".to_owned(),
+        host: Some("www.example.com".to_owned()),
+        expect_status: StatusSet(vec![
+            StatusRange {
+                first: 200,
+                last: 399,
+            },
+            StatusRange {
+                first: 404,
+                last: 404,
+            },
+        ]),
+    };
+    assert_eq!(web.backends[0].check.kind, CheckKind::Http(http.clone()));
+    assert_eq!(web.backends[1].check.kind, CheckKind::Http(http));
+    assert_eq!(web.backends[1].check.port, Some(8080));
+    assert_eq!(dns.key.protocol, Protocol::Udp);
+    assert_eq!(dns.backends[0].check.kind, CheckKind::Tcp);
+    assert_eq!(config.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn layers_override_key_by_key() {
+    let config = parsed(&format!(
+        "{HEAD}[defaults.check]\ntype = \"http\"\npath = \"/d\"\nhost = \"d\"\ninterval = \"5s\"\nrise = 5\n\
+         {WEB}[service.check]\npath = \"/s\"\nrise = 6\n{BACKEND}[service.backend.check]\nhost = \
+                     \"b\"\nfall = 9\n"
+    ));
+    let check = checks(&config)[0];
+    let expected = Check {
+        kind: CheckKind::Http(HttpCheck {
+            path: "/s".to_owned(),
+            host: Some("b".to_owned()),
+            ..HttpCheck::default()
+        }),
+        interval: Duration::from_secs(5),
+        rise: 6,
+        fall: 9,
+        ..Check::built_in(Protocol::Tcp)
+    };
+    assert_eq!(*check, expected);
+}
+
+#[test]
+fn another_type_resets_what_belongs_to_the_old_one() {
+    let config = parsed(&format!(
+        "{HEAD}[defaults.check]\ntype = \"http\"\npath = \"/d\"\nport = 81\n\
+         {WEB}[service.check]\ntype = \"tcp\"\n{BACKEND}\
+         [[service.backend]]\naddress = \"10.0.1.12\"\n[service.backend.check]\ntype = \"http\"\n"
+    ));
+    let kinds: Vec<_> = checks(&config).iter().map(|check| check.kind.clone()).collect();
+    assert_eq!(kinds, [CheckKind::Tcp, CheckKind::Http(HttpCheck::default())]);
+    assert!(checks(&config).iter().all(|check| check.port == Some(81)));
+}
+
+#[test]
+fn the_same_type_again_resets_nothing() {
+    let config = parsed(&format!(
+        "{HEAD}[defaults.check]\ntype = \"http\"\npath = \"/d\"\n{WEB}[service.check]\n\
+                     type = \"http\"\n{BACKEND}"
+    ));
+    let CheckKind::Http(http) = &checks(&config)[0].kind else {
+        panic!("http");
+    };
+    assert_eq!(http.path, "/d");
+}
+
+#[test]
+fn udp_is_not_checked_unless_told() {
+    let udp = WEB.replace("tcp", "udp");
+    let config = parsed(&format!("{HEAD}{udp}{BACKEND}"));
+    assert_eq!(checks(&config)[0].kind, CheckKind::None);
+    let config = parsed(&format!("{HEAD}[defaults.check]\ntype = \"tcp\"\n{udp}{BACKEND}"));
+    assert_eq!(checks(&config)[0].kind, CheckKind::Tcp);
+}
+
+#[test]
+fn every_port_with_a_port_to_check_or_no_check() {
+    let any = WEB.replace("80", "0");
+    for check in ["port = 22", "type = \"none\""] {
+        parsed(&format!("{HEAD}{any}[service.check]\n{check}\n{BACKEND}"));
+        parsed(&format!("{HEAD}{any}{BACKEND}[service.backend.check]\n{check}\n"));
+        parsed(&format!("{HEAD}[defaults.check]\n{check}\n{any}{BACKEND}"));
+    }
+}
+
+#[test]
+fn families_that_fit() {
+    for (address, forward, backend) in [
+        ("192.0.2.1", "dsr-l2", "10.0.0.1"),
+        ("192.0.2.1", "dsr-ipip", "10.0.0.1"),
+        ("192.0.2.1", "dsr-ipip", "2001:db8::1"),
+        ("2001:db8::2", "dsr-l2", "2001:db8::1"),
+        ("2001:db8::2", "dsr-ipip", "2001:db8::1"),
+    ] {
+        let service = WEB.replace("192.0.2.10", address).replace("dsr-l2", forward);
+        parsed(&format!(
+            "{HEAD}{service}{}",
+            BACKEND.replace("10.0.1.11", backend)
+        ));
+    }
+}
+
+#[test]
+fn one_address_with_several_ports_and_protocols() {
+    let second = WEB.replace("web", "b").replace("tcp", "udp");
+    let third = WEB.replace("web", "c").replace("80", "0");
+    let check = "[service.check]\nport = 80\n";
+    parsed(&format!(
+        "{HEAD}{WEB}{BACKEND}{second}{BACKEND}{third}{check}{BACKEND}"
+    ));
+}
+
+#[test]
+fn numbers_in_every_notation() {
+    let config = parsed(&format!("{HEAD}max_services = 0x10\nmax_backends = 1_000\n"));
+    assert_eq!((config.agent.max_services, config.agent.max_backends), (16, 1000));
+}
+
+#[test]
+fn a_hash_key_is_read_and_not_shown() {
+    let config = parsed(&format!("{HEAD}hash_key = \"{}0F\"\n", "00".repeat(63)));
+    let mut expected = [0; HashKey::BYTES];
+    expected[63] = 15;
+    assert_eq!(config.agent.hash_key, Some(HashKey(expected)));
+    let shown = format!("{config:?}");
+    assert!(
+        shown.contains("HashKey(secret)") && !shown.contains("15"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn what_is_allowed_and_worth_saying() {
+    let config = parsed(&format!(
+        "{HEAD}{WEB}table_size = 251\n[service.check]\ninterval = \"100ms\"\ntimeout = \"100ms\"\n\
+         [[service.backend]]\naddress = \"10.0.0.1\"\nweight = 0\n\
+         [[service.backend]]\naddress = \"10.0.0.2\"\nweight = 0\n\
+         [[service.backend]]\naddress = \"10.0.0.3\"\nweight = 0\n\
+         [service.backend.check]\ntype = \"none\"\n"
+    ));
+    let told = config.warnings();
+    let expected = [
+        "web: a lookup table of 251 slots for 3 backends is less than 100 a backend",
+        "web: every backend has weight 0",
+        "web: 1 of 3 backends are not checked",
+        "`fast_interval` is longer than `interval` for 2 of 3",
+        "`fast_timeout` is longer than `timeout` for 2 of 3",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert!(told.contains(expected), "{told:?} lacks {expected:?}");
+    }
+    assert_eq!(parsed(HEAD).warnings().len(), 1);
+}
+
+#[test]
+fn this_machine_has_a_loopback() {
+    let machine = Machine::read().unwrap();
+    assert!(machine.interfaces.contains("lo"), "{machine:?}");
+}

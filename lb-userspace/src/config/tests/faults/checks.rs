@@ -1,0 +1,202 @@
+use super::super::super::Config;
+use super::super::{BACKEND, HEAD, WEB};
+use super::{check, check_table, service, shaped};
+
+#[test]
+fn of_checks() {
+    check(
+        &[
+            (
+                "an unknown key",
+                check_table("▶timeuot = \"1s\""),
+                &["unknown key `timeuot` in [check], did you mean `timeout`?"],
+            ),
+            (
+                "a table as text",
+                service("check = ▶\"http\""),
+                &["`check` is a string; expected a table, [check]"],
+            ),
+            (
+                "an unknown type",
+                check_table("type = ▶\"htp\""),
+                &["did you mean \"http\"?; expected one of \"none\", \"tcp\", \"http\""],
+            ),
+            (
+                "types that are not built",
+                format!(
+                    "{}{}",
+                    check_table("type = ▶\"https\""),
+                    "[service.backend.check]\ntype = ▶\"grpc\""
+                ),
+                &[
+                    "`type = \"https\"` is not built yet",
+                    "`type = \"grpc\"` is not built yet",
+                ],
+            ),
+            (
+                "numbers for durations",
+                check_table("interval = ▶2\ntimeout = ▶0.5"),
+                &[
+                    "`interval` is an integer; expected a duration from \"1ms\"",
+                    "`timeout` is a floating-point number",
+                ],
+            ),
+            (
+                "no duration",
+                check_table("interval = ▶\"2\"\ntimeout = ▶\"\"\nfast_timeout = ▶\"1 parsec\""),
+                &[
+                    "`interval` is \"2\": time unit needed",
+                    "`timeout` is \"\": value was empty",
+                    "unknown time unit",
+                ],
+            ),
+            (
+                "zero",
+                check_table(
+                    "interval = ▶\"0s\"\ntimeout = ▶\"0ms\"\nfast_interval = ▶\"0s\"\n\
+                     fast_timeout = ▶\"0s\"\ndown_interval = ▶\"0s\"",
+                ),
+                &[
+                    "`interval` is \"0s\"",
+                    "`timeout` is \"0ms\"",
+                    "`fast_interval` is",
+                    "`fast_timeout` is",
+                    "`down_interval` is",
+                ],
+            ),
+            (
+                "below and above",
+                check_table("interval = ▶\"25h\"\ntimeout = ▶\"999us\""),
+                &[
+                    "`interval` is \"25h\"; expected a duration from \"1ms\" to \"1day\"",
+                    "`timeout` is \"999us\"",
+                ],
+            ),
+            (
+                "rise, fall, jitter, port",
+                check_table("rise = ▶0\nfall = ▶0\njitter_percent = ▶51\nport = ▶0"),
+                &[
+                    "`rise` is 0; expected an integer from 1",
+                    "`fall` is 0; expected an integer from 1",
+                    "`jitter_percent` is 51; expected an integer from 0 to 50",
+                    "`port` is 0; expected an integer from 1",
+                ],
+            ),
+            (
+                "an address",
+                check_table("address = ▶\"localhost\""),
+                &["`address` is \"localhost\""],
+            ),
+            (
+                "timeout above interval",
+                check_table("timeout = ▶\"3s\""),
+                &["`timeout` (3s) is longer than `interval` (2s): probes would \
+                     overlap; expected `timeout` to be at most `interval`"],
+            ),
+            (
+                "interval below timeout",
+                check_table("interval = ▶\"200ms\""),
+                &["`timeout` (1s) is longer than `interval` (200ms)"],
+            ),
+            (
+                "interval of the defaults, once",
+                format!(
+                    "{HEAD}[defaults.check]\ninterval = ▶\"200ms\"\n{WEB}{BACKEND}\
+                     [[service.backend]]\naddress = \"10.0.0.9\"\n"
+                ),
+                &["`timeout` (1s) is longer than `interval` (200ms)"],
+            ),
+            (
+                "of one backend",
+                format!("{}[service.backend.check]\ntimeout = ▶\"3s\"", service("")),
+                &["`timeout` (3s) is longer than `interval` (2s)"],
+            ),
+            (
+                "of a service without backends",
+                format!("{HEAD}▶{WEB}[service.check]\ntimeout = ▶\"3s\""),
+                &["no backend", "`timeout` (3s) is longer"],
+            ),
+            (
+                "down_interval",
+                check_table("down_interval = ▶\"500ms\""),
+                &["`timeout` (1s) is longer than `down_interval` (500ms)"],
+            ),
+            (
+                "http keys of a tcp check",
+                check_table("method = ▶\"GET\"\npath = ▶\"/\"\nhost = ▶\"a\"\nexpect_status = ▶[200]"),
+                &[
+                    "`method` is for checks of type \"http\", and the type of this check is \"tcp\"",
+                    "`path` is for",
+                    "`host` is for",
+                    "`expect_status` is for",
+                ],
+            ),
+            (
+                "http keys beside another fault",
+                check_table("path = ▶\"/\"\nrise = ▶0"),
+                &["`path` is for checks", "`rise` is 0"],
+            ),
+            (
+                "http keys of defaults without a type",
+                format!("{HEAD}[defaults.check]\npath = ▶\"/\""),
+                &["`path` is for checks of type \"http\", and this table has no `type`"],
+            ),
+            (
+                "http keys of a backend with another type",
+                format!(
+                    "{}[service.backend.check]\ntype = \"tcp\"\npath = ▶\"/\"",
+                    check_table("type = \"http\"")
+                ),
+                &["the type of this check is \"tcp\""],
+            ),
+            (
+                "http values",
+                check_table("type = \"http\"\nmethod = ▶\"get\"\npath = ▶\"healthz\"\nhost = ▶\"a b\""),
+                &[
+                    "`method` is \"get\", did you mean \"GET\"?",
+                    "`path` is \"healthz\"; expected a path that begins with `/`",
+                    "`host` is \"a b\"",
+                ],
+            ),
+            (
+                "a header smuggled in",
+                check_table("type = \"http\"\npath = ▶\"/ HTTP/1.1\\r\\nX: y\"\nhost = ▶\"a\\r\\nX: y\""),
+                &["`path` is \"/ HTTP/1.1\\r\\nX: y\"", "`host` is"],
+            ),
+            (
+                "statuses",
+                check_table(
+                    "type = \"http\"\nexpect_status = [200, ▶99, ▶600, ▶\"300-200\", \
+                     ▶\"2xx\", ▶\"+20-300\", ▶true]",
+                ),
+                &[
+                    "an item of `expect_status` is 99; expected a status from 100 to 599",
+                    "is 600",
+                    "is \"300-200\"",
+                    "is \"2xx\"",
+                    "is \"+20-300\"",
+                    "`expect_status` is a boolean",
+                ],
+            ),
+            (
+                "no status",
+                check_table("type = \"http\"\nexpect_status = ▶[]"),
+                &["`expect_status` is empty"],
+            ),
+            (
+                "every port, implied tcp",
+                shaped("\"192.0.2.1\"", "▶0", "\"dsr-l2\"", "\"10.0.0.1\""),
+                &["the check needs a port, and the service has none"],
+            ),
+            (
+                "every port, http",
+                format!(
+                    "{}[service.backend.check]\ntype = ▶\"http\"",
+                    shaped("\"192.0.2.1\"", "0", "\"dsr-l2\"", "\"10.0.0.1\"")
+                ),
+                &["the check needs a port, and the service has none"],
+            ),
+        ],
+        Config::parse,
+    );
+}

@@ -1,0 +1,178 @@
+use super::super::super::Config;
+use super::super::{BACKEND, HEAD, WEB};
+use super::{agent, check, service, shaped};
+
+#[test]
+fn of_services() {
+    check(
+        &[
+            (
+                "nothing in it",
+                agent("▶▶▶▶▶▶[[service]]"),
+                &[
+                    "`address` is missing from [[service]]; expected an IPv4 or IPv6 address",
+                    "`forward` is missing",
+                    "`name` is missing",
+                    "`port` is missing",
+                    "`protocol` is missing",
+                    "the service has no backend; expected at least one [[service.backend]]",
+                ],
+            ),
+            (
+                "unknown keys, in the order of the file",
+                service("▶adress = 1\n▶scheduller = 2\n▶x = 3\n▶weight = 3\n▶\"a b\" = 3"),
+                &[
+                    "`adress` in [[service]], did you mean `address`?",
+                    "did you mean `scheduler`?",
+                    "unknown key `x` in [[service]]; expected one of name, address",
+                    "`weight` in [[service]], it belongs to [[service.backend]]",
+                    "unknown key `a b`",
+                ],
+            ),
+            (
+                "keys that are not built",
+                service(
+                    "▶pool = 1\n▶quorum = 1\n▶panic_threshold = 1\n▶max_ejection_percent \
+                     = 1\n▶tracking = 1\n▶on_down = 1\n▶on_all_down = 1",
+                ),
+                &[
+                    "`pool` of [[service]] is not built yet",
+                    "`quorum` of [[service]] is not built yet",
+                    "`panic_threshold` of",
+                    "`max_ejection_percent` of",
+                    "`tracking` of",
+                    "`on_down` of",
+                    "`on_all_down` of",
+                ],
+            ),
+            (
+                "ports",
+                shaped("\"192.0.2.1\"", "▶65536", "\"dsr-l2\"", "\"10.0.0.1\""),
+                &["`port` is 65536; expected an integer from 0 to 65535"],
+            ),
+            (
+                "a negative port",
+                shaped("\"192.0.2.1\"", "▶-1", "\"dsr-l2\"", "\"10.0.0.1\""),
+                &["`port` is -1"],
+            ),
+            (
+                "a port as text",
+                shaped("\"192.0.2.1\"", "▶\"80\"", "\"dsr-l2\"", "\"10.0.0.1\""),
+                &["`port` is a string"],
+            ),
+            (
+                "forward",
+                shaped("\"192.0.2.1\"", "80", "▶\"dsr_l2\"", "\"10.0.0.1\""),
+                &["`forward` is \"dsr_l2\", did you mean \"dsr-l2\"?"],
+            ),
+            (
+                "forward nat",
+                shaped("\"192.0.2.1\"", "80", "▶\"nat\"", "\"10.0.0.1\""),
+                &["`forward = \"nat\"` is not built yet; expected one of \"dsr-l2\", \"dsr-ipip\""],
+            ),
+            (
+                "forward full-nat",
+                shaped("\"192.0.2.1\"", "80", "▶\"full-nat\"", "\"10.0.0.1\""),
+                &["`forward = \"full-nat\"` is not built yet"],
+            ),
+            (
+                "forward dsr-gue",
+                shaped("\"192.0.2.1\"", "80", "▶\"dsr-gue\"", "\"10.0.0.1\""),
+                &["`forward = \"dsr-gue\"` is not built yet"],
+            ),
+            (
+                "scheduler",
+                service("scheduler = ▶\"wrr\""),
+                &["`scheduler = \"wrr\"` is not built yet; expected \"maglev\""],
+            ),
+            (
+                "an unknown scheduler",
+                service("scheduler = ▶\"maglef\""),
+                &["did you mean \"maglev\"?"],
+            ),
+            (
+                "protocol",
+                service("").replace("\"tcp\"", "▶\"TCP\""),
+                &["`protocol` is \"TCP\", did you mean \"tcp\"?; expected one of \"tcp\", \"udp\""],
+            ),
+            (
+                "no prime",
+                service("table_size = ▶65536"),
+                &["`table_size` is 65536; expected one of 251, 509, 1021, 2039, \
+                     4093, 8191, 16381, 32749, 65521, 131071"],
+            ),
+            (
+                "a name with a space",
+                service("").replace("\"web\"", "▶\"we b\""),
+                &["`name` is \"we b\"; expected 1 to 63 letters"],
+            ),
+            (
+                "no name",
+                service("").replace("\"web\"", "▶\"\""),
+                &["`name` is \"\""],
+            ),
+            (
+                "a name that looks like an option",
+                service("").replace("\"web\"", "▶\"-x\""),
+                &["`name` is \"-x\""],
+            ),
+            (
+                "a name that is too long",
+                service("").replace("\"web\"", &format!("▶\"{}\"", "w".repeat(64))),
+                &["`name` is \"www"],
+            ),
+            (
+                "no backend",
+                format!("{HEAD}▶{WEB}"),
+                &["the service has no backend"],
+            ),
+            (
+                "an empty list of backends",
+                format!("{HEAD}▶{WEB}backend = []"),
+                &["the service has no backend"],
+            ),
+        ],
+        Config::parse,
+    );
+}
+
+#[test]
+fn between_services() {
+    let two = |first: &str, second: &str| format!("{HEAD}{first}{BACKEND}{second}{BACKEND}");
+    check(
+        &[
+            (
+                "the same twice",
+                two(WEB, &WEB.replace("\"web", "▶\"web").replace("\"192", "▶\"192")),
+                &[
+                    "the service of line 5 is named \"web\" too; expected a name of its own",
+                    "the service of line 6 is 192.0.2.10:80/tcp too; expected \
+                     each address, port and protocol once",
+                ],
+            ),
+            (
+                "the same key, written otherwise",
+                two(
+                    &WEB.replace("192.0.2.10", "2001:db8::1"),
+                    &WEB.replace("web", "b")
+                        .replace("\"192.0.2.10", "▶\"2001:0DB8:0:0::1"),
+                )
+                .replace("10.0.1.11", "2001:db8::2"),
+                &["is [2001:db8::1]:80/tcp too"],
+            ),
+            (
+                "too many services",
+                two(WEB, &format!("▶{}", WEB.replace("web", "b").replace("80", "81")))
+                    .replace("[agent]", "[agent]\nmax_services = 1"),
+                &["there are 2 services; expected at most 1 (`max_services` of [agent])"],
+            ),
+            (
+                "too many backends",
+                two(WEB, &format!("{}▶", WEB.replace("web", "b").replace("80", "81")))
+                    .replace("[agent]", "[agent]\nmax_backends = 1"),
+                &["there are 2 backends; expected at most 1 (`max_backends` of [agent])"],
+            ),
+        ],
+        Config::parse,
+    );
+}

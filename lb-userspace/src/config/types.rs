@@ -1,0 +1,252 @@
+//! What a valid configuration says.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey};
+
+/// A whole configuration; only [`Config::parse`] and its relatives make sure that it is valid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub agent: Agent,
+    /// In the order of the file.
+    pub services: Vec<Service>,
+}
+
+/// The agent of one machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Agent {
+    /// The interfaces to attach to: at least one, none twice.
+    pub interfaces: Vec<String>,
+    pub xdp_mode: XdpMode,
+    pub announce: Announce,
+    pub on_stop: OnStop,
+    pub api_socket: PathBuf,
+    pub state_dir: PathBuf,
+    pub pin_dir: PathBuf,
+    /// `None`: the agent makes one and keeps it.
+    pub hash_key: Option<HashKey>,
+    pub max_services: u32,
+    /// Over all services.
+    pub max_backends: u32,
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native where the driver can, else generic.
+    Auto,
+    Native,
+    Generic,
+}
+
+/// Whether the agent makes the service addresses known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Announce {
+    None,
+    /// ARP and neighbour solicitations are answered, gratuitous ones sent.
+    L2,
+}
+
+/// What a stop of the agent does to forwarding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStop {
+    Keep,
+    Detach,
+}
+
+/// The secret key of the flow hash. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HashKey(pub [u8; Self::BYTES]);
+
+impl HashKey {
+    pub const BYTES: usize = 64;
+}
+
+impl fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashKey(secret)")
+    }
+}
+
+/// A service and its backends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Unique among the services.
+    pub name: String,
+    /// Unique among the services.
+    pub key: ServiceKey,
+    pub forward: Forward,
+    pub scheduler: Scheduler,
+    /// One of [`SIZES`](crate::maglev::SIZES); `None`: chosen when the service is first seen.
+    pub table_size: Option<u32>,
+    /// At least one, none twice, in the order of the file.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    pub address: IpAddr,
+    /// The service's.
+    pub port: u16,
+    pub weight: u16,
+    pub check: Check,
+}
+
+impl Backend {
+    /// What identifies this backend of `service`.
+    #[must_use]
+    pub fn id(&self, service: ServiceKey) -> BackendId {
+        BackendId {
+            service,
+            address: self.address,
+            port: self.port,
+        }
+    }
+}
+
+/// How a backend is checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    pub kind: CheckKind,
+    pub interval: Duration,
+    /// At most `interval`.
+    pub timeout: Duration,
+    /// Instead of `interval` while a verdict is in transition.
+    pub fast_interval: Duration,
+    /// Instead of `timeout` while a verdict is in transition; may be longer than `fast_interval`, the
+    /// next probe then follows the timeout.
+    pub fast_timeout: Duration,
+    /// Instead of `interval` while the backend is DOWN; at least `timeout`.
+    pub down_interval: Option<Duration>,
+    /// From 1.
+    pub rise: u32,
+    /// From 1.
+    pub fall: u32,
+    /// At most 50.
+    pub jitter_percent: u8,
+    /// `None`: the backend's port, which is then not 0 (unless there is no check).
+    pub port: Option<u16>,
+    /// `None`: the backend's address.
+    pub address: Option<IpAddr>,
+}
+
+impl Check {
+    /// The check of a backend about which the file says nothing.
+    #[must_use]
+    pub fn built_in(protocol: Protocol) -> Self {
+        Self {
+            kind: match protocol {
+                Protocol::Tcp => CheckKind::Tcp,
+                Protocol::Udp => CheckKind::None,
+            },
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            fast_interval: Duration::from_millis(200),
+            fast_timeout: Duration::from_millis(300),
+            down_interval: None,
+            rise: 2,
+            fall: 3,
+            jitter_percent: 10,
+            port: None,
+            address: None,
+        }
+    }
+}
+
+/// What a check does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Nothing: the backend counts as UP.
+    None,
+    /// Connects.
+    Tcp,
+    /// Sends a request and looks at the status.
+    Http(HttpCheck),
+}
+
+/// The request of an http check, and what passes as an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpCheck {
+    pub method: HttpMethod,
+    /// Path and query; begins with `/`, printable ASCII without spaces.
+    pub path: String,
+    /// The Host header; `None`: the address and port probed.
+    pub host: Option<String>,
+    pub expect_status: StatusSet,
+}
+
+impl Default for HttpCheck {
+    fn default() -> Self {
+        Self {
+            method: HttpMethod::Get,
+            path: "/".to_owned(),
+            host: None,
+            expect_status: StatusSet(vec![StatusRange {
+                first: 200,
+                last: 399,
+            }]),
+        }
+    }
+}
+
+/// The method of an http check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HttpMethod {
+    Get,
+    Head,
+    Options,
+}
+
+impl fmt::Display for HttpMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Options => "OPTIONS",
+        })
+    }
+}
+
+/// A range of HTTP statuses, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+/// The HTTP statuses that pass a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusSet(pub Vec<StatusRange>);
+
+impl StatusSet {
+    #[must_use]
+    pub fn contains(&self, status: u16) -> bool {
+        self.0
+            .iter()
+            .any(|range| (range.first..=range.last).contains(&status))
+    }
+}
+
+impl fmt::Display for StatusSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, StatusRange { first, last }) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "," };
+            if first == last {
+                write!(f, "{separator}{first}")?;
+            } else {
+                write!(f, "{separator}{first}-{last}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! What is allowed and yet worth saying.
+
+use crate::maglev;
+
+use super::types::{Check, CheckKind, Config, Service};
+
+/// How many slots of a lookup table a backend should have, so that shares follow the weights.
+const SLOTS_PER_BACKEND: usize = 100;
+
+impl Config {
+    /// What an operator should know about this configuration, a sentence each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        if self.services.is_empty() {
+            return vec!["there is no service: every packet is passed".to_owned()];
+        }
+        self.services.iter().flat_map(service_warnings).collect()
+    }
+}
+
+fn service_warnings(service: &Service) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let name = &service.name;
+    let slots = service
+        .table_size
+        .unwrap_or_else(|| maglev::size_for(service.backends.len()));
+    let wanted = service.backends.len().saturating_mul(SLOTS_PER_BACKEND);
+    if usize::try_from(slots).is_ok_and(|slots| slots < wanted) {
+        warnings.push(format!(
+            "service {name}: a lookup table of {slots} slots for {} backends is less than \
+             {SLOTS_PER_BACKEND} a backend; shares will be off the weights",
+            service.backends.len()
+        ));
+    }
+    if service.backends.iter().all(|backend| backend.weight == 0) {
+        warnings.push(format!(
+            "service {name}: every backend has weight 0; it takes no new flows"
+        ));
+    }
+    let count = |is: fn(&Check) -> bool| {
+        service
+            .backends
+            .iter()
+            .filter(|backend| is(&backend.check))
+            .count()
+    };
+    let of = service.backends.len();
+    let unchecked = count(|check| check.kind == CheckKind::None);
+    if unchecked > 0 {
+        warnings.push(format!(
+            "service {name}: {unchecked} of {of} backends are not checked and count as UP whatever happens"
+        ));
+    }
+    let slow = count(|check| check.kind != CheckKind::None && check.fast_interval > check.interval);
+    if slow > 0 {
+        warnings.push(format!(
+            "service {name}: `fast_interval` is longer than `interval` for {slow} of {of} backends"
+        ));
+    }
+    let patient = count(|check| check.kind != CheckKind::None && check.fast_timeout > check.timeout);
+    if patient > 0 {
+        warnings.push(format!(
+            "service {name}: `fast_timeout` is longer than `timeout` for {patient} of {of} backends"
+        ));
+    }
+    warnings
+}

@@ -3,6 +3,7 @@
 //! Data flows one way: [`config`], verdicts of [`health`] and next hops of [`net`] go into
 //! [`control`], a pure function whose result [`datapath`] compares with what the maps hold and writes.
 
+// pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;

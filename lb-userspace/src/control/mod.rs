@@ -1,10 +1,8 @@
 //! The heart of user space: a pure function from configuration, states and next hops to what the maps must
 //! hold. The agent's loop, `simulate` and the tests all call [`desired`].
 
-// mod agent;
 mod desired;
 
-// pub use agent::{AgentOptions, run};
 pub use desired::{
     BackendStatus, Desired, DesiredBackend, DesiredService, Earlier, HopView, Inputs, desired, owners,
 };

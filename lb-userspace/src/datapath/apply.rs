@@ -199,6 +199,14 @@ impl Dataplane {
             .map(|(key, _)| *key)
     }
 
+    /// The owner of each slot of a service's table, as indices of backends.
+    #[must_use]
+    pub fn owners(&self, key: &ServiceKey) -> Vec<u32> {
+        self.services
+            .get(key)
+            .map_or_else(Vec::new, |s| self.maps.owners(s.table))
+    }
+
     /// Generation of a service's table, and what its removed backends had counted.
     #[must_use]
     pub fn service_history(&self, key: &ServiceKey) -> Option<(u64, Counters)> {

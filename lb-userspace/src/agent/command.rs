@@ -1,0 +1,33 @@
+//! What the API asks of the agent's loop.
+
+use tokio::sync::oneshot;
+
+use crate::api::types::{BackendOrder, Done, Stats, Status};
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such service or backend.
+    NotFound(String),
+    /// It would leave a service without a serving backend, or does not go together with something else.
+    Conflict(String),
+    /// The configuration is bad; one fault a line.
+    BadConfig { summary: String, faults: Vec<String> },
+    /// The kernel or the file system refused.
+    Failed(String),
+}
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// One request.
+#[derive(Debug)]
+pub enum Command {
+    Status(Reply<Status>),
+    Stats(Reply<Stats>),
+    Reload(Reply<Done>),
+    Confirm(Reply<Done>),
+    /// Takes everything away and ends the agent.
+    Detach(Reply<Done>),
+    Backend(BackendOrder, Reply<Done>),
+}

@@ -1,0 +1,191 @@
+//! The agent: one loop that owns the data plane and everything known about it.
+//!
+//! ```text
+//!  prober ──reports──┐
+//!  resolver ──hops───┤                                  control::desired      Dataplane::apply
+//!  links ──events────┼─▶ Agent (this loop) ─▶ statuses ───────────────────▶ difference ─▶ maps
+//!  API ──commands────┤        │
+//!  signals, clock ───┘        └─▶ attach, watch, adopt, detach
+//! ```
+//!
+//! Nothing is attached before the first full round of checks. Everything that must survive the agent is in the
+//! pins: program, link, tables, and the states of the backends.
+
+mod attach;
+mod command;
+mod hashkey;
+mod orders;
+mod reconcile;
+mod reload;
+mod report;
+mod startup;
+mod trace;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use aya::Ebpf;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+pub use command::{Command, Refusal, Reply};
+
+use crate::api::types::CheckStatus;
+use crate::config::{Config, OnStop};
+use crate::control::{BackendStatus, HopView};
+use crate::datapath::apply::Dataplane;
+use crate::datapath::attach::Attachment;
+use crate::datapath::load::{Features, Sizes};
+use crate::datapath::pins::PinDir;
+use crate::health::{Prober, Report};
+use crate::model::BackendId;
+use crate::net::{Hops, Resolver};
+use lb_common::hash::HashKey;
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    pub config: PathBuf,
+    /// Log so many dropped packets.
+    pub trace_drops: Option<u64>,
+    /// Detach unless a confirmation comes within this time after attaching.
+    pub attach_confirm: Option<Duration>,
+}
+
+/// What is known of a backend beyond what the data plane depends on.
+#[derive(Clone, Debug, Default)]
+struct Observed {
+    check: CheckStatus,
+    changed: Option<std::time::SystemTime>,
+}
+
+/// Waiting for checks: at start for all backends, at a reload for the new ones.
+struct Round {
+    awaiting: BTreeSet<BackendId>,
+    deadline: Instant,
+    /// A reload's configuration, and who waits for its end. `None`: the start.
+    reload: Option<(Config, Vec<Reply<crate::api::types::Done>>)>,
+}
+
+struct Agent {
+    options: AgentOptions,
+    config: Config,
+    pins: PinDir,
+    /// Held until the end: refuses a second agent.
+    _lock: File,
+    ebpf: Ebpf,
+    features: Features,
+    sizes: Sizes,
+    key: HashKey,
+    dataplane: Dataplane,
+    statuses: BTreeMap<BackendId, BackendStatus>,
+    observed: BTreeMap<BackendId, Observed>,
+    hops: BTreeMap<IpAddr, HopView>,
+    prober: Prober,
+    resolver: Resolver,
+    round: Option<Round>,
+    attachments: BTreeMap<String, Attachment>,
+    watches: Vec<attach::Watch>,
+    confirm_by: Option<Instant>,
+    /// Somebody, or a watch, took the program off; it is not put back by itself.
+    detached: bool,
+    started: std::time::SystemTime,
+    /// Services whose backends are all DOWN, to log the change once.
+    all_down: BTreeSet<crate::model::ServiceKey>,
+    trace: Option<trace::Trace>,
+}
+
+/// How the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Stopped,
+    Detached,
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// Whatever keeps it from starting; after that only what makes going on impossible.
+pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
+    let (reports_in, mut reports) = mpsc::channel(4096);
+    let (commands_in, mut commands) = mpsc::channel(64);
+    let (mut agent, mut hops, mut links) = Agent::start(options, reports_in).await?;
+    let socket = crate::api::server::serve(&agent.config.agent.api_socket, commands_in)
+        .with_context(|| format!("API socket {}", agent.config.agent.api_socket.display()))?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut clock = tokio::time::interval(Duration::from_millis(200));
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut beats = 0_u32;
+
+    let end = loop {
+        tokio::select! {
+            Some(report) = reports.recv() => {
+                agent.take_report(report);
+                // What else came in meanwhile belongs to the same change of the tables.
+                while let Ok(report) = reports.try_recv() {
+                    agent.take_report(report);
+                }
+                agent.after_change().await?;
+            }
+            Ok(()) = hops.changed() => {
+                let fresh = hops.borrow_and_update().clone();
+                agent.take_hops(&fresh);
+                agent.after_change().await?;
+            }
+            Some(name) = links.recv() => agent.link_changed(&name).await,
+            Some(command) = commands.recv() => {
+                if let Some(end) = agent.obey(command).await {
+                    break end;
+                }
+            }
+            _ = hangup.recv() => agent.begin_reload(None).await,
+            _ = terminate.recv() => break End::Stopped,
+            _ = interrupt.recv() => break End::Stopped,
+            _ = clock.tick() => {
+                beats += 1;
+                agent.tick(beats.is_multiple_of(5)).await?;
+            }
+        }
+    };
+    drop(socket);
+    agent.stop(end)
+}
+
+type HopsReceiver = watch::Receiver<Arc<Hops>>;
+type LinkReceiver = mpsc::Receiver<String>;
+type ReportSender = mpsc::Sender<Report>;
+
+impl Agent {
+    /// Leaves forwarding as the configuration says, or takes it away.
+    fn stop(self, end: End) -> anyhow::Result<()> {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let detach = end == End::Detached || self.config.agent.on_stop == OnStop::Detach;
+        if detach {
+            self.forget_addresses();
+            self.pins.remove().context("detaching")?;
+            log::info!(
+                "detached from {}: nothing is forwarded any longer",
+                self.interface_names()
+            );
+        } else if self.attachments.is_empty() {
+            log::info!("stopped before anything was attached");
+        } else {
+            log::info!(
+                "stopped; {} forward on with the states as they are (on_stop = \"keep\"); take it away with: xlb detach",
+                self.interface_names()
+            );
+        }
+        Ok(())
+    }
+
+    fn interface_names(&self) -> String {
+        self.config.agent.interfaces.join(", ")
+    }
+}

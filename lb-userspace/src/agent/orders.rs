@@ -1,0 +1,232 @@
+//! Commands of operators: admin states, weights, confirmation, and the clock's tick.
+
+use std::time::Instant;
+
+use super::reload::done;
+use super::{Agent, Command, End, Refusal};
+use crate::api::types::{BackendOrder, Done, Order, WeightOrder};
+use crate::control::{self, Inputs};
+use crate::model::{AdminState, BackendId, OperState};
+
+impl Agent {
+    /// Carries out one command; `Some` ends the agent.
+    pub(super) async fn obey(&mut self, command: Command) -> Option<End> {
+        // A client that went away does not need its answer.
+        match command {
+            Command::Status(reply) => drop(reply.send(self.status().await)),
+            Command::Stats(reply) => drop(reply.send(self.stats())),
+            Command::Reload(reply) => self.begin_reload(Some(reply)).await,
+            Command::Backend(order, reply) => drop(reply.send(self.order(&order))),
+            Command::Confirm(reply) => {
+                let waited = self.confirm_by.take().is_some();
+                if waited {
+                    log::info!("confirmed: the program stays attached");
+                }
+                let changes = if waited {
+                    vec!["the program stays attached".to_owned()]
+                } else {
+                    Vec::new()
+                };
+                drop(reply.send(Ok(Done {
+                    changed: waited,
+                    changes,
+                    ..Done::default()
+                })));
+            }
+            Command::Detach(reply) => {
+                let changes = vec![format!(
+                    "detached from {}",
+                    self.config.agent.interfaces.join(", ")
+                )];
+                drop(reply.send(Ok(Done {
+                    changed: true,
+                    changes,
+                    ..Done::default()
+                })));
+                return Some(End::Detached);
+            }
+        }
+        None
+    }
+
+    /// Every 200 ms; `second` each fifth time.
+    pub(super) async fn tick(&mut self, second: bool) -> anyhow::Result<()> {
+        if self
+            .round
+            .as_ref()
+            .is_some_and(|round| Instant::now() >= round.deadline)
+        {
+            self.after_change().await?;
+        }
+        if second {
+            if self.pins.path(crate::datapath::pins::AGENT_META.pin).exists() {
+                self.beat()?;
+            }
+            self.look_after(Instant::now()).await;
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, order: &BackendOrder) -> Result<Done, Refusal> {
+        let ids = self.find(order)?;
+        let mut statuses = self.statuses.clone();
+        let mut lines = Vec::new();
+        for (id, weight) in ids {
+            let status = statuses.entry(id).or_default();
+            let before = *status;
+            let line = match order.order {
+                Order::Ready => {
+                    status.admin = AdminState::Ready;
+                    format!("{} -> {}", before.admin, status.admin)
+                }
+                Order::Drain => {
+                    status.admin = AdminState::Drain;
+                    format!("{} -> {}", before.admin, status.admin)
+                }
+                Order::Maint => {
+                    status.admin = AdminState::Maint;
+                    format!("{} -> {}", before.admin, status.admin)
+                }
+                Order::Weight(weight_order) => {
+                    status.runtime_weight = runtime_weight(weight_order, weight);
+                    let (old, new) = (
+                        before.runtime_weight.unwrap_or(weight),
+                        status.runtime_weight.unwrap_or(weight),
+                    );
+                    format!("weight {old} -> {new} (file {weight})")
+                }
+            };
+            if before.admin == AdminState::Maint && status.admin != AdminState::Maint {
+                // Its checks had stopped: what they said is not known to hold.
+                status.state = OperState::Unknown;
+            }
+            if *status != before {
+                lines.push(format!("backend {}: {line}", self.describe(&id)));
+            }
+        }
+        if lines.is_empty() {
+            return Ok(Done::default());
+        }
+        if !order.force {
+            self.refuse_to_empty(&statuses)?;
+        }
+        let before = std::mem::replace(&mut self.statuses, statuses);
+        let changes = match self.reconcile() {
+            Ok(changes) => changes,
+            Err(error) => {
+                self.statuses = before;
+                return Err(Refusal::Failed(error.to_string()));
+            }
+        };
+        for line in &lines {
+            log::info!("{line} (ordered)");
+        }
+        self.prober.set_targets(self.targets(&[&self.config]));
+        let mut done = done(&changes);
+        done.changed = true;
+        lines.append(&mut done.changes);
+        done.changes = lines;
+        Ok(done)
+    }
+
+    /// The backends an order is about, with their weights from the file.
+    fn find(&self, order: &BackendOrder) -> Result<Vec<(BackendId, u16)>, Refusal> {
+        let services: Vec<_> = match &order.service {
+            None => self.config.services.iter().collect(),
+            Some(name) => {
+                let found = self.config.services.iter().find(|s| s.name == *name);
+                let known = || {
+                    self.config
+                        .services
+                        .iter()
+                        .map(|s| s.name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                };
+                vec![found.ok_or_else(|| {
+                    Refusal::NotFound(format!(
+                        "there is no service {name}; the services are: {}",
+                        known()
+                    ))
+                })?]
+            }
+        };
+        let mut found = Vec::new();
+        for service in services {
+            for backend in &service.backends {
+                if backend.address == order.address && order.port.is_none_or(|port| port == backend.port) {
+                    found.push((backend.id(service.key), backend.weight));
+                }
+            }
+        }
+        if found.is_empty() {
+            let port = order
+                .port
+                .map(|port| format!(" with port {port}"))
+                .unwrap_or_default();
+            let place = order
+                .service
+                .as_ref()
+                .map_or("no service has".to_owned(), |name| {
+                    format!("service {name} has no")
+                });
+            return Err(Refusal::NotFound(format!(
+                "{place} backend {}{port}; see: xlb backend list",
+                order.address
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Refuses what would leave a service that serves without a serving backend.
+    fn refuse_to_empty(
+        &self,
+        statuses: &std::collections::BTreeMap<BackendId, control::BackendStatus>,
+    ) -> Result<(), Refusal> {
+        let after = control::desired(&Inputs {
+            services: &self.config.services,
+            statuses,
+            hops: &self.hops,
+            earlier: &self.dataplane.earlier(),
+        });
+        let before = self.desired();
+        for (key, service) in &after.services {
+            let served = before.services.get(key).is_some_and(|service| !service.all_down);
+            if served && service.all_down {
+                return Err(Refusal::Conflict(format!(
+                    "service {} would be left without a serving backend; --force does it all the same",
+                    service.name
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The weight an order sets. A percentage of a weight that is not 0 stays at least 1, unless it is 0 %.
+fn runtime_weight(order: WeightOrder, file: u16) -> Option<u16> {
+    match order {
+        WeightOrder::Default => None,
+        WeightOrder::Absolute(weight) => Some(weight),
+        WeightOrder::Percent(percent) => {
+            let weight = (u32::from(file) * u32::from(percent) + 50) / 100;
+            let least = u32::from(percent > 0 && file > 0);
+            Some(u16::try_from(weight.max(least)).unwrap_or(u16::MAX))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentage_is_of_the_weight_in_the_file() {
+        assert_eq!(runtime_weight(WeightOrder::Percent(50), 10), Some(5));
+        assert_eq!(runtime_weight(WeightOrder::Percent(1), 10), Some(1));
+        assert_eq!(runtime_weight(WeightOrder::Percent(0), 10), Some(0));
+        assert_eq!(runtime_weight(WeightOrder::Percent(200), 60000), Some(u16::MAX));
+        assert_eq!(runtime_weight(WeightOrder::Absolute(7), 10), Some(7));
+        assert_eq!(runtime_weight(WeightOrder::Default, 10), None);
+    }
+}

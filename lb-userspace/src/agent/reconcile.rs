@@ -1,0 +1,185 @@
+//! From what came in (results of checks, next hops) to the maps.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Instant, SystemTime};
+
+use super::{Agent, Observed};
+use crate::api::types::CheckStatus;
+use crate::control::{self, Desired, HopView, Inputs};
+use crate::datapath::apply::{Change, ChangeKind};
+use crate::health::Report;
+use crate::model::{BackendId, OperState};
+use crate::net::Hops;
+
+impl Agent {
+    pub(super) fn take_report(&mut self, report: Report) {
+        let Report {
+            id,
+            result,
+            state,
+            changed,
+            ..
+        } = report;
+        let observed = self.observed.entry(id).or_default();
+        let latency_us = u32::try_from(result.latency.as_micros()).unwrap_or(u32::MAX);
+        let code = result.code as u8;
+        if observed.check.code != result.code
+            && let Err(error) = self.dataplane.note_check(&id, code, latency_us)
+        {
+            log::warn!("keeping the check result of {}: {error}", self.describe(&id));
+        }
+        let Observed {
+            check,
+            changed: since,
+        } = self.observed.entry(id).or_default();
+        *check = CheckStatus {
+            code: result.code,
+            latency_ms: Some(f64::from(latency_us) / 1000.0),
+            detail: result.detail,
+        };
+        let status = self.statuses.entry(id).or_default();
+        status.state = state;
+        status.ever_up |= state == OperState::Up;
+        if let Some((from, to)) = changed {
+            *since = Some(SystemTime::now());
+            let line = format!("{from} -> {to} ({} {})", check.code, check.detail);
+            log::info!("backend {}: {line}", self.describe(&id));
+        }
+        // A probe that could not be sent is no verdict: the round does not wait for it for ever, see its
+        // deadline.
+        if state != OperState::Unknown
+            && let Some(round) = &mut self.round
+        {
+            round.awaiting.remove(&id);
+        }
+    }
+
+    pub(super) fn take_hops(&mut self, fresh: &Hops) {
+        for (address, hop) in fresh {
+            let last = self
+                .hops
+                .get(address)
+                .and_then(|view| view.hop.clone().ok().or_else(|| view.last.clone()));
+            match (self.hops.get(address).map(|view| view.hop.is_ok()), hop) {
+                (Some(true), Err(why)) => log::warn!("next hop of {address} lost: {why}"),
+                (Some(false), Ok(hop)) => log::info!("next hop of {address} is {}", describe_hop(hop)),
+                _ => {}
+            }
+            self.hops.insert(
+                *address,
+                HopView {
+                    hop: hop.clone(),
+                    last,
+                },
+            );
+        }
+    }
+
+    /// After anything changed: ends a round that is complete, else brings the maps up to date.
+    pub(super) async fn after_change(&mut self) -> anyhow::Result<()> {
+        let complete = self
+            .round
+            .as_ref()
+            .is_some_and(|round| round.awaiting.is_empty() || Instant::now() >= round.deadline);
+        if complete {
+            return self.end_round().await;
+        }
+        // Before the first round is over the tables stay as they were found.
+        if self.round.as_ref().is_none_or(|round| round.reload.is_some()) {
+            self.reconcile_or_log();
+        }
+        Ok(())
+    }
+
+    /// What the maps must hold by all that is known.
+    pub(super) fn desired(&self) -> Desired {
+        control::desired(&Inputs {
+            services: &self.config.services,
+            statuses: &self.statuses,
+            hops: &self.hops,
+            earlier: &self.dataplane.earlier(),
+        })
+    }
+
+    pub(super) fn reconcile(&mut self) -> Result<Vec<Change>, crate::datapath::Error> {
+        let desired = self.desired();
+        let changes = self.dataplane.apply(&desired, Instant::now())?;
+        for change in &changes {
+            log::info!("{}", describe_change(change));
+        }
+        let all_down: BTreeSet<_> = desired
+            .services
+            .iter()
+            .filter(|(_, s)| s.all_down)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in all_down.difference(&self.all_down) {
+            let service = &desired.services[key];
+            if service.candidates.is_empty() {
+                log::error!(
+                    "service {}: no backend may take traffic; packets are dropped (no_backend)",
+                    service.name
+                );
+            } else {
+                log::error!(
+                    "service {}: every backend is DOWN; the table is the one of before the failures",
+                    service.name
+                );
+            }
+        }
+        self.all_down = all_down;
+        Ok(changes)
+    }
+
+    /// For changes that nobody waits for: a failure is logged, and tried again with the next change.
+    pub(super) fn reconcile_or_log(&mut self) {
+        if let Err(error) = self.reconcile() {
+            log::error!("writing the maps: {error}");
+        }
+    }
+
+    /// `10.0.1.11:80 of web`.
+    pub(super) fn describe(&self, id: &BackendId) -> String {
+        let service = self.config.services.iter().find(|s| s.key == id.service);
+        let address = std::net::SocketAddr::new(id.address, id.port);
+        match service {
+            Some(service) => format!("{address} of {}", service.name),
+            None => format!("{address} of {}", id.service),
+        }
+    }
+
+    /// Addresses whose next hop is needed: every backend's.
+    pub(super) fn backend_addresses(config: &crate::config::Config) -> BTreeSet<IpAddr> {
+        config
+            .services
+            .iter()
+            .flat_map(|s| s.backends.iter().map(|b| b.address))
+            .collect()
+    }
+}
+
+fn describe_hop(hop: &crate::net::NextHop) -> String {
+    let [a, b, c, d, e, f] = hop.destination_mac;
+    let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+    match hop.gateway {
+        Some(gateway) => format!("{gateway} ({mac}) on {}", hop.interface),
+        None => format!("{mac} on {}", hop.interface),
+    }
+}
+
+/// One line about what happened to a service.
+pub(super) fn describe_change(change: &Change) -> String {
+    let name = &change.name;
+    match change.kind {
+        ChangeKind::Added { slots } => format!("service {name}: added, {} with {slots} slots", change.key),
+        ChangeKind::Removed => format!("service {name}: removed ({})", change.key),
+        ChangeKind::Table {
+            moved,
+            slots,
+            generation,
+        } => {
+            format!("service {name}: {moved} of {slots} slots moved (generation {generation})")
+        }
+    }
+}

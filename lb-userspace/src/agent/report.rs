@@ -1,0 +1,237 @@
+//! What the agent says of itself: `status` and `stats`.
+
+use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime};
+
+use lb_common::layout::Counters;
+
+use super::{Agent, Refusal};
+use crate::api::types::{
+    AgentStatus, BackendStats, BackendStatus, InterfaceStatus, ReasonStats, ServiceStats, ServiceStatus,
+    Stats, Status,
+};
+use crate::control::DesiredService;
+use crate::datapath::maps::add;
+use crate::model::BackendId;
+use crate::net;
+
+impl Agent {
+    pub(super) async fn status(&self) -> Result<Status, Refusal> {
+        let failed = |error: crate::datapath::Error| Refusal::Failed(error.to_string());
+        let mut interfaces = Vec::new();
+        for name in &self.config.agent.interfaces {
+            let link = net::link_by_name(name).await.ok().flatten();
+            let attached = self.attachments.get(name);
+            interfaces.push(InterfaceStatus {
+                name: name.clone(),
+                mode: match attached {
+                    Some(attached) if attached.native => "native",
+                    Some(_) => "generic",
+                    None => "detached",
+                }
+                .into(),
+                driver: net::driver_name(name),
+                program_id: attached.map(|a| a.program_id),
+                mtu: link.map(|link| link.mtu),
+            });
+        }
+        let desired = self.desired();
+        let mut services = Vec::new();
+        for service in &self.config.services {
+            if let Some(wanted) = desired.services.get(&service.key) {
+                services.push(self.service_status(service, wanted).map_err(failed)?);
+            }
+        }
+        Ok(Status {
+            agent: self.agent_status(),
+            interfaces,
+            services,
+        })
+    }
+
+    fn agent_status(&self) -> AgentStatus {
+        AgentStatus {
+            running: true,
+            version: env!("CARGO_PKG_VERSION").into(),
+            since: humantime::format_rfc3339_seconds(self.started).to_string(),
+            pid: std::process::id(),
+            detached: self.detached,
+            confirm_within_s: self
+                .confirm_by
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()).as_secs()),
+            config: self.options.config.display().to_string(),
+            warnings: self.config.warnings(),
+        }
+    }
+
+    fn service_status(
+        &self,
+        service: &crate::config::Service,
+        wanted: &DesiredService,
+    ) -> Result<ServiceStatus, crate::datapath::Error> {
+        let key = service.key;
+        let (generation, mut total) = self
+            .dataplane
+            .service_history(&key)
+            .unwrap_or((0, Counters::default()));
+        let shares = self.shares(&key);
+        let slots: usize = shares.values().sum();
+        let mut backends = Vec::new();
+        for backend in &service.backends {
+            let id = backend.id(key);
+            let Some(want) = wanted.backends.get(&id) else {
+                continue;
+            };
+            let counted = self.counted(&id)?;
+            total = add(&total, &counted);
+            let observed = self.observed.get(&id).cloned().unwrap_or_default();
+            let share = self
+                .dataplane
+                .index_of(&id)
+                .and_then(|index| shares.get(&index))
+                .copied()
+                .unwrap_or(0);
+            backends.push(BackendStatus {
+                address: id.address,
+                port: id.port,
+                weight: want.weight,
+                effective_weight: want.effective_weight(),
+                state: want.status.state,
+                admin: want.status.admin,
+                serving: want.eligible(),
+                unresolved: want.unresolved.clone(),
+                check: observed.check,
+                share_percent: if slots == 0 {
+                    0.0
+                } else {
+                    100.0 * share as f64 / slots as f64
+                },
+                packets: counted.packets,
+                bytes: counted.bytes,
+                new_flows: counted.new_flows,
+                packet_mtu: want.packet_mtu,
+                changed: observed.changed.map(rfc3339),
+            });
+        }
+        Ok(ServiceStatus {
+            name: service.name.clone(),
+            address: key.address,
+            port: key.port,
+            protocol: key.protocol,
+            forward: service.forward,
+            scheduler: service.scheduler,
+            tracking: "none".into(),
+            table_size: slots as u32,
+            generation,
+            all_down: wanted.all_down,
+            packets: total.packets,
+            bytes: total.bytes,
+            new_flows: total.new_flows,
+            backends,
+        })
+    }
+
+    /// Slots of each backend, by its index, as the table in force has them.
+    fn shares(&self, key: &crate::model::ServiceKey) -> BTreeMap<u32, usize> {
+        let mut shares = BTreeMap::new();
+        for owner in self.dataplane.owners(key) {
+            *shares.entry(owner).or_insert(0) += 1;
+        }
+        shares
+    }
+
+    fn counted(&self, id: &BackendId) -> Result<Counters, crate::datapath::Error> {
+        match self.dataplane.index_of(id) {
+            Some(index) => self.dataplane.maps.backend_counters(index),
+            None => Ok(Counters::default()),
+        }
+    }
+
+    pub(super) fn stats(&self) -> Result<Stats, Refusal> {
+        let failed = |error: crate::datapath::Error| Refusal::Failed(error.to_string());
+        let mut services = Vec::new();
+        let mut sent = Counters::default();
+        for service in &self.config.services {
+            let key = service.key;
+            let (_, mut total) = self
+                .dataplane
+                .service_history(&key)
+                .unwrap_or((0, Counters::default()));
+            let mut backends = Vec::new();
+            for backend in &service.backends {
+                let id = backend.id(key);
+                let Counters {
+                    packets,
+                    bytes,
+                    new_flows,
+                    redirected,
+                } = self.counted(&id).map_err(failed)?;
+                total = add(
+                    &total,
+                    &Counters {
+                        packets,
+                        bytes,
+                        new_flows,
+                        redirected,
+                    },
+                );
+                backends.push(BackendStats {
+                    address: id.address,
+                    port: id.port,
+                    packets,
+                    bytes,
+                    new_flows,
+                });
+            }
+            sent = add(&sent, &total);
+            let Counters {
+                packets,
+                bytes,
+                new_flows,
+                redirected: _,
+            } = total;
+            services.push(ServiceStats {
+                name: service.name.clone(),
+                address: key.address,
+                port: key.port,
+                protocol: key.protocol,
+                packets,
+                bytes,
+                new_flows,
+                backends,
+            });
+        }
+        let counts = self.dataplane.maps.reason_counts().map_err(failed)?;
+        Ok(Stats {
+            at_ms: now_ms(),
+            services,
+            reasons: reasons(counts, &sent),
+        })
+    }
+}
+
+/// The counts by reason, with those of forwarded packets, which are counted by backend.
+pub fn reasons(counts: Vec<(lb_common::reason::Reason, u64)>, sent: &Counters) -> Vec<ReasonStats> {
+    use lb_common::reason::Reason;
+    counts
+        .into_iter()
+        .map(|(reason, packets)| ReasonStats {
+            reason: reason.name().into(),
+            verdict: reason.verdict().name().into(),
+            packets: match reason {
+                Reason::Transmitted => sent.packets - sent.redirected,
+                Reason::Redirected => sent.redirected,
+                _ => packets,
+            },
+        })
+        .collect()
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,235 @@
+//! Coming up: configuration, kernel, pins, program, first round of checks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, bail};
+
+use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, Observed, ReportSender, Round, hashkey, trace};
+use crate::config::{Announce, CheckKind, Config, Machine};
+use crate::control::BackendStatus;
+use crate::datapath::apply::Dataplane;
+use crate::datapath::load::{self, Features, Sizes};
+use crate::datapath::maps::Maps;
+use crate::datapath::pins::PinDir;
+use crate::datapath::{self, attach};
+use crate::health::{CheckSpec, Prober, Target};
+use crate::model::{AdminState, BackendId, OperState};
+use crate::net::{self, Resolver};
+
+/// Beyond the longest timeout, how long a round waits for results at most.
+const ROUND_MARGIN: Duration = Duration::from_secs(2);
+
+/// The name of the program in its object.
+pub(super) const PROGRAM: &str = "lb";
+
+impl Agent {
+    /// Everything up to the first probe. Nothing is attached yet.
+    pub(super) async fn start(
+        options: AgentOptions,
+        reports: ReportSender,
+    ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver)> {
+        datapath::check_kernel()?;
+        let config = read_config(&options.config)?;
+        for warning in config.warnings() {
+            log::warn!("{}: {warning}", options.config.display());
+        }
+        raise_limits();
+        let pins = PinDir::create(&config.agent.pin_dir)?;
+        let lock = pins.lock()?;
+        pins.verify()?;
+        refuse_foreign_programs(&config, &pins).await?;
+        let key = hashkey::settle(&config, &pins)?;
+        let features = features(&config, options.trace_drops.is_some());
+        let sizes = Sizes {
+            services: config.agent.max_services,
+            backends: config.agent.max_backends,
+        };
+        let mut ebpf = load::load(features, &key, sizes, Some(&pins))?;
+        attach::verify(&mut ebpf, PROGRAM)?;
+        let maps = Maps::of(&mut ebpf, sizes, Some(&pins))?;
+        let dataplane = Dataplane::adopt(maps)?;
+        let trace = options
+            .trace_drops
+            .map(|count| trace::start(&mut ebpf, count))
+            .transpose()?;
+
+        let (statuses, observed) = restore(&config, &dataplane);
+        let links = net::watch_links().context("watching the interfaces")?;
+        let (resolver, hops) = Resolver::spawn().context("watching routes and neighbours")?;
+        let mut agent = Self {
+            prober: Prober::new(reports),
+            resolver,
+            pins,
+            _lock: lock,
+            ebpf,
+            features,
+            sizes,
+            key,
+            dataplane,
+            statuses,
+            observed,
+            hops: BTreeMap::new(),
+            round: None,
+            attachments: BTreeMap::new(),
+            watches: Vec::new(),
+            confirm_by: None,
+            detached: false,
+            started: SystemTime::now(),
+            all_down: std::collections::BTreeSet::new(),
+            trace,
+            config,
+            options,
+        };
+        agent.beat()?;
+        agent.adopted();
+        agent.resolver.set_targets(Self::backend_addresses(&agent.config));
+        let targets = agent.targets(&[&agent.config]);
+        agent.round = Some(Round {
+            awaiting: targets.iter().map(|target| target.id).collect(),
+            deadline: Instant::now() + round_limit(&targets),
+            reload: None,
+        });
+        log::info!("first round of checks: {} backends", targets.len());
+        agent.prober.set_targets(targets);
+        Ok((agent, hops, links))
+    }
+
+    /// Says what was found in the pins.
+    fn adopted(&self) {
+        let remembered = self.dataplane.remembered();
+        if !remembered.is_empty() {
+            log::info!(
+                "adopted the pinned data plane: {} services, {} backends; tables stay until every backend was checked",
+                self.dataplane.earlier().len(),
+                remembered.len()
+            );
+        }
+    }
+
+    /// What is to be probed for these configurations together; the first that names a backend says how.
+    pub(super) fn targets(&self, configs: &[&Config]) -> Vec<Target> {
+        let mut targets: BTreeMap<BackendId, Target> = BTreeMap::new();
+        for config in configs {
+            for service in &config.services {
+                for backend in &service.backends {
+                    let id = backend.id(service.key);
+                    let status = self.statuses.get(&id).copied().unwrap_or_default();
+                    if status.admin == AdminState::Maint {
+                        continue;
+                    }
+                    targets.entry(id).or_insert_with(|| Target {
+                        id,
+                        address: backend.address,
+                        port: backend.port,
+                        check: CheckSpec::from(&backend.check),
+                        previous: Some(status.state).filter(|state| *state != OperState::Unknown),
+                    });
+                }
+            }
+        }
+        targets.into_values().collect()
+    }
+
+    /// Writes down that we live.
+    pub(super) fn beat(&mut self) -> anyhow::Result<()> {
+        let seconds = |time: SystemTime| {
+            time.duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs())
+        };
+        let mut version = [0; 32];
+        let text = env!("CARGO_PKG_VERSION").as_bytes();
+        let len = text.len().min(version.len() - 1);
+        version[..len].copy_from_slice(&text[..len]);
+        let meta = lb_common::layout::AgentMeta {
+            layout: lb_common::layout::LAYOUT_VERSION,
+            pid: std::process::id(),
+            started_s: seconds(self.started),
+            alive_s: seconds(SystemTime::now()),
+            version,
+        };
+        Ok(self.dataplane.maps.agent_meta.set(0, meta, 0)?)
+    }
+}
+
+/// How long a round of checks may take.
+pub(super) fn round_limit(targets: &[Target]) -> Duration {
+    targets
+        .iter()
+        .map(|t| t.check.policy.timeout)
+        .max()
+        .unwrap_or_default()
+        + ROUND_MARGIN
+}
+
+/// Reads and validates a configuration, against the machine too.
+pub(super) fn read_config(path: &Path) -> anyhow::Result<Config> {
+    let machine = Machine::read().context("asking the kernel for its interfaces and addresses")?;
+    Ok(Config::load_for(path, &machine)?)
+}
+
+/// What the program is specialised by.
+pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
+    Features {
+        wildcard: config.services.iter().any(|service| service.key.port == 0),
+        announce: config.agent.announce == Announce::L2,
+        explain: false,
+        trace_drops,
+    }
+}
+
+/// Fails before anything is touched where another program holds an interface.
+async fn refuse_foreign_programs(config: &Config, pins: &PinDir) -> anyhow::Result<()> {
+    for interface in &config.agent.interfaces {
+        let Some(link) = net::link_by_name(interface).await? else {
+            bail!(datapath::Error::NoInterface(interface.clone()));
+        };
+        let ours = attach::own_link(pins, interface)?.is_some_and(|own| own.ifindex == link.ifindex);
+        if let (Some(xdp), false) = (link.xdp, ours) {
+            bail!(datapath::Error::ForeignProgram {
+                interface: interface.clone(),
+                program_id: xdp.program_id
+            });
+        }
+    }
+    Ok(())
+}
+
+/// States as the last agent left them; backends without a check are UP.
+fn restore(
+    config: &Config,
+    dataplane: &Dataplane,
+) -> (BTreeMap<BackendId, BackendStatus>, BTreeMap<BackendId, Observed>) {
+    let remembered = dataplane.remembered();
+    let mut statuses = BTreeMap::new();
+    for service in &config.services {
+        for backend in &service.backends {
+            let id = backend.id(service.key);
+            let mut status = remembered
+                .get(&id)
+                .map_or_else(BackendStatus::default, |known| BackendStatus {
+                    state: known.state,
+                    admin: known.admin,
+                    runtime_weight: known.runtime_weight,
+                    ever_up: known.ever_up,
+                });
+            if backend.check.kind == CheckKind::None {
+                status.state = OperState::Up;
+                status.ever_up = true;
+            }
+            statuses.insert(id, status);
+        }
+    }
+    (statuses, BTreeMap::new())
+}
+
+/// Thousands of probes are thousands of sockets.
+fn raise_limits() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        log::warn!("raising the limit of open files: {error}");
+    }
+}

@@ -54,9 +54,6 @@ fn build() -> Result<(), String> {
         "-Clink-arg=--btf".to_owned(),
         // Instructions of 2019 (Linux 5.1): 32-bit arithmetic and jumps.
         "-Ctarget-cpu=v3".to_owned(),
-        // Headers lie at even addresses, not at multiples of 4: with this a field is one load, without it
-        // LLVM puts it together from bytes. The kernels' own packet accesses do the same.
-        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access,+alu32".to_owned(),
         format!("-Clinker={}", toolchain.linker.display()),
     ];
     let status = toolchain

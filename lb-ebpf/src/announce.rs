@@ -13,7 +13,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::Ipv6Hdr;
 
 use crate::constants::ANNOUNCE;
-use crate::packet::{self, ETHERNET_LEN, Ip};
+use crate::packet::{self, ETHERNET_LEN, Flow, Ip};
 use crate::service;
 
 /// The interfaces that we answer on, by their index.
@@ -105,9 +105,9 @@ struct NeighborFrame {
 /// extension headers, one source link-layer option, a unicast asker. A probe for a duplicate address (asker
 /// `::`) goes to the kernel like all other ICMPv6.
 #[inline(always)]
-pub fn neighbor(ctx: &XdpContext, ip: &Ip, offset: usize) -> Result<Reason, Reason> {
+pub fn neighbor(ctx: &XdpContext, ip: &Ip, flow: &Flow) -> Result<Reason, Reason> {
     const OTHER: Reason = Reason::OtherProtocol;
-    if ANNOUNCE.load() == 0 || offset != ETHERNET_LEN + Ipv6Hdr::LEN {
+    if ANNOUNCE.load() == 0 || ip.is_v4() || flow.offset as usize != ETHERNET_LEN + Ipv6Hdr::LEN {
         return Err(OTHER);
     }
     if ip.length as usize != Ipv6Hdr::LEN + MESSAGE_LEN || ip.source == [0; 4] {

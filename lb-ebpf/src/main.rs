@@ -73,11 +73,14 @@ fn steer(ctx: &XdpContext) -> Result<Reason, Reason> {
         packet::Network::Arp => return announce::arp(ctx),
     };
     let flow = match network.transport(ctx) {
-        Ok(packet::Transport::Flow(flow)) => flow,
-        Ok(packet::Transport::Icmpv6 { offset }) => return announce::neighbor(ctx, &network, offset),
-        Ok(packet::Transport::Other) => return Err(Reason::OtherProtocol),
+        Ok(flow) => flow,
         Err(fault) => return Err(service::judge(&network, fault)),
     };
+    match flow.protocol {
+        packet::TCP | packet::UDP => {}
+        packet::ICMPV6 => return announce::neighbor(ctx, &network, &flow),
+        _ => return Err(Reason::OtherProtocol),
+    }
     let service = service::find(&network, &flow).ok_or(Reason::NotService)?;
     stats::explain_service(service);
     let table = service::table(service).ok_or(Reason::NoBackend)?;

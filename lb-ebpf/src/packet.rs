@@ -42,7 +42,11 @@ pub fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     if start + offset + size_of::<T>() > ctx.data_end() {
         return None;
     }
-    Some((start + offset) as *mut T)
+    let pointer = (start + offset) as *mut T;
+    // SAFETY: frames start at even addresses (the driver's headroom and NET_IP_ALIGN see to it), and all
+    // headers have even lengths. Without this word LLVM reads every field byte by byte.
+    unsafe { core::hint::assert_unchecked(pointer.addr().is_multiple_of(2)) };
+    Some(pointer)
 }
 
 /// A copy of a `T` in the packet.
@@ -76,19 +80,16 @@ pub struct Ip {
     fragment: bool,
 }
 
-/// A packet of TCP or UDP.
+/// What the transport header says. Flat, and of 32-bit words at most: kept in registers.
 pub struct Flow {
+    /// Protocol number; where it is neither TCP nor UDP the other fields but `offset` mean nothing.
     pub protocol: u8,
     /// Source and destination port as their four bytes stand in the packet.
     pub ports: u32,
     /// A TCP segment with SYN and without ACK.
     pub opens: bool,
-}
-
-pub enum Transport {
-    Flow(Flow),
-    Icmpv6 { offset: usize },
-    Other,
+    /// Where the transport header starts, from the start of the frame.
+    pub offset: u32,
 }
 
 /// Why the transport header could not be read. What follows depends on whose address it is.
@@ -99,12 +100,6 @@ pub enum Fault {
     Fragment,
     /// More than [`MAX_EXTENSIONS`] extension headers.
     Extensions,
-}
-
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-struct Ports {
-    ports: [u8; 4],
 }
 
 /// As much of a TCP header as is used, and what must be there to be one.
@@ -136,7 +131,7 @@ struct Extension {
 #[inline(always)]
 pub fn network(ctx: &XdpContext) -> Result<Network, Reason> {
     let ethernet = at::<EthHdr>(ctx, 0).ok_or(Reason::NotIp)?;
-    // SAFETY: `at` checked the bounds; a packed struct is read by value.
+    // SAFETY: `at` checked the bounds, and frames start at even addresses.
     let ethertype = u16::from_be(unsafe { (*ethernet).ether_type });
     match ethertype {
         ETHERTYPE_IPV4 => ipv4(ctx).map(Network::Ip),
@@ -218,13 +213,17 @@ impl Ip {
     /// Follows the headers to the transport protocol. Lengths are held against the frame: a frame may be
     /// longer than its packet (padding), never shorter.
     #[inline(always)]
-    pub fn transport(&self, ctx: &XdpContext) -> Result<Transport, Fault> {
+    pub fn transport(&self, ctx: &XdpContext) -> Result<Flow, Fault> {
         let frame = (ctx.data_end() - ctx.data()) as u32;
         if self.length + ETHERNET_LEN as u32 > frame {
             return Err(Fault::Malformed);
         }
         if !self.is_v4() {
-            return self.transport_v6(ctx);
+            if matches!(self.protocol, TCP | UDP) {
+                return self.ports(ctx, self.protocol, Ipv6Hdr::LEN as u32);
+            }
+            let (protocol, offset) = self.follow_extensions(ctx)?;
+            return self.ports(ctx, protocol, offset);
         }
         if self.header_len < Ipv4Hdr::LEN as u32 {
             return Err(Fault::Malformed);
@@ -239,21 +238,19 @@ impl Ip {
         self.ports(ctx, self.protocol, self.header_len)
     }
 
+    /// The protocol behind the extension headers, and how far from the start of the IP header it starts.
     #[inline(always)]
-    fn transport_v6(&self, ctx: &XdpContext) -> Result<Transport, Fault> {
-        if matches!(self.protocol, TCP | UDP | ICMPV6) {
-            return self.ports(ctx, self.protocol, Ipv6Hdr::LEN as u32);
-        }
+    fn follow_extensions(&self, ctx: &XdpContext) -> Result<(u8, u32), Fault> {
         let mut next = self.protocol;
         let mut offset = Ipv6Hdr::LEN as u32;
         for _ in 0..MAX_EXTENSIONS {
             match next {
-                TCP | UDP | ICMPV6 => return self.ports(ctx, next, offset),
                 FRAGMENT => return Err(Fault::Fragment),
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {}
-                _ => return Ok(Transport::Other),
+                _ => return Ok((next, offset)),
             }
-            let extension = read::<Extension>(ctx, ETHERNET_LEN + offset as usize).ok_or(Fault::Malformed)?;
+            let extension =
+                read::<Extension>(ctx, ETHERNET_LEN + offset as usize).ok_or(Fault::Malformed)?;
             // RFC 8200 section 4: units of 8 bytes beyond the first; RFC 4302 section 2.2: units of 4, less 2.
             let length = if next == AUTHENTICATION {
                 (u32::from(extension.length) + 2) * 4
@@ -264,49 +261,37 @@ impl Ip {
             next = extension.next;
         }
         match next {
-            TCP | UDP | ICMPV6 => self.ports(ctx, next, offset),
             FRAGMENT => Err(Fault::Fragment),
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => Err(Fault::Extensions),
-            _ => Ok(Transport::Other),
+            _ => Ok((next, offset)),
         }
     }
 
     /// `offset` is that of the transport header from the start of the IP header.
     #[inline(always)]
-    fn ports(&self, ctx: &XdpContext, protocol: u8, offset: u32) -> Result<Transport, Fault> {
-        let start = ETHERNET_LEN + offset as usize;
+    fn ports(&self, ctx: &XdpContext, protocol: u8, offset: u32) -> Result<Flow, Fault> {
+        let start = ETHERNET_LEN as u32 + offset;
         match protocol {
             TCP => {
                 if offset + size_of::<Tcp>() as u32 > self.length {
                     return Err(Fault::Malformed);
                 }
-                let tcp = at::<Tcp>(ctx, start).ok_or(Fault::Malformed)?;
+                let tcp = at::<Tcp>(ctx, start as usize).ok_or(Fault::Malformed)?;
                 // SAFETY: `at` checked the bounds; the fields have alignment 1.
-                let Tcp {
-                    ports,
-                    offset_and_flags: [_, flags],
-                    ..
-                } = unsafe { &*tcp };
+                let Tcp { ports, offset_and_flags: [_, flags], .. } = unsafe { &*tcp };
                 let opens = flags & 0x12 == 0x02;
-                Ok(Transport::Flow(Flow {
-                    protocol,
-                    ports: u32::from_ne_bytes(*ports),
-                    opens,
-                }))
+                Ok(Flow { protocol, ports: u32::from_ne_bytes(*ports), opens, offset: start })
             }
             UDP => {
                 if offset + size_of::<Udp>() as u32 > self.length {
                     return Err(Fault::Malformed);
                 }
-                let Ports { ports } = read::<Ports>(ctx, start).ok_or(Fault::Malformed)?;
-                Ok(Transport::Flow(Flow {
-                    protocol,
-                    ports: u32::from_ne_bytes(ports),
-                    opens: false,
-                }))
+                let udp = at::<Udp>(ctx, start as usize).ok_or(Fault::Malformed)?;
+                // SAFETY: `at` checked the bounds; the fields have alignment 1.
+                let Udp { ports, .. } = unsafe { &*udp };
+                Ok(Flow { protocol, ports: u32::from_ne_bytes(*ports), opens: false, offset: start })
             }
-            ICMPV6 => Ok(Transport::Icmpv6 { offset: start }),
-            _ => Ok(Transport::Other),
+            _ => Ok(Flow { protocol, ports: 0, opens: false, offset: start }),
         }
     }
 

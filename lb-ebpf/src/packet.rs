@@ -249,8 +249,7 @@ impl Ip {
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {}
                 _ => return Ok((next, offset)),
             }
-            let extension =
-                read::<Extension>(ctx, ETHERNET_LEN + offset as usize).ok_or(Fault::Malformed)?;
+            let extension = read::<Extension>(ctx, ETHERNET_LEN + offset as usize).ok_or(Fault::Malformed)?;
             // RFC 8200 section 4: units of 8 bytes beyond the first; RFC 4302 section 2.2: units of 4, less 2.
             let length = if next == AUTHENTICATION {
                 (u32::from(extension.length) + 2) * 4
@@ -278,9 +277,18 @@ impl Ip {
                 }
                 let tcp = at::<Tcp>(ctx, start as usize).ok_or(Fault::Malformed)?;
                 // SAFETY: `at` checked the bounds; the fields have alignment 1.
-                let Tcp { ports, offset_and_flags: [_, flags], .. } = unsafe { &*tcp };
+                let Tcp {
+                    ports,
+                    offset_and_flags: [_, flags],
+                    ..
+                } = unsafe { &*tcp };
                 let opens = flags & 0x12 == 0x02;
-                Ok(Flow { protocol, ports: u32::from_ne_bytes(*ports), opens, offset: start })
+                Ok(Flow {
+                    protocol,
+                    ports: u32::from_ne_bytes(*ports),
+                    opens,
+                    offset: start,
+                })
             }
             UDP => {
                 if offset + size_of::<Udp>() as u32 > self.length {
@@ -289,9 +297,19 @@ impl Ip {
                 let udp = at::<Udp>(ctx, start as usize).ok_or(Fault::Malformed)?;
                 // SAFETY: `at` checked the bounds; the fields have alignment 1.
                 let Udp { ports, .. } = unsafe { &*udp };
-                Ok(Flow { protocol, ports: u32::from_ne_bytes(*ports), opens: false, offset: start })
+                Ok(Flow {
+                    protocol,
+                    ports: u32::from_ne_bytes(*ports),
+                    opens: false,
+                    offset: start,
+                })
             }
-            _ => Ok(Flow { protocol, ports: 0, opens: false, offset: start }),
+            _ => Ok(Flow {
+                protocol,
+                ports: 0,
+                opens: false,
+                offset: start,
+            }),
         }
     }
 

@@ -12,17 +12,11 @@ use crate::packet::{self, Ip};
 
 const IPV4_LEN: usize = 20;
 
-#[repr(C, packed)]
-struct OuterV4 {
-    ethernet: [u16; 7],
-    ip: [u16; IPV4_LEN / 2],
-}
-
-#[repr(C, packed)]
-struct OuterV6 {
-    ethernet: [u16; 7],
-    ip: [u64; OUTER_LEN / 8],
-}
+/// Ethernet and outer IPv4 header. Written as an array of words put together in registers: anything that LLVM
+/// turns into a copy of memory becomes a loop over bytes.
+type OuterV4 = [u16; 17];
+/// Ethernet and outer IPv6 header.
+type OuterV6 = [u16; 27];
 
 const NEXT_HEADER_IPV4: u64 = 4;
 const NEXT_HEADER_IPV6: u64 = 41;
@@ -38,26 +32,30 @@ pub fn encapsulate_v4(ctx: &XdpContext, ip: &Ip, backend: &Backend) -> Result<()
     let tos = u16::from_ne_bytes([0, ip.traffic_class]);
     let check = checksum::ipv4_from_seed(backend.checksum_seed, tos, total);
     let [a, b, c, _, _] = backend.outer;
-    // Words 0 (version and type of service), 1 (length) and 5 (checksum) are 0 in the seed where we add.
+    let [e0, e1, e2, e3, e4, e5, e6] = backend.ethernet;
+    let ([a0, _, a2, a3], [b0, _, b2, b3], [c0, c1, _, _]) = (quarters(a), quarters(b), quarters(c));
+    // Version and type of service, length and checksum are what the seed has as 0 or adds to.
     let header = [
-        a as u16 | tos,
+        e0,
+        e1,
+        e2,
+        e3,
+        e4,
+        e5,
+        e6,
+        a0 | tos,
         total,
-        (a >> 32) as u16,
-        (a >> 48) as u16,
-        b as u16,
+        a2,
+        a3,
+        b0,
         check,
-        (b >> 32) as u16,
-        (b >> 48) as u16,
-        c as u16,
-        (c >> 16) as u16,
+        b2,
+        b3,
+        c0,
+        c1,
     ];
-    // SAFETY: `grow` checked the bounds; the struct is packed.
-    unsafe {
-        outer.write(OuterV4 {
-            ethernet: backend.ethernet,
-            ip: header,
-        })
-    };
+    // SAFETY: `grow` checked the bounds.
+    unsafe { outer.write(header) };
     Ok(())
 }
 
@@ -76,17 +74,29 @@ pub fn encapsulate_v6(ctx: &XdpContext, ip: &Ip, hash: u32, backend: &Backend) -
     let label = u64::from((hash as u16).to_be()) << 16;
     let class = u64::from((u16::from(ip.traffic_class) << 4).to_be());
     let length = u64::from((ip.length as u16).to_be()) << 32;
-    let [first, rest @ ..] = backend.outer;
-    let first = first | class | label | length | next_header << 48;
-    let [b, c, d, e] = rest;
-    // SAFETY: `grow` checked the bounds; the struct is packed.
-    unsafe {
-        outer.write(OuterV6 {
-            ethernet: backend.ethernet,
-            ip: [first, b, c, d, e],
-        })
-    };
+    let [a, b, c, d, e] = backend.outer;
+    let [a0, a1, a2, a3] = quarters(a | class | label | length | next_header << 48);
+    let ([b0, b1, b2, b3], [c0, c1, c2, c3]) = (quarters(b), quarters(c));
+    let ([d0, d1, d2, d3], [f0, f1, f2, f3]) = (quarters(d), quarters(e));
+    let [e0, e1, e2, e3, e4, e5, e6] = backend.ethernet;
+    let header = [
+        e0, e1, e2, e3, e4, e5, e6, a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3, f0, f1,
+        f2, f3,
+    ];
+    // SAFETY: `grow` checked the bounds.
+    unsafe { outer.write(header) };
     Ok(())
+}
+
+/// A word of the ready-made header as the 16-bit words that stand in memory.
+#[inline(always)]
+const fn quarters(word: u64) -> [u16; 4] {
+    [
+        word as u16,
+        (word >> 16) as u16,
+        (word >> 32) as u16,
+        (word >> 48) as u16,
+    ]
 }
 
 /// Makes room for `len` bytes before the packet and gives back where a `T` goes.

@@ -32,7 +32,8 @@ static UNDER_TEST: ProgramArray<1> = ProgramArray::new();
 
 #[xdp]
 pub fn harness(ctx: XdpContext) -> u32 {
-    let len = (ctx.data_end() - ctx.data()) as i32;
+    // Opaque to the compiler, which would else subtract pointers in 32 bits: the verifier refuses that.
+    let len = core::hint::black_box(ctx.data_end() - ctx.data()) as i32;
     let grown = len - FRAME_LEN.load() as i32;
     // SAFETY: a valid context; no pointer into the packet is held.
     if grown != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, grown) } != 0 {

@@ -12,7 +12,8 @@ use super::{Agent, trace};
 use crate::config::Announce;
 use crate::datapath::attach::{self, Target};
 use crate::datapath::{Error, load};
-use crate::net::{self, Link};
+use crate::net::link::{self, Link, LinkChange, LinkEvent, XdpMode};
+use crate::net::{announce, neighbor, route};
 
 /// How long carrier and gateway are watched after attaching.
 const WATCH: Duration = Duration::from_secs(10);
@@ -61,7 +62,7 @@ impl Agent {
     }
 
     async fn attach_one(&mut self, interface: &str) -> Result<(), Error> {
-        let link = net::link_by_name(interface)
+        let link = link::link_by_name(&self.netlink, interface)
             .await
             .map_err(|source| Error::Syscall {
                 call: "netlink",
@@ -80,7 +81,7 @@ impl Agent {
         let target = Target {
             interface,
             ifindex: link.ifindex,
-            present: link.xdp.as_ref().map(|xdp| (xdp.program_id, xdp.native())),
+            present: link.xdp.map(|xdp| (xdp.program_id, xdp.mode != XdpMode::Generic)),
         };
         let fresh = !self.pins.link(interface).exists();
         let done = attach::attach(
@@ -116,8 +117,8 @@ impl Agent {
 
     async fn gateways_that_answer(&self, link: &Link) -> Vec<IpAddr> {
         let mut answering = Vec::new();
-        for (gateway, ifindex) in net::default_gateways().await.unwrap_or_default() {
-            if ifindex == link.ifindex && net::neighbor_answers(gateway, ifindex).await.unwrap_or(false) {
+        for (gateway, ifindex) in route::default_gateways(&self.netlink).await.unwrap_or_default() {
+            if ifindex == link.ifindex && self.neighbor_usable(gateway, ifindex).await == Some(true) {
                 answering.push(gateway);
             }
         }
@@ -147,20 +148,20 @@ impl Agent {
         }
         let addresses: Vec<IpAddr> = self.dataplane.addresses().into_iter().collect();
         for interface in self.attachments.keys() {
-            let Ok(Some(link)) = net::link_by_name(interface).await else {
+            let Ok(Some(link)) = link::link_by_name(&self.netlink, interface).await else {
                 continue;
             };
             let Some(mac) = link.mac else { continue };
             for address in &addresses {
                 if let IpAddr::V6(address) = address
-                    && let Err(error) = net::join_solicited_node(interface, *address)
+                    && let Err(error) = announce::join_solicited_node(interface, *address)
                 {
                     log::warn!(
                         "interface {interface}: neighbour solicitations for {address} may not arrive: {error}"
                     );
                 }
             }
-            if let Err(error) = net::announce(interface, mac, &addresses) {
+            if let Err(error) = announce::announce(interface, mac, &addresses) {
                 log::warn!("interface {interface}: announcing the service addresses: {error}");
             }
         }
@@ -174,7 +175,7 @@ impl Agent {
         for interface in self.attachments.keys() {
             for address in self.dataplane.addresses() {
                 if let IpAddr::V6(address) = address
-                    && let Err(error) = net::leave_solicited_node(interface, address)
+                    && let Err(error) = announce::leave_solicited_node(interface, address)
                 {
                     log::warn!("interface {interface}: leaving the multicast group of {address}: {error}");
                 }
@@ -182,36 +183,44 @@ impl Agent {
         }
     }
 
+    /// Whether a neighbour can be sent to; `None` where nothing is known of it.
+    async fn neighbor_usable(&self, address: IpAddr, ifindex: u32) -> Option<bool> {
+        let neighbor = neighbor::neighbor_state(&self.netlink, address, ifindex)
+            .await
+            .ok()??;
+        Some(neighbor.usable_mac().is_some())
+    }
+
     /// An interface came, went or changed.
-    pub(super) async fn link_changed(&mut self, name: &str) {
-        if self.round.as_ref().is_some_and(|round| round.reload.is_none()) || self.detached {
+    pub(super) async fn link_changed(&mut self, event: &LinkEvent) {
+        let LinkEvent { change, link } = event;
+        let starting = self.round.as_ref().is_some_and(|round| round.reload.is_none());
+        let name = &link.name;
+        if starting || self.detached || !self.config.agent.interfaces.contains(name) {
             return;
         }
-        if !self
-            .config
-            .agent
-            .interfaces
-            .iter()
-            .any(|interface| interface == name)
-        {
-            return;
-        }
-        let Ok(link) = net::link_by_name(name).await else {
-            return;
-        };
-        match (link, self.attachments.get(name)) {
-            (None, Some(_)) => {
-                log::warn!("interface {name} is gone; it is attached to again when it returns");
-                self.attachments.remove(name);
-                self.watches.retain(|watch| watch.interface != name);
+        match change {
+            LinkChange::Gone => {
+                if self.attachments.remove(name).is_some() {
+                    log::warn!("interface {name} is gone; it is attached to again when it returns");
+                    self.watches.retain(|watch| watch.interface != *name);
+                }
             }
-            (Some(link), attached) if attached.is_none_or(|a| a.ifindex != link.ifindex) => {
+            LinkChange::Appeared | LinkChange::Up => {
+                if self
+                    .attachments
+                    .get(name)
+                    .is_some_and(|attached| attached.ifindex == link.ifindex)
+                {
+                    return;
+                }
                 match self.attach_one(name).await {
                     Ok(()) => self.announce().await,
                     Err(error) => log::error!("interface {name} is back, but attaching failed: {error}"),
                 }
             }
-            _ => {}
+            LinkChange::Down => log::warn!("interface {name} carries no packets"),
+            LinkChange::Other => {}
         }
     }
 
@@ -263,15 +272,15 @@ impl Agent {
 
     /// What a watch misses, if anything.
     async fn lost(&self, watch: &Watch) -> Option<String> {
-        let link = net::link_by_name(&watch.interface).await.ok().flatten()?;
+        let link = link::link_by_name(&self.netlink, &watch.interface)
+            .await
+            .ok()
+            .flatten()?;
         if watch.had_carrier && !link.carrier {
             return Some("its carrier is gone".into());
         }
         for gateway in &watch.gateways {
-            if net::neighbor_failed(*gateway, link.ifindex)
-                .await
-                .unwrap_or(false)
-            {
+            if self.neighbor_usable(*gateway, link.ifindex).await == Some(false) {
                 return Some(format!(
                     "the default gateway {gateway} does not answer any longer"
                 ));

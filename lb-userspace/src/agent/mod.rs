@@ -44,7 +44,9 @@ use crate::datapath::load::{Features, Sizes};
 use crate::datapath::pins::PinDir;
 use crate::health::{Prober, Report};
 use crate::model::BackendId;
-use crate::net::{Hops, Resolver};
+use crate::net::link::LinkEvent;
+use crate::net::netlink::Netlink;
+use crate::net::{NextHops, Resolver};
 use lb_common::hash::HashKey;
 
 /// What the command line says.
@@ -67,6 +69,8 @@ struct Observed {
 /// Waiting for checks: at start for all backends, at a reload for the new ones.
 struct Round {
     awaiting: BTreeSet<BackendId>,
+    /// Addresses whose next hops must have been looked up.
+    addresses: BTreeSet<IpAddr>,
     deadline: Instant,
     /// A reload's configuration, and who waits for its end. `None`: the start.
     reload: Option<(Config, Vec<Reply<crate::api::types::Done>>)>,
@@ -88,6 +92,7 @@ struct Agent {
     hops: BTreeMap<IpAddr, HopView>,
     prober: Prober,
     resolver: Resolver,
+    netlink: Netlink,
     round: Option<Round>,
     attachments: BTreeMap<String, Attachment>,
     watches: Vec<attach::Watch>,
@@ -97,6 +102,7 @@ struct Agent {
     started: std::time::SystemTime,
     /// Services whose backends are all DOWN, to log the change once.
     all_down: BTreeSet<crate::model::ServiceKey>,
+    /// Held: the reader of the program's log ends with it.
     trace: Option<trace::Trace>,
 }
 
@@ -139,7 +145,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
                 agent.take_hops(&fresh);
                 agent.after_change().await?;
             }
-            Some(name) = links.recv() => agent.link_changed(&name).await,
+            Some(event) = links.recv() => agent.link_changed(&event).await,
             Some(command) = commands.recv() => {
                 if let Some(end) = agent.obey(command).await {
                     break end;
@@ -158,8 +164,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     agent.stop(end)
 }
 
-type HopsReceiver = watch::Receiver<Arc<Hops>>;
-type LinkReceiver = mpsc::Receiver<String>;
+type HopsReceiver = watch::Receiver<Arc<NextHops>>;
+type LinkReceiver = mpsc::UnboundedReceiver<LinkEvent>;
 type ReportSender = mpsc::Sender<Report>;
 
 impl Agent {

@@ -9,11 +9,15 @@ use crate::api::types::CheckStatus;
 use crate::control::{self, Desired, HopView, Inputs};
 use crate::datapath::apply::{Change, ChangeKind};
 use crate::health::Report;
-use crate::model::{BackendId, OperState};
-use crate::net::Hops;
+use crate::model::{AdminState, BackendId, OperState};
+use crate::net::NextHops;
 
 impl Agent {
     pub(super) fn take_report(&mut self, report: Report) {
+        if !self.checks(&report.id) {
+            // Sent before its checks were stopped.
+            return;
+        }
         let Report {
             id,
             result,
@@ -46,8 +50,8 @@ impl Agent {
             let line = format!("{from} -> {to} ({} {})", check.code, check.detail);
             log::info!("backend {}: {line}", self.describe(&id));
         }
-        // A probe that could not be sent is no verdict: the round does not wait for it for ever, see its
-        // deadline.
+        // A probe that could not be sent is no verdict: the round waits for another, up to its deadline. A
+        // backend that is not checked is UP without a result.
         if state != OperState::Unknown
             && let Some(round) = &mut self.round
         {
@@ -55,7 +59,28 @@ impl Agent {
         }
     }
 
-    pub(super) fn take_hops(&mut self, fresh: &Hops) {
+    /// Whether a backend is checked: it is in the configuration, or in the one that a reload waits with, and not
+    /// in maintenance.
+    fn checks(&self, id: &BackendId) -> bool {
+        let waiting = self
+            .round
+            .as_ref()
+            .and_then(|round| round.reload.as_ref())
+            .map(|(config, _)| config);
+        let known = [Some(&self.config), waiting].into_iter().flatten().any(|config| {
+            config
+                .services
+                .iter()
+                .any(|s| s.key == id.service && s.backends.iter().any(|b| b.id(s.key) == *id))
+        });
+        known
+            && self
+                .statuses
+                .get(id)
+                .is_none_or(|status| status.admin != AdminState::Maint)
+    }
+
+    pub(super) fn take_hops(&mut self, fresh: &NextHops) {
         for (address, hop) in fresh {
             let last = self
                 .hops
@@ -78,10 +103,11 @@ impl Agent {
 
     /// After anything changed: ends a round that is complete, else brings the maps up to date.
     pub(super) async fn after_change(&mut self) -> anyhow::Result<()> {
-        let complete = self
-            .round
-            .as_ref()
-            .is_some_and(|round| round.awaiting.is_empty() || Instant::now() >= round.deadline);
+        let complete = self.round.as_ref().is_some_and(|round| {
+            let known =
+                round.awaiting.is_empty() && round.addresses.iter().all(|a| self.hops.contains_key(a));
+            known || Instant::now() >= round.deadline
+        });
         if complete {
             return self.end_round().await;
         }

@@ -55,11 +55,12 @@ impl Agent {
             .collect();
         let mut addresses = Self::backend_addresses(&config);
         addresses.extend(Self::backend_addresses(&self.config));
-        self.resolver.set_targets(addresses);
+        self.resolver.set_targets(addresses.clone());
         let deadline = Instant::now() + round_limit(&targets);
         self.prober.set_targets(targets);
         self.round = Some(Round {
             awaiting,
+            addresses,
             deadline,
             reload: Some((config, replies)),
         });

@@ -13,14 +13,14 @@ use crate::api::types::{
 use crate::control::DesiredService;
 use crate::datapath::maps::add;
 use crate::model::BackendId;
-use crate::net;
+use crate::net::{ethtool, link};
 
 impl Agent {
     pub(super) async fn status(&self) -> Result<Status, Refusal> {
         let failed = |error: crate::datapath::Error| Refusal::Failed(error.to_string());
         let mut interfaces = Vec::new();
         for name in &self.config.agent.interfaces {
-            let link = net::link_by_name(name).await.ok().flatten();
+            let link = link::link_by_name(&self.netlink, name).await.ok().flatten();
             let attached = self.attachments.get(name);
             interfaces.push(InterfaceStatus {
                 name: name.clone(),
@@ -30,7 +30,7 @@ impl Agent {
                     None => "detached",
                 }
                 .into(),
-                driver: net::driver_name(name),
+                driver: ethtool::driver(name).ok().map(|info| info.driver),
                 program_id: attached.map(|a| a.program_id),
                 mtu: link.map(|link| link.mtu),
             });

@@ -7,16 +7,17 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, Observed, ReportSender, Round, hashkey, trace};
-use crate::config::{Announce, CheckKind, Config, Machine};
+use crate::config::{self, Announce, CheckKind, Config, Machine};
 use crate::control::BackendStatus;
 use crate::datapath::apply::Dataplane;
 use crate::datapath::load::{self, Features, Sizes};
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::PinDir;
 use crate::datapath::{self, attach};
-use crate::health::{CheckSpec, Prober, Target};
+use crate::health::{self, CheckSpec, HttpCheck, Policy, Prober, Target};
 use crate::model::{AdminState, BackendId, OperState};
-use crate::net::{self, Resolver};
+use crate::net::netlink::Netlink;
+use crate::net::{Resolver, link};
 
 /// Beyond the longest timeout, how long a round waits for results at most.
 const ROUND_MARGIN: Duration = Duration::from_secs(2);
@@ -56,11 +57,13 @@ impl Agent {
             .transpose()?;
 
         let (statuses, observed) = restore(&config, &dataplane);
-        let links = net::watch_links().context("watching the interfaces")?;
-        let (resolver, hops) = Resolver::spawn().context("watching routes and neighbours")?;
+        let netlink = Netlink::open()?;
+        let links = link::watch_links().await.context("watching the interfaces")?;
+        let (resolver, hops) = Resolver::spawn();
         let mut agent = Self {
             prober: Prober::new(reports),
             resolver,
+            netlink,
             pins,
             _lock: lock,
             ebpf,
@@ -88,6 +91,7 @@ impl Agent {
         let targets = agent.targets(&[&agent.config]);
         agent.round = Some(Round {
             awaiting: targets.iter().map(|target| target.id).collect(),
+            addresses: Self::backend_addresses(&agent.config),
             deadline: Instant::now() + round_limit(&targets),
             reload: None,
         });
@@ -123,7 +127,7 @@ impl Agent {
                         id,
                         address: backend.address,
                         port: backend.port,
-                        check: CheckSpec::from(&backend.check),
+                        check: check_spec(&backend.check),
                         previous: Some(status.state).filter(|state| *state != OperState::Unknown),
                     });
                 }
@@ -150,6 +154,45 @@ impl Agent {
             version,
         };
         Ok(self.dataplane.maps.agent_meta.set(0, meta, 0)?)
+    }
+}
+
+/// A check as the prober takes it. What the configuration accepts as an HTTP request can be sent.
+fn check_spec(check: &config::Check) -> CheckSpec {
+    let kind = match &check.kind {
+        CheckKind::None => health::CheckKind::None,
+        CheckKind::Tcp => health::CheckKind::Tcp,
+        CheckKind::Http(http) => {
+            let statuses = http
+                .expect_status
+                .0
+                .iter()
+                .map(|range| range.first..=range.last)
+                .collect();
+            let request = HttpCheck::new(
+                &http.method.to_string(),
+                &http.path,
+                http.host.as_deref(),
+                statuses,
+            );
+            health::CheckKind::Http(request.expect("validated with the configuration"))
+        }
+    };
+    let policy = Policy {
+        interval: check.interval,
+        timeout: check.timeout,
+        fast_interval: check.fast_interval,
+        fast_timeout: check.fast_timeout,
+        down_interval: check.down_interval,
+        rise: check.rise,
+        fall: check.fall,
+        jitter_percent: check.jitter_percent,
+    };
+    CheckSpec {
+        kind,
+        address: check.address,
+        port: check.port,
+        policy,
     }
 }
 
@@ -181,8 +224,9 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
 
 /// Fails before anything is touched where another program holds an interface.
 async fn refuse_foreign_programs(config: &Config, pins: &PinDir) -> anyhow::Result<()> {
+    let netlink = Netlink::open()?;
     for interface in &config.agent.interfaces {
-        let Some(link) = net::link_by_name(interface).await? else {
+        let Some(link) = link::link_by_name(&netlink, interface).await? else {
             bail!(datapath::Error::NoInterface(interface.clone()));
         };
         let ours = attach::own_link(pins, interface)?.is_some_and(|own| own.ifindex == link.ifindex);

@@ -194,6 +194,9 @@ impl Agent {
     /// An interface came, went or changed.
     pub(super) async fn link_changed(&mut self, event: &LinkEvent) {
         let LinkEvent { change, link } = event;
+        if *change == LinkChange::Gone {
+            self.dataplane.forget_interface(link.ifindex);
+        }
         let starting = self.round.as_ref().is_some_and(|round| round.reload.is_none());
         let name = &link.name;
         if starting || self.detached || !self.config.agent.interfaces.contains(name) {

@@ -144,12 +144,12 @@ impl Agent {
             let service = &desired.services[key];
             if service.candidates.is_empty() {
                 log::error!(
-                    "service {}: no backend may take traffic; packets are dropped (no_backend)",
+                    "service {}: no backend may take flows and none was UP before; packets are dropped (no_backend)",
                     service.name
                 );
             } else {
                 log::error!(
-                    "service {}: every backend is DOWN; the table is the one of before the failures",
+                    "service {}: no backend may take new flows; those that are READY and were UP before keep them",
                     service.name
                 );
             }

@@ -213,6 +213,11 @@ impl Dataplane {
         self.services.get(key).map(|s| (s.generation, s.retired))
     }
 
+    /// An interface is gone: the kernel took it out of the device map by itself.
+    pub fn forget_interface(&mut self, ifindex: u32) {
+        self.egress.remove(&ifindex);
+    }
+
     /// Makes the maps hold what is desired.
     ///
     /// # Errors

@@ -62,7 +62,17 @@ impl Maps {
     /// [`Error::LayoutMismatch`], [`Error::Map`].
     pub fn open(dir: &PinDir) -> Result<Self, Error> {
         dir.verify()?;
-        Self::build(&mut |pin| map_from_pin(dir, pin), Some(dir.clone()))
+        let maps = Self::build(&mut |pin| map_from_pin(dir, pin), Some(dir.clone()))?;
+        let AgentMeta { layout: found, .. } = maps.agent_meta.get(&0, 0)?;
+        // 0: the maps were made, but no agent has lived in them yet.
+        if found != 0 && found != layout::LAYOUT_VERSION {
+            return Err(Error::LayoutMismatch {
+                path: dir.path(pins::AGENT_META.pin),
+                found: format!("layout version {found}"),
+                needed: format!("layout version {}", layout::LAYOUT_VERSION),
+            });
+        }
+        Ok(maps)
     }
 
     fn build(

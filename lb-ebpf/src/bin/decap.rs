@@ -33,6 +33,10 @@ const IPV4_IN: u8 = 4;
 const IPV6_IN: u8 = 41;
 
 #[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the entry macro hands the context over"
+)]
 pub fn decap(ctx: XdpContext) -> u32 {
     let outcome = match strip(&ctx) {
         Ok(()) => Outcome::Decapsulated,
@@ -52,9 +56,9 @@ pub fn decap(ctx: XdpContext) -> u32 {
 /// What the outer header says, checked before the packet is touched.
 struct Tunnel {
     /// Bytes of the outer header.
-    len: usize,
+    len: u32,
     /// Length of the inner packet by the outer header.
-    inner_len: usize,
+    inner_len: u32,
     /// Type of the inner packet.
     inner: u16,
 }
@@ -64,27 +68,33 @@ fn strip(ctx: &XdpContext) -> Result<(), Outcome> {
     let ethernet = at::<EthHdr>(ctx, 0).ok_or(Outcome::NotTunneled)?;
     // SAFETY: `at` checked the bounds; a packed struct is copied.
     let mut ethernet = unsafe { ethernet.read() };
-    let tunnel = match u16::from_be(ethernet.ether_type) {
+    let Tunnel {
+        len,
+        inner_len,
+        inner,
+    } = match u16::from_be(ethernet.ether_type) {
         ETHERTYPE_IPV4 => outer_v4(ctx)?,
         ETHERTYPE_IPV6 => outer_v6(ctx)?,
         _ => return Err(Outcome::NotTunneled),
     };
-    let frame = ctx.data_end() - ctx.data();
-    if EthHdr::LEN + tunnel.len + tunnel.inner_len > frame {
+    // 32 bits, so that the compiler does not conclude from it what `at` has to compare for the verifier.
+    let frame = (ctx.data_end() - ctx.data()) as u32;
+    if EthHdr::LEN as u32 + len + inner_len > frame {
         return Err(Outcome::Malformed);
     }
-    let version = at::<u8>(ctx, EthHdr::LEN + tunnel.len).ok_or(Outcome::Malformed)?;
-    let (version, least) = match tunnel.inner {
-        // SAFETY (both): `at` checked the bounds.
-        ETHERTYPE_IPV4 => (unsafe { *version } >> 4 == 4, Ipv4Hdr::LEN),
-        _ => (unsafe { *version } >> 4 == 6, Ipv6Hdr::LEN),
+    let (version, least) = match inner {
+        ETHERTYPE_IPV4 => (4, Ipv4Hdr::LEN as u32),
+        _ => (6, Ipv6Hdr::LEN as u32),
     };
-    if !version || tunnel.inner_len < least {
+    // The shorter of the two headers; the version is in the same place in both.
+    let header = at::<Ipv4Hdr>(ctx, EthHdr::LEN + len as usize).ok_or(Outcome::Malformed)?;
+    // SAFETY: `at` checked the bounds.
+    if unsafe { (*header).vihl } >> 4 != version || inner_len < least {
         return Err(Outcome::Malformed);
     }
-    ethernet.ether_type = tunnel.inner.to_be();
+    ethernet.ether_type = inner.to_be();
     // SAFETY: a valid context; pointers into the packet are not used again.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, tunnel.len as i32) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, len as i32) } != 0 {
         return Err(Outcome::Malformed);
     }
     let start = at::<EthHdr>(ctx, 0).ok_or(Outcome::Failed)?;
@@ -106,10 +116,10 @@ fn outer_v4(ctx: &XdpContext) -> Result<Tunnel, Outcome> {
     if FROM_V4.get(&Key::new(32, header.src_addr)).is_none() {
         return Err(Outcome::NotFromUs);
     }
-    let len = usize::from(header.vihl & 0xf) * 4;
-    let total = usize::from(u16::from_be_bytes(header.tot_len));
+    let len = u32::from(header.vihl & 0xf) * 4;
+    let total = u32::from(u16::from_be_bytes(header.tot_len));
     let fragment = u16::from_be_bytes(header.frags) & 0x3fff != 0;
-    if header.vihl >> 4 != 4 || len < Ipv4Hdr::LEN || total < len || fragment {
+    if header.vihl >> 4 != 4 || len < Ipv4Hdr::LEN as u32 || total < len || fragment {
         return Err(Outcome::Malformed);
     }
     Ok(Tunnel {
@@ -133,8 +143,8 @@ fn outer_v6(ctx: &XdpContext) -> Result<Tunnel, Outcome> {
         return Err(Outcome::NotFromUs);
     }
     Ok(Tunnel {
-        len: Ipv6Hdr::LEN,
-        inner_len: usize::from(u16::from_be_bytes(header.payload_len)),
+        len: Ipv6Hdr::LEN as u32,
+        inner_len: u32::from(u16::from_be_bytes(header.payload_len)),
         inner,
     })
 }

@@ -13,7 +13,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::Ipv6Hdr;
 
 use crate::constants::ANNOUNCE;
-use crate::packet::{self, ETHERNET_LEN, Flow, Ip};
+use crate::packet::{self, Ip};
 use crate::service;
 
 /// The interfaces that we answer on, by their index.
@@ -52,7 +52,7 @@ pub fn arp(ctx: &XdpContext) -> Result<Reason, Reason> {
         protocol: 0,
         family: FAMILY_V4,
     };
-    if !service::has_address(&target) {
+    if !service::has_address(target) {
         return Err(Reason::NotIp);
     }
     let mac = own_mac(ctx).ok_or(Reason::NotIp)?;
@@ -105,12 +105,9 @@ struct NeighborFrame {
 /// extension headers, one source link-layer option, a unicast asker. A probe for a duplicate address (asker
 /// `::`) goes to the kernel like all other ICMPv6.
 #[inline(always)]
-pub fn neighbor(ctx: &XdpContext, ip: &Ip, flow: &Flow) -> Result<Reason, Reason> {
+pub fn neighbor(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
     const OTHER: Reason = Reason::OtherProtocol;
-    if ANNOUNCE.load() == 0 || ip.is_v4() || flow.offset as usize != ETHERNET_LEN + Ipv6Hdr::LEN {
-        return Err(OTHER);
-    }
-    if ip.length as usize != Ipv6Hdr::LEN + MESSAGE_LEN || ip.source == [0; 4] {
+    if ANNOUNCE.load() == 0 || ip.length as usize != Ipv6Hdr::LEN + MESSAGE_LEN || ip.source == [0; 4] {
         return Err(OTHER);
     }
     let frame = packet::at::<NeighborFrame>(ctx, 0).ok_or(OTHER)?;
@@ -127,9 +124,9 @@ pub fn neighbor(ctx: &XdpContext, ip: &Ip, flow: &Flow) -> Result<Reason, Reason
     let target = frame.message.target;
     let key = ServiceKey {
         address: packet::words(target),
-        ..ip.destination
+        ..ip.key(0, 0)
     };
-    if !service::has_address(&key) {
+    if !service::has_address(key) {
         return Err(OTHER);
     }
     let mac = own_mac(ctx).ok_or(OTHER)?;

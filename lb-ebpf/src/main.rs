@@ -67,25 +67,26 @@ fn handle(ctx: &XdpContext) -> Reason {
 
 #[inline(always)]
 fn steer(ctx: &XdpContext) -> Result<Reason, Reason> {
-    let network = packet::network(ctx)?;
-    let network = match network {
-        packet::Network::Ip(ip) => ip,
-        packet::Network::Arp => return announce::arp(ctx),
-    };
-    let flow = match network.transport(ctx) {
-        Ok(flow) => flow,
-        Err(fault) => return Err(service::judge(&network, fault)),
-    };
-    match flow.protocol {
-        packet::TCP | packet::UDP => {}
-        packet::ICMPV6 => return announce::neighbor(ctx, &network, &flow),
-        _ => return Err(Reason::OtherProtocol),
+    // The rest is compiled once for each family: neither path asks again which one it is.
+    match packet::network(ctx)? {
+        packet::Network::Ipv4 => steer_ip(ctx, &packet::ipv4(ctx)?),
+        packet::Network::Ipv6 => steer_ip(ctx, &packet::ipv6(ctx)?),
+        packet::Network::Arp => announce::arp(ctx),
     }
-    let service = service::find(&network, &flow).ok_or(Reason::NotService)?;
+}
+
+#[inline(always)]
+fn steer_ip(ctx: &XdpContext, ip: &packet::Ip) -> Result<Reason, Reason> {
+    let flow = match ip.flow(ctx) {
+        Ok(flow) => flow,
+        Err(packet::NoFlow::Icmpv6) => return announce::neighbor(ctx, ip),
+        Err(why) => return Err(service::judge(ip, why)),
+    };
+    let service = service::find(ip, &flow).ok_or(Reason::NotService)?;
     stats::explain_service(service);
     let table = service::table(service).ok_or(Reason::NoBackend)?;
-    let hash = network.hash(&flow);
+    let hash = ip.hash(&flow);
     let index = schedule::backend(table, hash).ok_or(Reason::NoBackend)?;
     stats::explain_backend(index);
-    forward::forward(ctx, &network, &flow, hash, index)
+    forward::forward(ctx, ip, &flow, hash, index)
 }

@@ -29,6 +29,10 @@ const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
+/// Flags of a TCP segment.
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
 /// How many IPv6 extension headers are followed. RFC 8200 names each at most once, destination options
 /// twice.
 const MAX_EXTENSIONS: usize = 6;
@@ -58,14 +62,17 @@ pub fn read<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
 
 /// What the frame carries.
 pub enum Network {
-    Ip(Ip),
+    Ipv4,
+    Ipv6,
     Arp,
 }
 
 /// The fixed part of an IP header, which is all there is to say whose packet it is.
 pub struct Ip {
-    /// Destination; port and protocol still 0, which asks for the address itself.
-    pub destination: ServiceKey,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    family: u8,
+    /// Destination address as [`ServiceKey::address`].
+    pub destination: [u32; 4],
     /// Source address as [`ServiceKey::address`].
     pub source: [u32; 4],
     /// Length of the IP packet by its header.
@@ -80,21 +87,24 @@ pub struct Ip {
     fragment: bool,
 }
 
-/// What the transport header says. Flat, and of 32-bit words at most: kept in registers.
+/// A packet of TCP or UDP. All fields have one size, and so has [`NoFlow`]: the result of the two then lives
+/// in registers, where smaller ones would be packed together on the stack.
 pub struct Flow {
-    /// Protocol number; where it is neither TCP nor UDP the other fields but `offset` mean nothing.
-    pub protocol: u8,
+    pub protocol: u32,
     /// Source and destination port as their four bytes stand in the packet.
     pub ports: u32,
-    /// A TCP segment with SYN and without ACK.
-    pub opens: bool,
-    /// Where the transport header starts, from the start of the frame.
-    pub offset: u32,
+    /// 1 for a TCP segment with SYN and without ACK, else 0.
+    pub opens: u32,
 }
 
-/// Why the transport header could not be read. What follows depends on whose address it is.
+/// Why there is no flow. What follows depends on whose address it is.
 #[derive(Clone, Copy)]
-pub enum Fault {
+#[repr(u32)]
+pub enum NoFlow {
+    /// ICMPv6 directly behind the IPv6 header.
+    Icmpv6,
+    /// Neither TCP nor UDP.
+    OtherProtocol,
     /// Cut short, or lengths that contradict each other.
     Malformed,
     Fragment,
@@ -127,23 +137,24 @@ struct Extension {
     length: u8,
 }
 
-/// Reads the Ethernet header and the fixed part of the IP header.
+/// Reads the Ethernet header.
 #[inline(always)]
 pub fn network(ctx: &XdpContext) -> Result<Network, Reason> {
     let ethernet = at::<EthHdr>(ctx, 0).ok_or(Reason::NotIp)?;
     // SAFETY: `at` checked the bounds, and frames start at even addresses.
     let ethertype = u16::from_be(unsafe { (*ethernet).ether_type });
     match ethertype {
-        ETHERTYPE_IPV4 => ipv4(ctx).map(Network::Ip),
-        ETHERTYPE_IPV6 => ipv6(ctx).map(Network::Ip),
+        ETHERTYPE_IPV4 => Ok(Network::Ipv4),
+        ETHERTYPE_IPV6 => Ok(Network::Ipv6),
         ETHERTYPE_ARP => Ok(Network::Arp),
         ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(Reason::Vlan),
         _ => Err(Reason::NotIp),
     }
 }
 
+/// Reads the fixed part of an IPv4 header.
 #[inline(always)]
-fn ipv4(ctx: &XdpContext) -> Result<Ip, Reason> {
+pub fn ipv4(ctx: &XdpContext) -> Result<Ip, Reason> {
     let header = at::<Ipv4Hdr>(ctx, ETHERNET_LEN).ok_or(Reason::BadHeader)?;
     // SAFETY: `at` checked the bounds; the fields have alignment 1.
     let header = unsafe { &*header };
@@ -152,12 +163,8 @@ fn ipv4(ctx: &XdpContext) -> Result<Ip, Reason> {
     }
     let fragment = u16::from_be_bytes(header.frags) & 0x3fff != 0;
     Ok(Ip {
-        destination: ServiceKey {
-            address: [0, 0, 0, u32::from_ne_bytes(header.dst_addr)],
-            port: 0,
-            protocol: 0,
-            family: FAMILY_V4,
-        },
+        family: FAMILY_V4,
+        destination: [0, 0, 0, u32::from_ne_bytes(header.dst_addr)],
         source: [0, 0, 0, u32::from_ne_bytes(header.src_addr)],
         length: u32::from(u16::from_be_bytes(header.tot_len)),
         traffic_class: header.tos,
@@ -167,8 +174,9 @@ fn ipv4(ctx: &XdpContext) -> Result<Ip, Reason> {
     })
 }
 
+/// Reads an IPv6 header.
 #[inline(always)]
-fn ipv6(ctx: &XdpContext) -> Result<Ip, Reason> {
+pub fn ipv6(ctx: &XdpContext) -> Result<Ip, Reason> {
     let header = at::<Ipv6Hdr>(ctx, ETHERNET_LEN).ok_or(Reason::BadHeader)?;
     // SAFETY: `at` checked the bounds; the fields have alignment 1.
     let header = unsafe { &*header };
@@ -177,12 +185,8 @@ fn ipv6(ctx: &XdpContext) -> Result<Ip, Reason> {
         return Err(Reason::BadHeader);
     }
     Ok(Ip {
-        destination: ServiceKey {
-            address: words(header.dst_addr),
-            port: 0,
-            protocol: 0,
-            family: FAMILY_V6,
-        },
+        family: FAMILY_V6,
+        destination: words(header.dst_addr),
         source: words(header.src_addr),
         length: u32::from(u16::from_be_bytes(header.payload_len)) + Ipv6Hdr::LEN as u32,
         traffic_class: (vcf >> 20) as u8,
@@ -207,29 +211,37 @@ pub fn words(address: [u8; 16]) -> [u32; 4] {
 impl Ip {
     #[inline(always)]
     pub fn is_v4(&self) -> bool {
-        self.destination.family == FAMILY_V4
+        self.family == FAMILY_V4
+    }
+
+    /// What to ask the map of services for. `port` is in network order; with port and protocol 0 it is the
+    /// address itself.
+    #[inline(always)]
+    pub fn key(&self, port: u16, protocol: u8) -> ServiceKey {
+        ServiceKey {
+            address: self.destination,
+            port,
+            protocol,
+            family: self.family,
+        }
     }
 
     /// Follows the headers to the transport protocol. Lengths are held against the frame: a frame may be
     /// longer than its packet (padding), never shorter.
     #[inline(always)]
-    pub fn transport(&self, ctx: &XdpContext) -> Result<Flow, Fault> {
+    pub fn flow(&self, ctx: &XdpContext) -> Result<Flow, NoFlow> {
         let frame = (ctx.data_end() - ctx.data()) as u32;
         if self.length + ETHERNET_LEN as u32 > frame {
-            return Err(Fault::Malformed);
+            return Err(NoFlow::Malformed);
         }
         if !self.is_v4() {
-            if matches!(self.protocol, TCP | UDP) {
-                return self.ports(ctx, self.protocol, Ipv6Hdr::LEN as u32);
-            }
-            let (protocol, offset) = self.follow_extensions(ctx)?;
-            return self.ports(ctx, protocol, offset);
+            return self.flow_v6(ctx);
         }
         if self.header_len < Ipv4Hdr::LEN as u32 {
-            return Err(Fault::Malformed);
+            return Err(NoFlow::Malformed);
         }
         if self.fragment {
-            return Err(Fault::Fragment);
+            return Err(NoFlow::Fragment);
         }
         // The usual header without options gets constant offsets.
         if self.header_len == Ipv4Hdr::LEN as u32 {
@@ -238,18 +250,22 @@ impl Ip {
         self.ports(ctx, self.protocol, self.header_len)
     }
 
-    /// The protocol behind the extension headers, and how far from the start of the IP header it starts.
     #[inline(always)]
-    fn follow_extensions(&self, ctx: &XdpContext) -> Result<(u8, u32), Fault> {
+    fn flow_v6(&self, ctx: &XdpContext) -> Result<Flow, NoFlow> {
+        match self.protocol {
+            TCP | UDP => return self.ports(ctx, self.protocol, Ipv6Hdr::LEN as u32),
+            ICMPV6 => return Err(NoFlow::Icmpv6),
+            _ => {}
+        }
         let mut next = self.protocol;
         let mut offset = Ipv6Hdr::LEN as u32;
         for _ in 0..MAX_EXTENSIONS {
             match next {
-                FRAGMENT => return Err(Fault::Fragment),
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {}
-                _ => return Ok((next, offset)),
+                _ => break,
             }
-            let extension = read::<Extension>(ctx, ETHERNET_LEN + offset as usize).ok_or(Fault::Malformed)?;
+            let extension =
+                read::<Extension>(ctx, ETHERNET_LEN + offset as usize).ok_or(NoFlow::Malformed)?;
             // RFC 8200 section 4: units of 8 bytes beyond the first; RFC 4302 section 2.2: units of 4, less 2.
             let length = if next == AUTHENTICATION {
                 (u32::from(extension.length) + 2) * 4
@@ -260,56 +276,48 @@ impl Ip {
             next = extension.next;
         }
         match next {
-            FRAGMENT => Err(Fault::Fragment),
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => Err(Fault::Extensions),
-            _ => Ok((next, offset)),
+            FRAGMENT => Err(NoFlow::Fragment),
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => Err(NoFlow::Extensions),
+            _ => self.ports(ctx, next, offset),
         }
     }
 
     /// `offset` is that of the transport header from the start of the IP header.
     #[inline(always)]
-    fn ports(&self, ctx: &XdpContext, protocol: u8, offset: u32) -> Result<Flow, Fault> {
-        let start = ETHERNET_LEN as u32 + offset;
+    fn ports(&self, ctx: &XdpContext, protocol: u8, offset: u32) -> Result<Flow, NoFlow> {
+        let start = ETHERNET_LEN + offset as usize;
         match protocol {
             TCP => {
                 if offset + size_of::<Tcp>() as u32 > self.length {
-                    return Err(Fault::Malformed);
+                    return Err(NoFlow::Malformed);
                 }
-                let tcp = at::<Tcp>(ctx, start as usize).ok_or(Fault::Malformed)?;
+                let tcp = at::<Tcp>(ctx, start).ok_or(NoFlow::Malformed)?;
                 // SAFETY: `at` checked the bounds; the fields have alignment 1.
                 let Tcp {
                     ports,
                     offset_and_flags: [_, flags],
                     ..
                 } = unsafe { &*tcp };
-                let opens = flags & 0x12 == 0x02;
                 Ok(Flow {
-                    protocol,
+                    protocol: u32::from(TCP),
                     ports: u32::from_ne_bytes(*ports),
-                    opens,
-                    offset: start,
+                    opens: u32::from(flags & (SYN | ACK) == SYN),
                 })
             }
             UDP => {
                 if offset + size_of::<Udp>() as u32 > self.length {
-                    return Err(Fault::Malformed);
+                    return Err(NoFlow::Malformed);
                 }
-                let udp = at::<Udp>(ctx, start as usize).ok_or(Fault::Malformed)?;
+                let udp = at::<Udp>(ctx, start).ok_or(NoFlow::Malformed)?;
                 // SAFETY: `at` checked the bounds; the fields have alignment 1.
                 let Udp { ports, .. } = unsafe { &*udp };
                 Ok(Flow {
-                    protocol,
+                    protocol: u32::from(UDP),
                     ports: u32::from_ne_bytes(*ports),
-                    opens: false,
-                    offset: start,
+                    opens: 0,
                 })
             }
-            _ => Ok(Flow {
-                protocol,
-                ports: 0,
-                opens: false,
-                offset: start,
-            }),
+            _ => Err(NoFlow::OtherProtocol),
         }
     }
 

@@ -6,7 +6,7 @@ use lb_common::layout::{MMAPABLE, ServiceKey, ServiceRecord, TableWord};
 use lb_common::reason::Reason;
 
 use crate::constants::WILDCARD;
-use crate::packet::{Fault, Flow, Ip};
+use crate::packet::{Flow, Ip, NoFlow};
 
 /// The index of each service, and of each address that some service has (port and protocol 0; the index is
 /// meaningless there).
@@ -20,43 +20,35 @@ static RECORDS: Array<ServiceRecord, 1024, { MMAPABLE as usize }> = Array::new()
 /// The index of the service that the packet belongs to: the exact port first, then a service of all ports.
 #[inline(always)]
 pub fn find(ip: &Ip, flow: &Flow) -> Option<u32> {
-    let exact = ServiceKey {
-        port: flow.destination_port(),
-        protocol: flow.protocol,
-        ..ip.destination
-    };
-    if let Some(index) = lookup(&exact) {
+    if let Some(index) = lookup(ip.key(flow.destination_port(), flow.protocol as u8)) {
         return Some(index);
     }
     if WILDCARD.load() == 0 {
         return None;
     }
-    lookup(&ServiceKey {
-        protocol: flow.protocol,
-        ..ip.destination
-    })
+    lookup(ip.key(0, flow.protocol as u8))
 }
 
-/// Whether some service has the packet's destination address.
+/// Whether some service has the address of a key with port and protocol 0.
 #[inline(always)]
-pub fn has_address(key: &ServiceKey) -> bool {
+pub fn has_address(key: ServiceKey) -> bool {
     lookup(key).is_some()
 }
 
-/// What becomes of a packet whose transport header cannot be read: where the address is a service's it is
+/// What becomes of a packet that has no flow. Where it cannot be read and the address is a service's it is
 /// dropped, because the kernel would answer in the service's name; elsewhere it is none of ours.
 #[inline(always)]
-pub fn judge(ip: &Ip, fault: Fault) -> Reason {
-    if !has_address(&ip.destination) {
-        return match fault {
-            Fault::Malformed => Reason::BadHeader,
-            Fault::Fragment | Fault::Extensions => Reason::NotService,
-        };
+pub fn judge(ip: &Ip, why: NoFlow) -> Reason {
+    if matches!(why, NoFlow::Icmpv6 | NoFlow::OtherProtocol) {
+        return Reason::OtherProtocol;
     }
-    match fault {
-        Fault::Malformed => Reason::Malformed,
-        Fault::Fragment => Reason::Fragment,
-        Fault::Extensions => Reason::ExtensionHeaders,
+    let ours = has_address(ip.key(0, 0));
+    match why {
+        NoFlow::Malformed if ours => Reason::Malformed,
+        NoFlow::Malformed => Reason::BadHeader,
+        NoFlow::Fragment if ours => Reason::Fragment,
+        NoFlow::Extensions if ours => Reason::ExtensionHeaders,
+        _ => Reason::NotService,
     }
 }
 
@@ -69,8 +61,13 @@ pub fn table(service: u32) -> Option<TableWord> {
     (table.size() != 0).then_some(table)
 }
 
+/// A key on the stack: aligned, it is put together from words of 64 bits.
+#[repr(C, align(8))]
+struct OnStack(ServiceKey);
+
 #[inline(always)]
-fn lookup(key: &ServiceKey) -> Option<u32> {
+fn lookup(key: ServiceKey) -> Option<u32> {
+    let OnStack(key) = &OnStack(key);
     // SAFETY: the value is one aligned word that is written once before its key becomes visible.
     unsafe { SERVICES.get(key) }.copied()
 }

@@ -49,7 +49,7 @@ pub fn count(ctx: &XdpContext, reason: Reason) {
 
 /// Counts a packet sent to a backend. `bytes` is the length of its frame as it came in.
 #[inline(always)]
-pub fn forwarded(backend: u32, bytes: u64, opens: bool, redirected: bool) {
+pub fn forwarded(backend: u32, bytes: u64, opens: u32, redirected: bool) {
     let Some(counters) = COUNTERS.get_ptr_mut(backend) else {
         return;
     };
@@ -57,9 +57,7 @@ pub fn forwarded(backend: u32, bytes: u64, opens: bool, redirected: bool) {
     let counters = unsafe { &mut *counters };
     counters.packets += 1;
     counters.bytes += bytes;
-    if opens {
-        counters.new_flows += 1;
-    }
+    counters.new_flows += u64::from(opens);
     if redirected {
         counters.redirected += 1;
     }
@@ -100,17 +98,20 @@ fn trace(ctx: &XdpContext, reason: Reason) {
         core::ptr::write_volatile(left, value - 1);
     }
     let bytes = ctx.data_end() - ctx.data();
-    if let Ok(Network::Ip(ip)) = packet::network(ctx) {
-        if ip.is_v4() {
+    match packet::network(ctx) {
+        Ok(Network::Ipv4) => {
+            let Ok(ip) = packet::ipv4(ctx) else { return };
             info!(
                 ctx,
                 "dropped reason {} from {:i} to {:i} bytes {}",
                 reason as u32,
                 u32::from_be(ip.source[3]),
-                u32::from_be(ip.destination.address[3]),
+                u32::from_be(ip.destination[3]),
                 bytes
             );
-        } else {
+        }
+        Ok(Network::Ipv6) => {
+            let Ok(ip) = packet::ipv6(ctx) else { return };
             info!(
                 ctx,
                 "dropped reason {} from {:x}:{:x}:{:x}:{:x} to {:x}:{:x}:{:x}:{:x} bytes {}",
@@ -119,12 +120,13 @@ fn trace(ctx: &XdpContext, reason: Reason) {
                 u32::from_be(ip.source[1]),
                 u32::from_be(ip.source[2]),
                 u32::from_be(ip.source[3]),
-                u32::from_be(ip.destination.address[0]),
-                u32::from_be(ip.destination.address[1]),
-                u32::from_be(ip.destination.address[2]),
-                u32::from_be(ip.destination.address[3]),
+                u32::from_be(ip.destination[0]),
+                u32::from_be(ip.destination[1]),
+                u32::from_be(ip.destination[2]),
+                u32::from_be(ip.destination[3]),
                 bytes
             );
         }
+        _ => {}
     }
 }

@@ -10,10 +10,10 @@ pub mod maps;
 pub mod mmap;
 pub mod pins;
 pub mod record;
-// pub mod simulate;
+pub mod simulate;
 pub mod slabs;
 pub mod sys;
-// pub mod testrun;
+pub mod testrun;
 
 /// The programs, compiled by the build script. Aligned as the ELF parser wants them.
 pub mod object {

@@ -1,0 +1,530 @@
+//! `xlb simulate`: the real program with a given configuration, in private maps and attached to nothing, run
+//! on packets that we choose. The debugger of operators, the harness of the packet tests and the ruler for
+//! our speed.
+//!
+//! What a network would tell is made up. Every backend is UP and on the same layer 2. It is reached by the
+//! interface that the packet came in by (the loopback interface, see [`testrun`]), so that what is forwarded
+//! is `tx`, and it has the MAC address that [`Options`] name for it, else `02:00` and the last four bytes of
+//! its address: 10.0.1.11 is at `02:00:0a:00:01:0b`. The load balancer itself is at [`OWN_MAC`], and outer
+//! headers come from [`SOURCE_V4`] and [`SOURCE_V6`] unless the options say otherwise.
+
+mod capture;
+mod measure;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Instant;
+
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray, PerCpuValues};
+use aya::programs::Xdp;
+use lb_common::hash::HashKey;
+use lb_common::layout::{Decision, Interface};
+use lb_common::reason::{Reason, Verdict};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::apply::Dataplane;
+use super::load::{self, Features, Sizes};
+use super::maps::{self, Maps};
+use super::pins::PinDir;
+use super::testrun::{self, Action, INGRESS_IFINDEX, MIN_FRAME};
+use super::{attach, check_kernel};
+use crate::config::{Announce, Config};
+use crate::control::{self, BackendStatus, HopView, Inputs};
+use crate::model::{AdminState, OperState, ServiceKey};
+use crate::net::NextHop;
+use capture::Capture;
+use measure::Harness;
+
+/// The MAC address of the simulated load balancer.
+pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Where outer IPv4 headers come from (TEST-NET-2 of RFC 5737).
+pub const SOURCE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// Where outer IPv6 headers come from (documentation prefix of RFC 3849).
+pub const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
+/// The MTU towards the backends, in bytes of IP packet.
+pub const MTU: u32 = 1500;
+
+/// The key of the hash where neither the configuration nor a running agent has one: the digits of pi, so that
+/// the same capture gives the same answer everywhere.
+const STAND_IN_KEY: HashKey = HashKey([
+    0x243F_6A88_85A3_08D3,
+    0x1319_8A2E_0370_7344,
+    0xA409_3822_299F_31D0,
+    0x082E_FA98_EC4E_6C89,
+    0x4528_21E6_38D0_1377,
+    0xBE54_66CF_34E9_0C6C,
+    0xC0AC_29B7_C97C_50DD,
+    0x3F84_D5B5_B547_0917,
+]);
+
+const PROGRAM: &str = "lb";
+
+/// What the simulation cannot know from the configuration.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// MAC addresses of backends.
+    pub neighbors: BTreeMap<IpAddr, [u8; 6]>,
+    /// Backends that another interface leads to, by its index: their packets are redirected.
+    pub egress: BTreeMap<IpAddr, u32>,
+    pub source_v4: Ipv4Addr,
+    pub source_v6: Ipv6Addr,
+    /// Longest IP packet on the way to the backends, in bytes.
+    pub mtu: u32,
+    /// `None`: that of the configuration, else a fixed one.
+    pub hash_key: Option<HashKey>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            neighbors: BTreeMap::new(),
+            egress: BTreeMap::new(),
+            source_v4: SOURCE_V4,
+            source_v6: SOURCE_V6,
+            mtu: MTU,
+            hash_key: None,
+        }
+    }
+}
+
+impl Options {
+    /// Sets where outer headers of the family of `source` come from.
+    pub fn set_source(&mut self, source: IpAddr) {
+        match source {
+            IpAddr::V4(source) => self.source_v4 = source,
+            IpAddr::V6(source) => self.source_v6 = source,
+        }
+    }
+
+    fn hop(&self, backend: IpAddr) -> NextHop {
+        let stand_in = || {
+            let [.., a, b, c, d] = match backend {
+                IpAddr::V4(v4) => v4.to_ipv6_compatible().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            };
+            [2, 0, a, b, c, d]
+        };
+        NextHop {
+            ifindex: self.egress.get(&backend).copied().unwrap_or(INGRESS_IFINDEX),
+            interface: "simulated".into(),
+            destination_mac: self.neighbors.get(&backend).copied().unwrap_or_else(stand_in),
+            source_mac: OWN_MAC,
+            source: match backend {
+                IpAddr::V4(_) => self.source_v4.into(),
+                IpAddr::V6(_) => self.source_v6.into(),
+            },
+            gateway: None,
+            mtu: self.mtu,
+        }
+    }
+}
+
+/// `IP=MAC` of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbor {
+    pub address: IpAddr,
+    pub mac: [u8; 6],
+}
+
+impl FromStr for Neighbor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (address, mac) = text.split_once('=')?;
+            let mut bytes = mac.split(':').map(|byte| match byte.len() {
+                1..=2 => u8::from_str_radix(byte, 16).ok(),
+                _ => None,
+            });
+            let mut next = || bytes.next().flatten();
+            let mac = [next()?, next()?, next()?, next()?, next()?, next()?];
+            let address = address.parse().ok()?;
+            bytes.next().is_none().then_some(Self { address, mac })
+        };
+        parse().ok_or_else(|| format!("{text}: IP=MAC is expected, for example 10.0.1.11=02:00:00:00:00:0b"))
+    }
+}
+
+/// What became of one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    pub reason: Reason,
+    /// The service that it was for, by name.
+    pub service: Option<String>,
+    /// The backend that it was sent to, or would have been.
+    pub backend: Option<SocketAddr>,
+    /// The frame as the program left it, whatever the verdict.
+    pub out: Vec<u8>,
+}
+
+/// What can go wrong in a simulation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Datapath(#[from] super::Error),
+    #[error(transparent)]
+    TestRun(#[from] testrun::Error),
+    #[error("the program ended in {action:?}, but wrote down {reason:?}: this is a bug of ours")]
+    Contradiction { action: Action, reason: Option<Reason> },
+    #[error("measuring ended in {found:?} where a single run gives {expected:?}: this is a bug of ours")]
+    Measurement { found: Action, expected: Action },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: packet {index}: {source}", path.display())]
+    Packet {
+        path: PathBuf,
+        index: usize,
+        source: Box<Error>,
+    },
+    #[error("{}: {what}", path.display())]
+    Capture { path: PathBuf, what: String },
+    #[error(
+        "{}: the link type is {found}; only Ethernet can be simulated (capture on an Ethernet interface, \
+         not on \"any\")",
+        path.display()
+    )]
+    LinkType { path: PathBuf, found: String },
+}
+
+/// The program with a configuration in maps of its own.
+pub struct Simulator {
+    /// Its maps, for whoever wants to look deeper or to break something.
+    pub dataplane: Dataplane,
+    ebpf: Ebpf,
+    decision: PerCpuArray<MapData, Decision>,
+    names: BTreeMap<ServiceKey, String>,
+}
+
+impl Simulator {
+    /// Loads the program and fills its maps. Needs the same rights as the agent.
+    ///
+    /// # Errors
+    /// [`Error::Datapath`].
+    pub fn new(config: &Config, options: &Options) -> Result<Self, Error> {
+        Self::with(config, options, true)
+    }
+
+    /// Without `explain` the program is the very one that the agent attaches, and tells no decisions.
+    fn with(config: &Config, options: &Options, explain: bool) -> Result<Self, Error> {
+        check_kernel()?;
+        let features = Features {
+            wildcard: config.services.iter().any(|service| service.key.port == 0),
+            announce: config.agent.announce == Announce::L2,
+            explain,
+            trace_drops: false,
+        };
+        let configured = config
+            .agent
+            .hash_key
+            .as_ref()
+            .map(|key| HashKey::from_bytes(&key.0));
+        let key = options.hash_key.or(configured).unwrap_or(STAND_IN_KEY);
+        let sizes = Sizes {
+            services: config.agent.max_services,
+            backends: config.agent.max_backends,
+        };
+        let mut ebpf = load::load(features, &key, sizes, None)?;
+        attach::verify(&mut ebpf, PROGRAM)?;
+        let mut dataplane = Dataplane::adopt(Maps::of(&mut ebpf, sizes, None)?)?;
+        let own = Interface {
+            mac: own_mac(),
+            reserved: 0,
+        };
+        dataplane
+            .maps
+            .interfaces
+            .insert(INGRESS_IFINDEX, own, 0)
+            .map_err(super::Error::from)?;
+        let desired = desired(config, options, &dataplane);
+        dataplane.apply(&desired, Instant::now())?;
+        let decision = ebpf
+            .take_map("DECISION")
+            .ok_or(super::Error::MissingMap("DECISION"))?
+            .try_into()
+            .map_err(super::Error::from)?;
+        let names = config
+            .services
+            .iter()
+            .map(|service| (service.key, service.name.clone()))
+            .collect();
+        Ok(Self {
+            dataplane,
+            ebpf,
+            decision,
+            names,
+        })
+    }
+
+    /// Runs the program on a frame.
+    ///
+    /// # Errors
+    /// [`Error::TestRun`] for a frame that the kernel does not take, [`Error::Contradiction`] for a bug of
+    /// ours, `XDP_ABORTED` among them.
+    pub fn packet(&mut self, frame: &[u8]) -> Result<Outcome, Error> {
+        self.forget()?;
+        let run = testrun::run(self.program()?, frame)?;
+        let decision = self.decided()?;
+        let reason = decision.and_then(|d| Reason::from_index(d.reason));
+        let contradiction = Error::Contradiction {
+            action: run.action,
+            reason,
+        };
+        let (Some(decision), Some(reason)) = (decision, reason) else {
+            return Err(contradiction);
+        };
+        if run.action != action_of(reason.verdict()) {
+            return Err(contradiction);
+        }
+        let service = decision.service.checked_sub(1);
+        let service = service.and_then(|index| self.dataplane.service_at(index));
+        let backend = (decision.backend != 0)
+            .then(|| self.dataplane.backend_at(decision.backend))
+            .flatten();
+        Ok(Outcome {
+            verdict: reason.verdict(),
+            reason,
+            service: service.and_then(|key| self.names.get(&key).cloned()),
+            backend: backend.map(|id| SocketAddr::new(id.address, id.port)),
+            out: run.packet,
+        })
+    }
+
+    fn program(&self) -> Result<&Xdp, super::Error> {
+        let program = self
+            .ebpf
+            .program(PROGRAM)
+            .ok_or(super::Error::MissingMap(PROGRAM))?;
+        Ok(program.try_into()?)
+    }
+
+    fn forget(&mut self) -> Result<(), super::Error> {
+        let none = vec![UNDECIDED; cpus()?];
+        let none = PerCpuValues::try_from(none).map_err(|source| super::Error::Syscall {
+            call: "per-CPU decisions",
+            source,
+        })?;
+        Ok(self.decision.set(0, none, 0)?)
+    }
+
+    /// The decision of whichever CPU ran the program.
+    fn decided(&self) -> Result<Option<Decision>, super::Error> {
+        let decisions = self.decision.get(&0, 0)?;
+        Ok(decisions
+            .iter()
+            .find(|decision| decision.reason != UNDECIDED.reason)
+            .copied())
+    }
+}
+
+/// What [`Decision`] holds before a packet.
+const UNDECIDED: Decision = Decision {
+    reason: u32::MAX,
+    service: 0,
+    backend: 0,
+    slot: 0,
+};
+
+/// [`OWN_MAC`] as the map holds it.
+fn own_mac() -> [u16; 3] {
+    let [a, b, c, d, e, f] = OWN_MAC;
+    [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes)
+}
+
+fn cpus() -> Result<usize, super::Error> {
+    aya::util::nr_cpus().map_err(|(path, source)| super::Error::Io {
+        path: path.into(),
+        source,
+    })
+}
+
+fn action_of(verdict: Verdict) -> Action {
+    match verdict {
+        Verdict::Tx => Action::Tx,
+        Verdict::Redirect => Action::Redirect,
+        Verdict::Pass => Action::Pass,
+        Verdict::Drop => Action::Drop,
+    }
+}
+
+/// What the maps must hold when every backend is UP and reachable.
+fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control::Desired {
+    let up = BackendStatus {
+        state: OperState::Up,
+        admin: AdminState::Ready,
+        runtime_weight: None,
+        ever_up: true,
+    };
+    let all = || {
+        config
+            .services
+            .iter()
+            .flat_map(|service| service.backends.iter().map(move |backend| (service, backend)))
+    };
+    let statuses = all()
+        .map(|(service, backend)| (backend.id(service.key), up))
+        .collect();
+    let addresses: BTreeSet<IpAddr> = all().map(|(_, backend)| backend.address).collect();
+    let hops = addresses
+        .into_iter()
+        .map(|address| {
+            let hop = Ok(options.hop(address));
+            (address, HopView { hop, last: None })
+        })
+        .collect();
+    control::desired(&Inputs {
+        services: &config.services,
+        statuses: &statuses,
+        hops: &hops,
+        earlier: &dataplane.earlier(),
+    })
+}
+
+/// What `xlb simulate` is to do.
+#[derive(Clone, Debug, Default)]
+pub struct Task {
+    /// The capture, pcap or pcapng, of Ethernet frames.
+    pub input: PathBuf,
+    /// Where the packets go that were not dropped, as they left the program: a pcap file.
+    pub output: Option<PathBuf>,
+    /// Measure each packet so many times.
+    pub repeat: Option<u32>,
+    pub options: Options,
+}
+
+/// What `xlb simulate -o json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Report {
+    pub packets: Vec<PacketReport>,
+    /// Runs of each packet that `ns` is the mean of.
+    pub repeat: Option<u32>,
+    /// Nanoseconds that the measurement itself costs: the same harness with a program that does nothing. It
+    /// is part of every `ns`.
+    pub floor_ns: Option<u64>,
+    pub warnings: Vec<String>,
+}
+
+/// One packet of the capture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct PacketReport {
+    /// From 0, in the order of the capture.
+    pub index: usize,
+    /// `tx`, `redirect`, `pass` or `drop`.
+    pub verdict: String,
+    pub reason: String,
+    /// Name of the service that the packet was for.
+    pub service: Option<String>,
+    /// `ADDRESS:PORT` of the backend that it was sent to, or would have been.
+    pub backend: Option<String>,
+    /// Nanoseconds a run, what the measurement itself costs included; `None` unless measured.
+    pub ns: Option<u64>,
+    /// Bytes of the frame in the capture.
+    pub length: usize,
+    /// From 0: which packet of the output it is.
+    pub out_index: Option<usize>,
+    /// What is unusual about this packet, for people.
+    pub note: Option<String>,
+}
+
+/// Runs a capture through the program.
+///
+/// # Errors
+/// All of [`Error`].
+pub fn run(config: &Config, task: &Task) -> Result<Report, Error> {
+    let capture = Capture::read(&task.input)?;
+    let mut warnings = Vec::new();
+    let options = with_live_key(config, &task.options, &mut warnings);
+    let mut simulator = Simulator::new(config, &options)?;
+    let harness = task
+        .repeat
+        .map(|repeat| Ok::<_, Error>(Harness::new(Simulator::with(config, &options, false)?, repeat)))
+        .transpose()?;
+    let floor_ns = harness.as_ref().map(Harness::floor).transpose()?;
+    let mut output = task.output.as_deref().map(capture::Output::create).transpose()?;
+    let mut packets = Vec::new();
+    for (index, packet) in capture.packets.iter().enumerate() {
+        let at = |source| Error::Packet {
+            path: task.input.clone(),
+            index,
+            source: Box::new(source),
+        };
+        let (outcome, note) = judge(&mut simulator, packet).map_err(at)?;
+        let ns = match &harness {
+            Some(harness) if packet.data.len() >= MIN_FRAME => Some(
+                harness
+                    .measure(&packet.data, action_of(outcome.verdict))
+                    .map_err(at)?,
+            ),
+            _ => None,
+        };
+        let out_index = match &mut output {
+            Some(output) if outcome.verdict != Verdict::Drop => Some(output.write(packet, &outcome.out)?),
+            _ => None,
+        };
+        packets.push(PacketReport {
+            index,
+            verdict: outcome.verdict.name().into(),
+            reason: outcome.reason.name().into(),
+            service: outcome.service,
+            backend: outcome.backend.map(|address| address.to_string()),
+            ns,
+            length: packet.data.len(),
+            out_index,
+            note,
+        });
+    }
+    if let Some(output) = output {
+        output.finish()?;
+    }
+    Ok(Report {
+        packets,
+        repeat: task.repeat,
+        floor_ns,
+        warnings,
+    })
+}
+
+/// The outcome of a packet of the capture, and what is unusual about it.
+fn judge(simulator: &mut Simulator, packet: &capture::Packet) -> Result<(Outcome, Option<String>), Error> {
+    let len = packet.data.len();
+    if len < MIN_FRAME {
+        // The kernel runs nothing so short; the program's first question settles it.
+        let outcome = Outcome {
+            verdict: Reason::NotIp.verdict(),
+            reason: Reason::NotIp,
+            service: None,
+            backend: None,
+            out: packet.data.clone(),
+        };
+        let note = format!("not run: {len} bytes are no Ethernet frame ({MIN_FRAME} at least)");
+        return Ok((outcome, Some(note)));
+    }
+    let outcome = simulator.packet(&packet.data)?;
+    let note = (packet.original_len > len)
+        .then(|| format!("the capture has {len} of its {} bytes", packet.original_len));
+    Ok((outcome, note))
+}
+
+/// Where the configuration names no key of the hash, that of the agent on this machine decides which backend
+/// a flow gets.
+fn with_live_key(config: &Config, options: &Options, warnings: &mut Vec<String>) -> Options {
+    let mut options = options.clone();
+    if config.agent.hash_key.is_some() || options.hash_key.is_some() {
+        return options;
+    }
+    let pinned = PinDir::open(&config.agent.pin_dir).and_then(|pins| maps::pinned_hash_key(&pins));
+    match pinned {
+        Ok(Some(key)) => options.hash_key = Some(key),
+        Ok(None) | Err(super::Error::NothingPinned { .. }) => warnings.push(
+            "the configuration has no hash_key and no agent left one here: flows get other backends than \
+             from an agent"
+                .into(),
+        ),
+        Err(error) => warnings.push(format!("the agent's hash key cannot be read: {error}")),
+    }
+    options
+}

@@ -3,12 +3,12 @@
 //! Data flows one way: [`config`], verdicts of [`health`] and next hops of [`net`] go into
 //! [`control`], a pure function whose result [`datapath`] compares with what the maps hold and writes.
 
-// pub mod agent;
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;
-// pub mod control;
-// pub mod datapath;
+pub mod control;
+pub mod datapath;
 pub mod health;
 pub mod maglev;
 pub mod model;

@@ -1,4 +1,4 @@
 //! The agent's HTTP/JSON API on its Unix socket.
 
-// pub mod server;
+pub mod server;
 pub mod types;

@@ -11,6 +11,8 @@
 //! itself, nothing is changed unless a function says so.
 
 pub mod address;
+pub mod announce;
+pub mod ethtool;
 pub mod link;
 pub mod neighbor;
 pub mod netlink;

@@ -1,0 +1,36 @@
+//! A program that passes everything, on the devices that veth needs it on: packets that `XDP_TX` or a redirect
+//! puts on a veth pair are lost unless the other end takes part in XDP.
+
+use anyhow::Context;
+use aya::Ebpf;
+use aya::programs::{Xdp, XdpMode};
+use xlb::datapath::object;
+
+use crate::netns::Netns;
+
+/// The passing program on some devices of a namespace; off again when dropped.
+#[derive(Debug)]
+pub struct Pass {
+    _ebpf: Ebpf,
+}
+
+impl Pass {
+    /// # Errors
+    /// Where the program cannot be loaded or attached in native mode.
+    pub fn attach(netns: &Netns, devices: &[&str]) -> anyhow::Result<Self> {
+        netns.enter(|| {
+            let mut ebpf = Ebpf::load(object::HARNESS)?;
+            let program: &mut Xdp = ebpf
+                .program_mut("floor")
+                .context("the program `floor`")?
+                .try_into()?;
+            program.load()?;
+            for device in devices {
+                program
+                    .attach(device, XdpMode::Driver)
+                    .with_context(|| format!("XDP on {device}"))?;
+            }
+            Ok(Self { _ebpf: ebpf })
+        })
+    }
+}

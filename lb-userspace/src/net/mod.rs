@@ -13,12 +13,14 @@
 pub mod address;
 pub mod announce;
 pub mod ethtool;
+mod ioctl;
 pub mod link;
 pub mod neighbor;
 pub mod netlink;
 pub mod nexthop;
 pub mod resolver;
 pub mod route;
+pub mod sysctl;
 #[cfg(test)]
 mod testing;
 

@@ -3,7 +3,7 @@
 
 pub mod apply;
 pub mod attach;
-// pub mod decap;
+pub mod decap;
 pub mod identity;
 pub mod load;
 pub mod maps;
@@ -93,6 +93,8 @@ pub enum Error {
     },
     #[error("no room for another lookup table of {size} slots")]
     NoSlabs { size: u32 },
+    #[error("{needed} prefixes are too many: there is room for {room} of each address family")]
+    TooManyPrefixes { room: u32, needed: usize },
     #[error("the program lacks the map {0}")]
     MissingMap(&'static str),
     #[error("nothing is pinned in {}", path.display())]

@@ -49,6 +49,35 @@ pinned! {
     HASH_KEY: "", "hash_key", Array, WORD, size_of::<lb_common::hash::HashKey>(), 0;
 }
 
+/// `BPF_F_NO_PREALLOC`, which a prefix tree must have.
+const NO_PREALLOC: u32 = 1;
+
+impl Pinned {
+    /// A prefix tree of 32-bit values; `key` bytes with the prefix length.
+    pub(super) const fn lpm_trie(map: &'static str, pin: &'static str, key: usize) -> Self {
+        Self {
+            map,
+            pin,
+            kind: MapType::LpmTrie,
+            key,
+            value: WORD,
+            flags: NO_PREALLOC,
+        }
+    }
+
+    /// 64-bit counters for each CPU.
+    pub(super) const fn per_cpu_counts(map: &'static str, pin: &'static str) -> Self {
+        Self {
+            map,
+            pin,
+            kind: MapType::PerCpuArray,
+            key: WORD,
+            value: size_of::<u64>(),
+            flags: 0,
+        }
+    }
+}
+
 /// Set by the kernel itself on device maps (`BPF_F_RDONLY_PROG`).
 const FLAGS_OF_THE_KERNEL: u32 = 1 << 7;
 
@@ -127,13 +156,10 @@ impl PinDir {
         self.0.join(format!("slab_{index}"))
     }
 
-    /// The pinned link of an interface. bpffs refuses dots in names.
+    /// The pinned link of an interface.
     #[must_use]
     pub fn link(&self, interface: &str) -> PathBuf {
-        self.0.join(format!(
-            "{LINK}{}",
-            interface.replace('%', "%25").replace('.', "%2e")
-        ))
+        self.0.join(format!("{LINK}{}", encode(interface)))
     }
 
     /// The interfaces that have a pinned link.
@@ -145,7 +171,7 @@ impl PinDir {
         for entry in fs::read_dir(&self.0).map_err(Error::io(&self.0))? {
             let name = entry.map_err(Error::io(&self.0))?.file_name();
             if let Some(name) = name.to_str().and_then(|n| n.strip_prefix(LINK)) {
-                found.push(name.replace("%2e", ".").replace("%25", "%"));
+                found.push(decode(name));
             }
         }
         found.sort();
@@ -204,8 +230,22 @@ impl PinDir {
 
 const LINK: &str = "link_";
 
+/// The name of an interface as the name of a pin: bpffs refuses dots.
+pub(super) fn encode(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
+}
+
+/// The interface that [`encode`] gave the name of.
+pub(super) fn decode(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
+}
+
 impl Pinned {
-    fn verify(&self, path: &Path) -> Result<(), Error> {
+    /// Compares the map pinned at `path`.
+    ///
+    /// # Errors
+    /// [`Error::LayoutMismatch`], [`Error::Map`].
+    pub(super) fn verify(&self, path: &Path) -> Result<(), Error> {
         let info = MapInfo::from_pin(path)?;
         let found = (
             info.map_type()?,

@@ -257,21 +257,8 @@ fn examine(bin: &Path, sysroot: &Path) -> Result<Compiler, Rejection> {
     if !cargo.exists() {
         return Err(Rejection::NoCargo);
     }
-    let output = Command::new(&rustc)
-        .arg("-vV")
-        .env_remove("LD_LIBRARY_PATH")
-        .output()
-        .map_err(Rejection::DoesNotRun)?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let Some(version) = CompilerVersion::parse(&text) else {
-        return Err(Rejection::UnknownVersion(text));
-    };
-    if (version.release.0, version.release.1) < OLDEST_RUSTC {
-        return Err(Rejection::TooOld(version));
-    }
-    if version.llvm.0 != LINKER_LLVM_MAJOR {
-        return Err(Rejection::OtherLlvm(version));
-    }
+    let version = CompilerVersion::of(&rustc)?;
+    version.check()?;
     let llvm_library = llvm_library(sysroot, version.llvm.0)?;
     Ok(Compiler {
         rustc,
@@ -312,6 +299,34 @@ fn llvm_library(sysroot: &Path, major: u32) -> Result<PathBuf, Rejection> {
 }
 
 impl CompilerVersion {
+    /// Asks a `rustc` for its version.
+    ///
+    /// # Errors
+    /// When it does not run or its answer cannot be read.
+    pub fn of(rustc: &Path) -> Result<Self, Rejection> {
+        let output = Command::new(rustc)
+            .arg("-vV")
+            .env_remove("LD_LIBRARY_PATH")
+            .output()
+            .map_err(Rejection::DoesNotRun)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Self::parse(&text).ok_or(Rejection::UnknownVersion(text))
+    }
+
+    /// Whether this compiler takes the workspace and writes bitcode that the linker reads.
+    ///
+    /// # Errors
+    /// [`Rejection::TooOld`] or [`Rejection::OtherLlvm`].
+    pub fn check(self) -> Result<(), Rejection> {
+        if (self.release.0, self.release.1) < OLDEST_RUSTC {
+            return Err(Rejection::TooOld(self));
+        }
+        if self.llvm.0 != LINKER_LLVM_MAJOR {
+            return Err(Rejection::OtherLlvm(self));
+        }
+        Ok(())
+    }
+
     /// Reads the output of `rustc -vV`.
     fn parse(text: &str) -> Option<Self> {
         let field = |name: &str| {

@@ -46,6 +46,9 @@ pub fn run(options: &Options) -> Result<()> {
         let mut cargo = run::cargo();
         cargo.args(&round.args);
         if options.unprivileged {
+            // The runner hides what a passing test prints, and with it the reasons of those left out.
+            let runner = ["--", "--show-output"];
+            cargo.args(&runner[usize::from(round.args.iter().any(|arg| arg == "--"))..]);
             cargo.env(UNPRIVILEGED, "1");
         } else {
             cargo.env_remove(UNPRIVILEGED);

@@ -1,4 +1,5 @@
 //! The agent's HTTP/JSON API on its Unix socket.
 
+pub mod client;
 pub mod server;
 pub mod types;

@@ -190,6 +190,29 @@ pub enum CheckCode {
 }
 
 impl CheckCode {
+    /// Every code, in the order of its index (`code as u8`).
+    pub const ALL: [Self; 13] = [
+        Self::Unk,
+        Self::Ini,
+        Self::Sockerr,
+        Self::L4ok,
+        Self::L4tout,
+        Self::L4con,
+        Self::L6ok,
+        Self::L6tout,
+        Self::L6rsp,
+        Self::L7ok,
+        Self::L7tout,
+        Self::L7rsp,
+        Self::L7sts,
+    ];
+
+    /// The code with this index, if there is one.
+    #[must_use]
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
+
     /// `Some(true)`: the backend passed, `Some(false)`: it failed, `None`: no verdict.
     #[must_use]
     pub fn passed(self) -> Option<bool> {
@@ -224,5 +247,18 @@ impl fmt::Display for CheckCode {
             Self::L7rsp => "L7RSP",
             Self::L7sts => "L7STS",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_codes_come_back_from_their_index() {
+        for code in CheckCode::ALL {
+            assert_eq!(CheckCode::from_index(code as u8), Some(code));
+        }
+        assert_eq!(CheckCode::from_index(CheckCode::ALL.len() as u8), None);
     }
 }

@@ -1,5 +1,6 @@
 //! The agent's HTTP/JSON API on its Unix socket.
 
 pub mod client;
+pub mod frozen;
 pub mod server;
 pub mod types;

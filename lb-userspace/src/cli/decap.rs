@@ -1,0 +1,277 @@
+//! `xlb decap`, on backends.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::grid::{Column, Grid};
+use super::outcome::{Context, Outcome, Screen};
+use super::{args, block_on, done, human};
+use crate::api::types::Done;
+use crate::config::XdpMode;
+use crate::datapath::attach::Target;
+use crate::datapath::{self, decap};
+use crate::net::link;
+use crate::net::netlink::Netlink;
+
+/// On a backend of forward mode dsr-ipip: take the load balancer's outer header off.
+///
+/// For backends without a tunnel device. Only packets from the prefixes named are touched; all others are counted and
+/// left alone. It stays until `xlb decap detach` or the next boot, whatever becomes of this process. Needs root.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  xlb decap attach --interface eth0 --from 10.0.0.2 2001:db8::/64
+  xlb decap status
+  xlb decap detach --interface eth0")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Attach(Attach),
+    /// Take the program off an interface, with its counts.
+    Detach(Interface),
+    /// Show where the program is, whose packets it unwraps, and what became of packets.
+    Status(MaybeInterface),
+}
+
+/// Put the program on an interface; where it is already, change whose packets it unwraps.
+#[derive(Debug, Args)]
+struct Attach {
+    #[command(flatten)]
+    interface: Interface,
+    /// Addresses or prefixes of the load balancers, as outer headers have them.
+    #[arg(long, value_name = "PREFIX", required = true, num_args = 1.., value_parser = args::prefix)]
+    from: Vec<IpNet>,
+    /// How XDP is attached: native where the driver can, else generic.
+    #[arg(long, value_enum, value_name = "MODE", default_value_t)]
+    mode: Mode,
+}
+
+#[derive(Debug, Args)]
+struct Interface {
+    /// The interface that packets of the load balancers come in by.
+    #[arg(long, short, value_name = "IF")]
+    interface: String,
+}
+
+#[derive(Debug, Args)]
+struct MaybeInterface {
+    /// Only this interface.
+    #[arg(long, short, value_name = "IF")]
+    interface: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Mode {
+    #[default]
+    Auto,
+    Native,
+    Generic,
+}
+
+impl From<Mode> for XdpMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Native => Self::Native,
+            Mode::Generic => Self::Generic,
+        }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Outcome> {
+    match &arguments.what {
+        What::Attach(arguments) => done::show(&attach(arguments)?, context),
+        What::Detach(Interface { interface }) => done::show(&detach(interface)?, context),
+        What::Status(MaybeInterface { interface }) => context.show(&status(interface.as_deref())?, render),
+    }
+}
+
+fn attach(arguments: &Attach) -> anyhow::Result<Done> {
+    let Attach {
+        interface: Interface { interface },
+        from,
+        mode,
+    } = arguments;
+    let link = block_on(async { Ok(link::link_by_name(&Netlink::open()?, interface).await?) })?;
+    let Some(link) = link else {
+        bail!(datapath::Error::NoInterface(interface.clone()));
+    };
+    let target = Target {
+        interface,
+        ifindex: link.ifindex,
+        present: link
+            .xdp
+            .map(|xdp| (xdp.program_id, xdp.mode == link::XdpMode::Native)),
+    };
+    let done = decap::attach(target, from, (*mode).into())?;
+    Ok(Done {
+        changed: true,
+        changes: vec![format!(
+            "{interface}: outer headers of packets from {} are taken off ({} mode, program {})",
+            list(from),
+            if done.native { "native" } else { "generic" },
+            done.program_id
+        )],
+        ..Done::default()
+    })
+}
+
+fn detach(interface: &str) -> anyhow::Result<Done> {
+    match decap::detach(interface) {
+        Err(datapath::Error::NothingPinned { .. }) => Ok(Done::default()),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(Done {
+            changed: true,
+            changes: vec![format!("{interface}: detached")],
+            ..Done::default()
+        }),
+    }
+}
+
+/// The answer of `decap status -o json`.
+#[derive(Debug, Serialize)]
+struct Answer {
+    interfaces: Vec<Place>,
+}
+
+#[derive(Debug, Serialize)]
+struct Place {
+    interface: String,
+    attached: bool,
+    program_id: Option<u32>,
+    prefixes: Vec<IpNet>,
+    /// Packets by what became of them.
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl From<decap::Status> for Place {
+    fn from(status: decap::Status) -> Self {
+        let decap::Status {
+            interface,
+            attached,
+            prefixes,
+            counts,
+        } = status;
+        Self {
+            interface,
+            attached: attached.is_some(),
+            program_id: attached.map(|attached| attached.program_id),
+            prefixes,
+            counts: counts
+                .into_iter()
+                .map(|(outcome, packets)| (outcome.name(), packets))
+                .collect(),
+        }
+    }
+}
+
+fn status(interface: Option<&str>) -> anyhow::Result<Answer> {
+    let names = match interface {
+        Some(name) => vec![name.to_owned()],
+        None => decap::interfaces()?,
+    };
+    let mut interfaces = Vec::new();
+    for name in names {
+        let status = match decap::status(&name) {
+            Err(datapath::Error::NothingPinned { .. }) => {
+                bail!(
+                    "decap is not attached to {name}; attach it with: xlb decap attach --interface {name} --from PREFIX"
+                )
+            }
+            status => status.with_context(|| format!("interface {name}"))?,
+        };
+        interfaces.push(status.into());
+    }
+    Ok(Answer { interfaces })
+}
+
+fn render(answer: &Answer, screen: &Screen) -> String {
+    let mut parts = Vec::new();
+    for place in &answer.interfaces {
+        let state = match place.program_id {
+            Some(id) => format!("attached (program {id})"),
+            None => "DETACHED: the interface is gone or the link was removed; attach again".to_owned(),
+        };
+        let mut grid = Grid::new(&[Column::left("PACKETS THAT WERE"), Column::right("COUNT")]);
+        for (outcome, packets) in &place.counts {
+            grid.row(vec![outcome.into(), human::count(*packets).into()], vec![]);
+        }
+        parts.push(format!(
+            "{}  {state}\n  from {}\n{}",
+            place.interface,
+            list(&place.prefixes),
+            grid.render(screen, "  ")
+        ));
+    }
+    match parts.is_empty() {
+        true => "decap is attached to no interface\n".to_owned(),
+        false => parts.join("\n"),
+    }
+}
+
+fn list(prefixes: &[IpNet]) -> String {
+    let texts: Vec<_> = prefixes.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::decap::Outcome as Fate;
+
+    use super::*;
+    use crate::cli::tests::screen;
+
+    fn place(attached: bool) -> Place {
+        decap::Status {
+            interface: "eth0".into(),
+            attached: attached.then_some(decap::Attached {
+                ifindex: 2,
+                program_id: 42,
+            }),
+            prefixes: vec!["10.0.0.2/32".parse().unwrap()],
+            counts: vec![(Fate::Decapsulated, 1234), (Fate::NotFromUs, 1)],
+        }
+        .into()
+    }
+
+    #[test]
+    fn an_interface_has_its_prefixes_and_counts() {
+        let answer = Answer {
+            interfaces: vec![place(true)],
+        };
+        assert_eq!(
+            render(&answer, &screen(None)),
+            "\
+eth0  attached (program 42)
+  from 10.0.0.2/32
+  PACKETS THAT WERE  COUNT
+  decapsulated       1,234
+  not_from_us            1
+"
+        );
+        let json = serde_json::to_value(&answer).unwrap();
+        assert_eq!(json["interfaces"][0]["counts"]["decapsulated"], 1234);
+        assert_eq!(json["interfaces"][0]["prefixes"][0], "10.0.0.2/32");
+    }
+
+    #[test]
+    fn a_link_that_is_gone_is_told() {
+        let answer = Answer {
+            interfaces: vec![place(false)],
+        };
+        assert!(render(&answer, &screen(None)).starts_with("eth0  DETACHED: "));
+        let nowhere = Answer { interfaces: vec![] };
+        assert_eq!(
+            render(&nowhere, &screen(None)),
+            "decap is attached to no interface\n"
+        );
+    }
+}

@@ -1,0 +1,383 @@
+//! `xlb status` as text: the agent first, then what is wrong at a glance, then everything by service.
+
+use std::fmt::Write;
+
+use super::is_missing;
+use crate::api::types::{AgentStatus, BackendStatus, CheckStatus, InterfaceStatus, ServiceStatus, Status};
+use crate::cli::grid::{Cell, Column, Grid, Tone};
+use crate::cli::human;
+use crate::cli::outcome::Screen;
+use crate::cli::source::frozen_line;
+use crate::model::{AdminState, OperState, Protocol};
+
+pub(super) fn render(status: &Status, screen: &Screen) -> String {
+    let Status {
+        agent,
+        interfaces,
+        services,
+    } = status;
+    let mut text = agent_lines(agent, screen);
+    if interfaces.is_empty() {
+        text += "attached to nothing\n";
+    } else {
+        text += "\n";
+        text += &interface_grid(interfaces).render(screen, "");
+    }
+    for service in services {
+        text += "\n";
+        text += &service_lines(service);
+        let mut grid = backend_grid();
+        for backend in &service.backends {
+            let (cells, notes) = backend_row(backend, service.protocol, screen);
+            grid.row(cells, notes);
+        }
+        text += &grid.render(screen, "  ");
+    }
+    text
+}
+
+fn agent_lines(agent: &AgentStatus, screen: &Screen) -> String {
+    let AgentStatus {
+        running,
+        version,
+        since,
+        pid,
+        detached,
+        confirm_within_s,
+        config,
+        warnings,
+    } = agent;
+    let mut text = String::new();
+    if *running {
+        let age = human::ago(since, screen.now)
+            .map(|age| format!(" ({age})"))
+            .unwrap_or_default();
+        let _ = writeln!(text, "agent {version} running since {since}{age}, process {pid}");
+        let _ = writeln!(text, "configuration {}", human::printable(config));
+    } else {
+        text += &frozen_line(agent);
+        let _ = writeln!(
+            text,
+            "it was version {version}, process {pid}; packets are forwarded on, but no backend is checked"
+        );
+    }
+    if *detached {
+        text += "DETACHED: the program was taken off; restart the agent to attach again\n";
+    }
+    if let Some(seconds) = confirm_within_s {
+        let _ = writeln!(
+            text,
+            "NOT CONFIRMED: detaching in {seconds} s unless `xlb confirm` comes"
+        );
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "warning: {}", human::printable(warning));
+    }
+    text
+}
+
+fn interface_grid(interfaces: &[InterfaceStatus]) -> Grid {
+    let mut grid = Grid::new(&[
+        Column::left("INTERFACE"),
+        Column::left("MODE"),
+        Column::left("DRIVER"),
+        Column::right("MTU"),
+        Column::right("PROGRAM"),
+    ]);
+    for interface in interfaces {
+        let InterfaceStatus {
+            name,
+            mode,
+            driver,
+            program_id,
+            mtu,
+        } = interface;
+        let number = |number: &Option<u32>| number.map_or("-".to_owned(), |number| number.to_string());
+        let mode = match mode.as_str() {
+            "detached" => Cell::toned(&"DETACHED", Tone::Bad),
+            "generic" => Cell::toned(mode, Tone::Warning),
+            _ => mode.into(),
+        };
+        let driver = driver.as_deref().unwrap_or("-");
+        grid.row(
+            [
+                name.into(),
+                mode,
+                driver.into(),
+                number(mtu).into(),
+                number(program_id).into(),
+            ],
+            vec![],
+        );
+    }
+    grid
+}
+
+fn service_lines(service: &ServiceStatus) -> String {
+    let ServiceStatus {
+        name,
+        address,
+        port,
+        protocol,
+        forward,
+        scheduler,
+        tracking: _,
+        table_size,
+        generation,
+        all_down,
+        packets,
+        bytes,
+        new_flows,
+        backends: _,
+    } = service;
+    let mut text = String::new();
+    let place = human::service_place(*address, *port, *protocol);
+    let _ = writeln!(
+        text,
+        "{name}  {place}  {forward} {scheduler}  {}",
+        serving(service)
+    );
+    match (all_down, table_size) {
+        (_, 0) => text += "  NOBODY SERVES: packets are dropped\n",
+        (true, _) => text += "  ALL DOWN: the table of before the failures goes on\n",
+        (false, _) => {}
+    }
+    let flows = match protocol {
+        Protocol::Tcp => format!(", {} new flows", human::flows(*new_flows, *protocol)),
+        Protocol::Udp => String::new(),
+    };
+    let _ = writeln!(
+        text,
+        "  {} packets, {}{flows}; {table_size} slots, generation {generation}",
+        human::count(*packets),
+        human::bytes(*bytes),
+    );
+    text
+}
+
+/// `2 of 3 backends serve`.
+pub(in crate::cli) fn serving(service: &ServiceStatus) -> String {
+    let serving = service.backends.iter().filter(|backend| backend.serving).count();
+    format!("{serving} of {} backends serve", service.backends.len())
+}
+
+const COLUMNS: usize = 10;
+
+/// The columns that [`backend_row`] fills.
+pub(in crate::cli) fn backend_grid() -> Grid {
+    let columns: [Column; COLUMNS] = [
+        Column::left("BACKEND"),
+        Column::left("STATE"),
+        Column::left("FOR").dispensable(4),
+        Column::left("ADMIN"),
+        Column::left("CHECK"),
+        Column::left("WEIGHT").dispensable(1),
+        Column::right("SHARE").dispensable(2),
+        Column::right("NEW FLOWS").dispensable(3),
+        Column::right("PACKETS").dispensable(5),
+        Column::right("BYTES").dispensable(6),
+    ];
+    Grid::new(&columns)
+}
+
+/// The row of a backend, and the notes under it: why it does not take traffic.
+pub(in crate::cli) fn backend_row(
+    backend: &BackendStatus,
+    protocol: Protocol,
+    screen: &Screen,
+) -> ([Cell; COLUMNS], Vec<String>) {
+    let BackendStatus {
+        address,
+        port,
+        weight,
+        effective_weight,
+        state,
+        admin,
+        serving: _,
+        unresolved,
+        check,
+        share_percent,
+        packets,
+        bytes,
+        new_flows,
+        packet_mtu: _,
+        changed,
+    } = backend;
+    let state_tone = match state {
+        _ if is_missing(backend) => Tone::Bad,
+        OperState::Up => Tone::Good,
+        OperState::Down | OperState::Unknown => Tone::Warning,
+    };
+    let admin_tone = match admin {
+        AdminState::Ready => Tone::Plain,
+        AdminState::Drain | AdminState::Maint => Tone::Warning,
+    };
+    let weight = if weight == effective_weight {
+        weight.to_string()
+    } else {
+        format!("{effective_weight} (file {weight})")
+    };
+    let age = changed
+        .as_deref()
+        .and_then(|changed| human::ago(changed, screen.now));
+    let cells = [
+        human::place(*address, *port).into(),
+        Cell::toned(state, state_tone),
+        age.unwrap_or_else(|| "-".into()).into(),
+        Cell::toned(admin, admin_tone),
+        check_text(check).into(),
+        weight.into(),
+        format!("{share_percent:.1}%").into(),
+        human::flows(*new_flows, protocol).into(),
+        human::count(*packets).into(),
+        human::bytes(*bytes).into(),
+    ];
+    let mut notes = Vec::new();
+    if let Some(why) = unresolved {
+        notes.push(format!("UNRESOLVED: {why}"));
+    }
+    if check.code.passed() != Some(true) && split_status(&check.detail).is_none() && !check.detail.is_empty()
+    {
+        notes.push(format!("check: {}", check.detail));
+    }
+    (cells, notes)
+}
+
+/// `L7OK/200 in 1.2ms`.
+fn check_text(check: &CheckStatus) -> String {
+    let CheckStatus {
+        code,
+        latency_ms,
+        detail,
+    } = check;
+    let mut text = code.to_string();
+    if let Some(status) = split_status(detail) {
+        let _ = write!(text, "/{status}");
+    }
+    if let Some(ms) = latency_ms {
+        let _ = write!(text, " in {}", human::latency(*ms));
+    }
+    text
+}
+
+/// The HTTP status that a detail begins with.
+fn split_status(detail: &str) -> Option<&str> {
+    let status = detail.split(' ').next()?;
+    (status.len() == 3 && status.bytes().all(|byte| byte.is_ascii_digit())).then_some(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::{example_status, screen};
+
+    #[test]
+    fn a_wide_screen_has_everything() {
+        assert_eq!(render(&example_status(), &screen(None)), WIDE);
+    }
+
+    #[test]
+    fn eighty_columns_keep_what_matters_first() {
+        let text = render(&example_status(), &screen(Some(80)));
+        assert_eq!(text, NARROW);
+        assert!(text.lines().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn without_an_agent_the_first_line_says_so() {
+        let mut status = example_status();
+        status.agent.running = false;
+        let text = render(&status, &screen(None));
+        assert!(
+            text.starts_with("AGENT NOT RUNNING since 2025-01-01T00:00:00Z, states frozen\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_needs_attention_is_said_in_words() {
+        let mut status = example_status();
+        status.agent.detached = true;
+        status.agent.confirm_within_s = Some(42);
+        status.agent.warnings = vec!["odd".into()];
+        status.interfaces[0].mode = "detached".into();
+        status.services[0].all_down = true;
+        status.services[1].table_size = 0;
+        let text = render(&status, &screen(None));
+        for words in [
+            "DETACHED: ",
+            "NOT CONFIRMED: detaching in 42 s",
+            "warning: odd",
+            "eth0       DETACHED",
+            "ALL DOWN: ",
+            "NOBODY SERVES: ",
+        ] {
+            assert!(text.contains(words), "{words} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_check_is_shown_as_haproxy_does() {
+        let text = |code, latency_ms, detail: &str| {
+            check_text(&CheckStatus {
+                code,
+                latency_ms,
+                detail: detail.into(),
+            })
+        };
+        use crate::model::CheckCode;
+        assert_eq!(text(CheckCode::L7ok, Some(1.21), "200 OK"), "L7OK/200 in 1.2ms");
+        assert_eq!(text(CheckCode::L7sts, Some(12.0), "503"), "L7STS/503 in 12.0ms");
+        assert_eq!(
+            text(CheckCode::L4con, Some(0.1), "connection refused"),
+            "L4CON in 0.10ms"
+        );
+        assert_eq!(text(CheckCode::Ini, None, ""), "INI");
+    }
+
+    const WIDE: &str = "\
+agent 0.1.0 running since 2025-01-01T00:00:00Z (3h12m), process 4711
+configuration /etc/xlb/xlb.toml
+
+INTERFACE  MODE    DRIVER       MTU  PROGRAM
+eth0       native  virtio_net  1500       42
+
+web  192.0.2.10:80/tcp  dsr-ipip maglev  1 of 3 backends serve
+  24,690 packets, 2.47 MB, ~2,408 new flows; 4093 slots, generation 7
+  BACKEND       STATE    FOR    ADMIN  CHECK              WEIGHT       SHARE  NEW FLOWS  PACKETS    BYTES
+  10.0.1.11:80  UP       3h11m  READY  L7OK/200 in 1.2ms  10           33.3%     ~1,204   12,345  1.23 MB
+  10.0.1.12:80  DOWN     3h11m  READY  L4CON in 0.10ms    10            0.0%     ~1,204   12,345  1.23 MB
+    check: connection refused
+  10.0.1.13:80  UNKNOWN  3h11m  MAINT  UNK                5 (file 10)   0.0%     ~1,204   12,345  1.23 MB
+
+dns  [2001:db8::10]:80/udp  dsr-ipip maglev  1 of 2 backends serve
+  24,690 packets, 2.47 MB; 4093 slots, generation 7
+  BACKEND              STATE  FOR    ADMIN  CHECK              WEIGHT  SHARE  NEW FLOWS  PACKETS    BYTES
+  [2001:db8::1:11]:80  UP     3h11m  READY  L7OK/200 in 1.2ms  10      33.3%          -   12,345  1.23 MB
+  [2001:db8::1:12]:80  UP     3h11m  READY  L7OK/200 in 1.2ms  10      33.3%          -   12,345  1.23 MB
+    UNRESOLVED: no route to 2001:db8::1:12
+";
+
+    const NARROW: &str = "\
+agent 0.1.0 running since 2025-01-01T00:00:00Z (3h12m), process 4711
+configuration /etc/xlb/xlb.toml
+
+INTERFACE  MODE    DRIVER       MTU  PROGRAM
+eth0       native  virtio_net  1500       42
+
+web  192.0.2.10:80/tcp  dsr-ipip maglev  1 of 3 backends serve
+  24,690 packets, 2.47 MB, ~2,408 new flows; 4093 slots, generation 7
+  BACKEND       STATE    ADMIN  CHECK              WEIGHT       SHARE  NEW FLOWS
+  10.0.1.11:80  UP       READY  L7OK/200 in 1.2ms  10           33.3%     ~1,204
+  10.0.1.12:80  DOWN     READY  L4CON in 0.10ms    10            0.0%     ~1,204
+    check: connection refused
+  10.0.1.13:80  UNKNOWN  MAINT  UNK                5 (file 10)   0.0%     ~1,204
+
+dns  [2001:db8::10]:80/udp  dsr-ipip maglev  1 of 2 backends serve
+  24,690 packets, 2.47 MB; 4093 slots, generation 7
+  BACKEND              STATE  ADMIN  CHECK              WEIGHT  SHARE  NEW FLOWS
+  [2001:db8::1:11]:80  UP     READY  L7OK/200 in 1.2ms  10      33.3%          -
+  [2001:db8::1:12]:80  UP     READY  L7OK/200 in 1.2ms  10      33.3%          -
+    UNRESOLVED: no route to 2001:db8::1:12
+";
+}

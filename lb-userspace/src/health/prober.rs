@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use super::machine::{Change, Machine, Policy};
@@ -79,18 +78,11 @@ struct Shared<C> {
     reports: mpsc::Sender<Report>,
 }
 
-/// The task of one target, and the ways to reach it.
+/// The ways to reach the task of one target. The task ends when they are dropped.
 #[derive(Debug)]
 struct Running {
     spec: watch::Sender<Spec>,
     probe_now: Arc<Notify>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// What of a target may change while it runs.
@@ -137,7 +129,7 @@ impl<C: Checker> Prober<C> {
     /// New ones are probed soon, all within 100 ms, and every target reports at least once for each time it
     /// was added. Targets that are running keep their state; with an unchanged check also their counts,
     /// their pace and a probe under way. Where what is probed changed, they are probed at once. Targets not
-    /// named are no longer checked; reports they sent before may still be in the channel.
+    /// named are no longer checked; a last report may still come.
     pub fn set_targets(&mut self, targets: Vec<Target>) {
         let targets: HashMap<BackendId, Target> =
             targets.into_iter().map(|target| (target.id, target)).collect();
@@ -191,19 +183,16 @@ impl<C: Checker> Prober<C> {
             probe_now: Arc::clone(&probe_now),
             shared: Arc::clone(&self.shared),
         };
-        let task = self.runtime.spawn(async move {
-            // Ends when nobody wants the reports, or the target was removed.
-            let _: Result<(), Gone> = watched.run().await;
-        });
+        self.runtime.spawn(watched.run());
         Running {
             spec: spec_sender,
             probe_now,
-            task,
         }
     }
 }
 
-/// The other end of a channel is gone: nothing is left to do.
+/// The other end of a channel is gone: nobody wants the reports, or the target was removed.
+#[derive(Debug)]
 struct Gone;
 
 /// What a spec taken over differed in.

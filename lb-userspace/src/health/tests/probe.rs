@@ -194,6 +194,40 @@ async fn http_sends_the_request_and_closes_without_a_reset() {
     assert!(request.contains("\r\nuser-agent: xlb/"), "{request}");
 }
 
+/// The body comes after the verdict: it is read all the same, and the server closes first.
+#[tokio::test]
+async fn a_late_body_is_read_out() {
+    let (listener, address) = listen().await;
+    let (verdict_is_there, verdict) = tokio::sync::oneshot::channel();
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+            .await
+            .unwrap();
+        verdict.await.unwrap();
+        let mut rest = Vec::new();
+        while !rest.ends_with(b"\r\n\r\n") {
+            assert_ne!(
+                stream.read_buf(&mut rest).await.unwrap(),
+                0,
+                "closed within the request"
+            );
+        }
+        let still_open = stream.try_read(&mut [0; 16]).map_err(|error| error.kind());
+        stream.write_all(b"hello").await.unwrap();
+        stream.shutdown().await.unwrap();
+        (
+            still_open,
+            stream.read(&mut [0; 16]).await.map_err(|error| error.kind()),
+        )
+    });
+    let result = probe(&http(address), PLENTY).await;
+    assert_eq!(result.code, CheckCode::L7ok);
+    verdict_is_there.send(()).unwrap();
+    assert_eq!(server.await.unwrap(), (Err(ErrorKind::WouldBlock), Ok(0)));
+}
+
 #[tokio::test]
 async fn http_with_another_method_and_host() {
     let (server, address) = serve(vec![b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()]).await;
@@ -343,11 +377,16 @@ async fn an_endless_body_passes_and_is_cut_off() {
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
-        while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+        let mut written = 0;
+        while stream.write_all(&[b'x'; 4096]).await.is_ok() {
+            written += 4096;
+        }
+        written
     });
     let result = probe(&http(address), PLENTY).await;
     assert_eq!(seen(&result), (CheckCode::L7ok, "200 OK"));
-    server.await.unwrap();
+    // The bound, and what two socket buffers take.
+    assert!(server.await.unwrap() < 64 * 1024 * 1024);
 }
 
 #[test]

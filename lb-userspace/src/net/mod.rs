@@ -12,6 +12,7 @@
 
 pub mod address;
 pub mod announce;
+pub mod doctor;
 pub mod ethtool;
 mod ioctl;
 pub mod link;
@@ -23,6 +24,7 @@ pub mod route;
 pub mod sysctl;
 #[cfg(test)]
 mod testing;
+pub mod xdp_features;
 
 pub use nexthop::{NextHop, NextHops, Unresolved};
 pub use resolver::Resolver;

@@ -1,6 +1,7 @@
 //! `xlb decap`, on backends.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -30,6 +31,9 @@ Examples:
 pub(super) struct Arguments {
     #[command(subcommand)]
     what: What,
+    /// Folder of the pins, on a BPF file system; network namespaces that share one need a folder each.
+    #[arg(long, global = true, value_name = "DIR", default_value = decap::ROOT)]
+    pin_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -87,14 +91,17 @@ impl From<Mode> for XdpMode {
 }
 
 pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Outcome> {
-    match &arguments.what {
-        What::Attach(arguments) => done::show(&attach(arguments)?, context),
-        What::Detach(Interface { interface }) => done::show(&detach(interface)?, context),
-        What::Status(MaybeInterface { interface }) => context.show(&status(interface.as_deref())?, render),
+    let Arguments { what, pin_dir } = arguments;
+    match what {
+        What::Attach(arguments) => done::show(&attach(pin_dir, arguments)?, context),
+        What::Detach(Interface { interface }) => done::show(&detach(pin_dir, interface)?, context),
+        What::Status(MaybeInterface { interface }) => {
+            context.show(&status(pin_dir, interface.as_deref())?, render)
+        }
     }
 }
 
-fn attach(arguments: &Attach) -> anyhow::Result<Done> {
+fn attach(pin_dir: &Path, arguments: &Attach) -> anyhow::Result<Done> {
     let Attach {
         interface: Interface { interface },
         from,
@@ -111,7 +118,7 @@ fn attach(arguments: &Attach) -> anyhow::Result<Done> {
             .xdp
             .map(|xdp| (xdp.program_id, xdp.mode == link::XdpMode::Native)),
     };
-    let done = decap::attach(target, from, (*mode).into())?;
+    let done = decap::attach(pin_dir, target, from, (*mode).into())?;
     Ok(Done {
         changed: true,
         changes: vec![format!(
@@ -124,8 +131,8 @@ fn attach(arguments: &Attach) -> anyhow::Result<Done> {
     })
 }
 
-fn detach(interface: &str) -> anyhow::Result<Done> {
-    match decap::detach(interface) {
+fn detach(pin_dir: &Path, interface: &str) -> anyhow::Result<Done> {
+    match decap::detach(pin_dir, interface) {
         Err(datapath::Error::NothingPinned { .. }) => Ok(Done::default()),
         Err(error) => Err(error.into()),
         Ok(()) => Ok(Done {
@@ -173,14 +180,14 @@ impl From<decap::Status> for Place {
     }
 }
 
-fn status(interface: Option<&str>) -> anyhow::Result<Answer> {
+fn status(pin_dir: &Path, interface: Option<&str>) -> anyhow::Result<Answer> {
     let names = match interface {
         Some(name) => vec![name.to_owned()],
-        None => decap::interfaces()?,
+        None => decap::interfaces(pin_dir)?,
     };
     let mut interfaces = Vec::new();
     for name in names {
-        let status = match decap::status(&name) {
+        let status = match decap::status(pin_dir, &name) {
             Err(datapath::Error::NothingPinned { .. }) => {
                 bail!(
                     "decap is not attached to {name}; attach it with: xlb decap attach --interface {name} --from PREFIX"

@@ -37,7 +37,8 @@ pub struct Target<'a> {
 /// Attaches the program, or replaces our own older one atomically through its pinned link.
 ///
 /// # Errors
-/// [`Error::ForeignProgram`] where another program holds the interface, [`Error::NativeRefused`],
+/// [`Error::ForeignProgram`] where another program holds the interface, [`Error::PinElsewhere`],
+/// [`Error::NativeRefused`],
 /// [`Error::Attach`], [`Error::NoLink`].
 pub fn attach(
     ebpf: &mut Ebpf,
@@ -68,6 +69,12 @@ pub fn attach(
                 ifindex,
                 native,
                 program_id,
+            });
+        }
+        if info.ifindex != 0 {
+            return Err(Error::PinElsewhere {
+                path: pin,
+                ifindex: info.ifindex,
             });
         }
         // The interface was deleted and made again: the link leads nowhere.

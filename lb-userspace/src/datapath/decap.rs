@@ -1,6 +1,7 @@
 //! `xlb decap`: on a backend without a tunnel device, a small XDP program takes the outer header off packets
 //! that come from the load balancers named. It stays without us: link, program and maps are pinned in a
-//! folder for each interface below [`ROOT`], and `rm -r` of that folder detaches it.
+//! folder for each interface below a root ([`ROOT`] unless told otherwise: network namespaces that share a BPF file
+//! system need one each), and `rm -r` of that folder detaches it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -53,16 +54,21 @@ pub struct Attached {
 /// # Errors
 /// [`Error::ForeignProgram`] where another program holds the interface, [`Error::TooManyPrefixes`],
 /// [`Error::LayoutMismatch`], and those of [`attach::attach`]. What was not there before is taken away again.
-pub fn attach(target: Target<'_>, prefixes: &[IpNet], mode: XdpMode) -> Result<Attachment, Error> {
+pub fn attach(
+    root: &Path,
+    target: Target<'_>,
+    prefixes: &[IpNet],
+    mode: XdpMode,
+) -> Result<Attachment, Error> {
     check_kernel()?;
     let (v4, v6) = by_family(prefixes)?;
-    let folder = folder(target.interface);
+    let folder = folder(root, target.interface);
     let fresh = !folder.exists();
     let pins = PinDir::create(&folder)?;
     let _lock = pins.lock()?;
     let result = attach_in(&pins, target, mode, &v4, &v6);
     if result.is_err() && fresh {
-        remove(&pins)?;
+        remove(root, &pins)?;
     }
     result
 }
@@ -94,16 +100,16 @@ fn attach_in(
 ///
 /// # Errors
 /// [`Error::NothingPinned`] where it is not attached, [`Error::Io`].
-pub fn detach(interface: &str) -> Result<(), Error> {
-    remove(&existing(interface)?)
+pub fn detach(root: &Path, interface: &str) -> Result<(), Error> {
+    remove(root, &existing(root, interface)?)
 }
 
 /// The program on one interface.
 ///
 /// # Errors
 /// [`Error::NothingPinned`] where it is not attached, [`Error::LayoutMismatch`], [`Error::Map`].
-pub fn status(interface: &str) -> Result<Status, Error> {
-    let pins = existing(interface)?;
+pub fn status(root: &Path, interface: &str) -> Result<Status, Error> {
+    let pins = existing(root, interface)?;
     verify(&pins)?;
     let attached = attach::own_link(&pins, interface)?
         .filter(|link| link.ifindex != 0)
@@ -130,8 +136,7 @@ pub fn status(interface: &str) -> Result<Status, Error> {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn interfaces() -> Result<Vec<String>, Error> {
-    let root = Path::new(ROOT);
+pub fn interfaces(root: &Path) -> Result<Vec<String>, Error> {
     let entries = match fs::read_dir(root) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(Error::io(root))?,
@@ -145,12 +150,12 @@ pub fn interfaces() -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-fn folder(interface: &str) -> PathBuf {
-    Path::new(ROOT).join(pins::encode(interface))
+fn folder(root: &Path, interface: &str) -> PathBuf {
+    root.join(pins::encode(interface))
 }
 
-fn existing(interface: &str) -> Result<PinDir, Error> {
-    let folder = folder(interface);
+fn existing(root: &Path, interface: &str) -> Result<PinDir, Error> {
+    let folder = folder(root, interface);
     if !folder.exists() {
         return Err(Error::NothingPinned { path: folder });
     }
@@ -158,9 +163,8 @@ fn existing(interface: &str) -> Result<PinDir, Error> {
 }
 
 /// Removes the pins, and the folder of all where these were the last.
-fn remove(pins: &PinDir) -> Result<(), Error> {
+fn remove(root: &Path, pins: &PinDir) -> Result<(), Error> {
     pins.remove()?;
-    let root = Path::new(ROOT);
     match fs::remove_dir(root) {
         Err(error)
             if !matches!(

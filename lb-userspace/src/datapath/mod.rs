@@ -63,6 +63,11 @@ pub enum Error {
              See `bpftool prog show id {program_id}`; remove it with: ip link set dev {interface} xdp off"
     )]
     ForeignProgram { interface: String, program_id: u32 },
+    #[error(
+        "{} holds a program on another interface (index {ifindex}): renamed since, or in another network \
+         namespace; give this one a pin folder of its own, or detach that one first", path.display()
+    )]
+    PinElsewhere { path: PathBuf, ifindex: u32 },
     #[error("interface {0} does not exist")]
     NoInterface(String),
     #[error(

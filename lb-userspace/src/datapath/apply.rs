@@ -59,6 +59,8 @@ pub struct Dataplane {
     backends: BTreeMap<BackendId, u32>,
     records: BTreeMap<u32, Record>,
     metas: BTreeMap<u32, BackendMeta>,
+    /// Last check results (code, latency in microseconds), also of backends that have no index yet.
+    checks: BTreeMap<BackendId, (u8, u32)>,
     free_services: BTreeSet<u32>,
     free_backends: BTreeSet<u32>,
     /// Indices of removed backends that packets may still hold.
@@ -149,6 +151,7 @@ impl Dataplane {
             backends,
             records,
             metas,
+            checks: BTreeMap::new(),
             free_services,
             free_backends,
             resting: Vec::new(),
@@ -468,6 +471,8 @@ impl Dataplane {
     fn meta_of(&self, id: &BackendId, backend: &DesiredBackend, before: Option<&BackendMeta>) -> BackendMeta {
         let (address, family) = identity::words(id.address);
         let runtime = backend.status.runtime_weight;
+        let known = before.map_or((0, 0), |m| (m.check_code, m.latency_us));
+        let (check_code, latency_us) = self.checks.get(id).copied().unwrap_or(known);
         BackendMeta {
             address,
             service: self.services[&id.service].index,
@@ -479,9 +484,9 @@ impl Dataplane {
             admin: admin_code(backend.status.admin),
             flags: u8::from(runtime.is_some()) * HAS_RUNTIME_WEIGHT
                 + u8::from(backend.status.ever_up) * EVER_UP,
-            check_code: before.map_or(0, |m| m.check_code),
+            check_code,
             runtime_weight: runtime.unwrap_or(0),
-            latency_us: before.map_or(0, |m| m.latency_us),
+            latency_us,
         }
     }
 
@@ -490,6 +495,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Map`].
     pub fn note_check(&mut self, id: &BackendId, code: u8, latency_us: u32) -> Result<(), Error> {
+        self.checks.insert(*id, (code, latency_us));
         let Some(index) = self.backends.get(id) else {
             return Ok(());
         };
@@ -524,6 +530,7 @@ impl Dataplane {
                 }
             }
             self.backends.remove(&id);
+            self.checks.remove(&id);
             self.records.remove(&index);
             if let Some(mut meta) = self.metas.remove(&index) {
                 meta.in_use = 0;

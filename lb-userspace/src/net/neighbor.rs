@@ -17,9 +17,9 @@ use super::netlink::{self, Netlink, NetlinkError};
 
 pub use netlink_packet_route::neighbour::NeighbourState as NeighborState;
 
-/// How long the MAC address of an entry that went away, but did not fail to answer, is still used. The kernel
-/// forgets entries under memory pressure and on `ip neigh flush`; asking again takes milliseconds,
-/// and the host is most likely where it was.
+/// How long the MAC address of an entry that went away, but did not fail to answer, is still used. The
+/// kernel forgets entries under memory pressure and on `ip neigh flush`; asking again takes
+/// milliseconds, and the host is most likely where it was.
 pub const HOLD: Duration = Duration::from_secs(2);
 
 /// What identifies a neighbour: the interface it is on and its address.

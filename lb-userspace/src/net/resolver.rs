@@ -12,8 +12,9 @@
 //!
 //! A change of a neighbour or of a link's state is published without asking the kernel anything.
 //! [`DEBOUNCE`] after an event that may change routes, they are all asked for; under a storm of events
-//! (a routing daemon loads a table) the pauses grow, so that asking takes a fifth of the time at most. Events can get lost; the kernel says so, and then, and
-//! every [`RESYNC_INTERVAL`] in any case, everything is read anew.
+//! (a routing daemon loads a table) the pauses grow, so that asking takes a fifth of the time at most.
+//! Events can get lost; the kernel says so, and then, and every [`RESYNC_INTERVAL`] in any case,
+//! everything is read anew.
 //!
 //! Packets that leave through XDP do not tell the kernel that a neighbour is in use: its entry would
 //! become stale, be forgotten, and its MAC address go with it. So the task acts as their user: it has

@@ -20,6 +20,9 @@ const WATCH: Duration = Duration::from_secs(10);
 /// Resetting a NIC to make room for XDP takes its carrier away for a moment; only a lasting loss counts.
 const GRACE: Duration = Duration::from_secs(4);
 
+/// When the first announcement is repeated.
+const SECOND_ANNOUNCEMENT: Duration = Duration::from_secs(2);
+
 /// One interface under watch since the program was put on it.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -58,6 +61,8 @@ impl Agent {
             log::warn!("detaching in {} s unless `xlb confirm` comes", within.as_secs());
         }
         self.announce().await;
+        // A frame may be lost, and a port that has just come up may not forward yet.
+        self.announce_at = Some(Instant::now() + SECOND_ANNOUNCEMENT);
         Ok(())
     }
 

@@ -97,6 +97,8 @@ struct Agent {
     attachments: BTreeMap<String, Attachment>,
     watches: Vec<attach::Watch>,
     confirm_by: Option<Instant>,
+    /// When the service addresses are announced again.
+    announce_at: Option<Instant>,
     /// Somebody, or a watch, took the program off; it is not put back by itself.
     detached: bool,
     started: std::time::SystemTime,
@@ -160,8 +162,9 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             }
         }
     };
-    drop(socket);
-    agent.stop(end)
+    let result = agent.stop(end);
+    socket.close().await;
+    result
 }
 
 type HopsReceiver = watch::Receiver<Arc<NextHops>>;
@@ -172,22 +175,31 @@ impl Agent {
     /// Leaves forwarding as the configuration says, or takes it away.
     fn stop(self, end: End) -> anyhow::Result<()> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        let detach = end == End::Detached || self.config.agent.on_stop == OnStop::Detach;
-        if detach {
-            self.forget_addresses();
-            self.pins.remove().context("detaching")?;
-            log::info!(
-                "detached from {}: nothing is forwarded any longer",
-                self.interface_names()
-            );
-        } else if self.attachments.is_empty() {
-            log::info!("stopped before anything was attached");
+        if end == End::Detached {
+            return Ok(());
+        }
+        if self.config.agent.on_stop == OnStop::Detach {
+            return self.take_away().context("detaching");
+        }
+        if self.attachments.is_empty() {
+            log::info!("stopped with nothing attached");
         } else {
             log::info!(
                 "stopped; {} forward on with the states as they are (on_stop = \"keep\"); take it away with: xlb detach",
                 self.interface_names()
             );
         }
+        Ok(())
+    }
+
+    /// Takes program, links, maps and addresses out of the kernel.
+    fn take_away(&self) -> Result<(), crate::datapath::Error> {
+        self.forget_addresses();
+        self.pins.remove()?;
+        log::info!(
+            "detached from {}: nothing is forwarded any longer",
+            self.interface_names()
+        );
         Ok(())
     }
 

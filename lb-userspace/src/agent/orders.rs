@@ -1,12 +1,16 @@
 //! Commands of operators: admin states, weights, confirmation, and the clock's tick.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::reload::done;
 use super::{Agent, Command, End, Refusal};
 use crate::api::types::{BackendOrder, Done, Order, WeightOrder};
 use crate::control::{self, Inputs};
 use crate::model::{AdminState, BackendId, OperState};
+
+/// How often service addresses are announced. Switches that look into multicast forget a group that nobody
+/// reports for about four minutes (RFC 3810 section 9.4), and caches of neighbours may have lost an entry.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Agent {
     /// Carries out one command; `Some` ends the agent.
@@ -34,10 +38,12 @@ impl Agent {
                 })));
             }
             Command::Detach(reply) => {
-                let changes = vec![format!(
-                    "detached from {}",
-                    self.config.agent.interfaces.join(", ")
-                )];
+                if let Err(error) = self.take_away() {
+                    log::error!("detaching: {error}");
+                    drop(reply.send(Err(Refusal::Failed(error.to_string()))));
+                    return None;
+                }
+                let changes = vec![format!("detached from {}", self.interface_names())];
                 drop(reply.send(Ok(Done {
                     changed: true,
                     changes,
@@ -62,7 +68,12 @@ impl Agent {
             if self.pins.path(crate::datapath::pins::AGENT_META.pin).exists() {
                 self.beat()?;
             }
-            self.look_after(Instant::now()).await;
+            let now = Instant::now();
+            self.look_after(now).await;
+            if self.announce_at.is_some_and(|at| now >= at) {
+                self.announce().await;
+                self.announce_at = Some(now + ANNOUNCE_INTERVAL);
+            }
         }
         Ok(())
     }

@@ -78,6 +78,7 @@ impl Agent {
             attachments: BTreeMap::new(),
             watches: Vec::new(),
             confirm_by: None,
+            announce_at: None,
             detached: false,
             started: SystemTime::now(),
             all_down: std::collections::BTreeSet::new(),

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -20,19 +21,39 @@ const GROUP: &str = "xlb";
 
 type Commands = mpsc::Sender<Command>;
 
-/// A served socket; the file goes when this is dropped.
+/// A served socket; the file goes with this.
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
-    task: tokio::task::JoinHandle<()>,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Socket {
+    /// Takes no more requests and waits until those that came in are answered, for a moment at most.
+    pub async fn close(mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(mut task) = self.task.take()
+            && tokio::time::timeout(LAST_ANSWERS, &mut task).await.is_err()
+        {
+            task.abort();
+        }
+    }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
         let _ = std::fs::remove_file(&self.path);
     }
 }
+
+/// How long the last answers may take at the end.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Serves the API at `path`, readable and writable for root and the group `xlb`.
 ///
@@ -58,14 +79,20 @@ pub fn serve(path: &Path, commands: Commands) -> io::Result<Socket> {
     if let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) {
         nix::unistd::chown(path, None, Some(group.gid))?;
     }
+    let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router(commands)).await {
+        let served = axum::serve(listener, router(commands)).with_graceful_shutdown(async {
+            // A dropped sender stops it too.
+            let _ = stopped.await;
+        });
+        if let Err(error) = served.await {
             log::error!("API: {error}");
         }
     });
     Ok(Socket {
         path: path.into(),
-        task,
+        stop: Some(stop),
+        task: Some(task),
     })
 }
 

@@ -50,7 +50,7 @@ pub struct Policy {
     pub timeout: Duration,
     /// From start to start of probes while a verdict is in transition.
     pub fast_interval: Duration,
-    /// What a probe may take while a verdict is in transition; at most `timeout` is used.
+    /// What a probe may take while UP is in doubt; at most `timeout` is used.
     pub fast_timeout: Duration,
     /// In place of `interval` while DOWN.
     pub down_interval: Option<Duration>,
@@ -167,7 +167,9 @@ impl Machine {
             fast_timeout,
             ..
         } = self.policy;
-        if self.in_transition() {
+        // Only on the way down, where the time until the verdict counts. A backend that answers slowly but
+        // within `timeout` must be able to come UP.
+        if self.in_transition() && self.state == OperState::Up {
             fast_timeout.min(timeout)
         } else {
             timeout

@@ -93,14 +93,14 @@ fn pace_and_patience_by_state() {
         ..policy()
     };
     for ((state, passes, failures), timeout, wait) in [
-        ((Unknown, 0, 0), 300, 200),
+        ((Unknown, 0, 0), 1000, 200),
         ((Up, 0, 0), 300, 200),
         ((Up, 1, 0), 1000, 2000),
         ((Up, 0, 1), 300, 200),
         ((Up, 0, 2), 300, 200),
-        ((Down, 0, 0), 300, 200),
+        ((Down, 0, 0), 1000, 200),
         ((Down, 0, 3), 1000, 7000),
-        ((Down, 1, 0), 300, 200),
+        ((Down, 1, 0), 1000, 200),
     ] {
         let machine = Machine {
             policy,

@@ -333,7 +333,7 @@ async fn another_address_is_probed_in_place_of_the_backends() {
     lab.prober.set_targets(vec![elsewhere]);
     let report = lab.report().await;
     assert_eq!(report.id, target(1).id);
-    assert_eq!(report.result.detail, "10.0.0.99:80 may take 300ms");
+    assert_eq!(report.result.detail, "10.0.0.99:80 may take 1s");
 }
 
 #[tokio::test(start_paused = true)]
@@ -400,7 +400,7 @@ async fn thousands_of_targets_finish_their_first_round_soon() {
     for _ in 0..COUNT {
         let report = lab.report().await;
         assert!(
-            report.ended - lab.begin <= FIRST_PROBES_WITHIN + 301 * MS,
+            report.ended - lab.begin <= FIRST_PROBES_WITHIN + 1001 * MS,
             "{:?}",
             report.ended - lab.begin
         );

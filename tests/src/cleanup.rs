@@ -120,10 +120,34 @@ fn sweep() {
 
 /// Names below `folder` that [`unique`] made in a process that lives no longer.
 fn orphans(folder: &Path) -> Vec<String> {
+    let dead = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
+    names(folder)
+        .into_iter()
+        .filter(|name| owner(name).is_some_and(dead))
+        .collect()
+}
+
+/// What this process made and has not taken away: namespaces, pins, folders, child processes.
+#[must_use]
+pub fn left_by_us() -> Vec<String> {
+    let mut left = Vec::new();
+    for folder in [Path::new("/run/netns"), Path::new(BPFFS), &env::temp_dir()] {
+        let ours = names(folder)
+            .into_iter()
+            .filter(|name| owner(name) == Some(std::process::id()));
+        left.extend(ours.map(|name| folder.join(name).display().to_string()));
+    }
+    for thread in names(Path::new("/proc/self/task")) {
+        let children = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
+        left.extend(children.split_whitespace().map(|pid| format!("process {pid}")));
+    }
+    left
+}
+
+fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names
-        .filter(|name| owner(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
 }
 

@@ -15,8 +15,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 
-use crate::netns::{Netns, ip};
+use crate::agent::PinFolder;
+use crate::netns::{Netns, ip, run};
 use crate::pass::Pass;
+use crate::process::binary;
 
 /// Service addresses over IPv4, all of them on every backend.
 pub const VIPS_V4: [Ipv4Addr; 3] = [
@@ -47,6 +49,8 @@ pub struct LabOptions {
     /// The load balancer reaches the backends through a second device, `eth1`, at addresses of their own
     /// (10.78.0.x, fd78::x).
     pub second_device: bool,
+    /// The backends unwrap what is encapsulated (`xlb decap`).
+    pub decap: bool,
 }
 
 impl Default for LabOptions {
@@ -55,6 +59,7 @@ impl Default for LabOptions {
             backends: 3,
             on_link: false,
             second_device: false,
+            decap: false,
         }
     }
 }
@@ -68,6 +73,7 @@ pub struct Host {
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
     pass: Option<Pass>,
+    decap: Option<PinFolder>,
 }
 
 impl Host {
@@ -85,6 +91,43 @@ impl Host {
     pub fn make_room(&mut self) {
         self.pass = None;
     }
+
+    /// Unwraps what the load balancer encapsulates, with `xlb decap`.
+    fn unwrap(&mut self) -> anyhow::Result<()> {
+        self.make_room();
+        let pins = PinFolder::new("decap");
+        let mut command = self.netns.command(binary("xlb")?);
+        command.args([
+            "decap",
+            "attach",
+            "--interface",
+            DEVICE,
+            "--mode",
+            "native",
+            "--pin-dir",
+        ]);
+        command.arg(pins.path()).arg("--from");
+        for subnet in [SUBNET, SECOND_SUBNET] {
+            let (v4, v6) = addresses(subnet, LB);
+            command.args([v4.to_string(), v6.to_string()]);
+        }
+        run(&mut command)?;
+        self.decap = Some(pins);
+        Ok(())
+    }
+
+    /// What `xlb decap` of this host counts.
+    ///
+    /// # Errors
+    /// Where it is not attached.
+    pub fn decap_status(&self) -> anyhow::Result<serde_json::Value> {
+        let pins = self.decap.as_ref().context("no xlb decap on this host")?;
+        let mut command = self.netns.command(binary("xlb")?);
+        command
+            .args(["decap", "status", "-o", "json", "--pin-dir"])
+            .arg(pins.path());
+        Ok(serde_json::from_str(&run(&mut command)?)?)
+    }
 }
 
 /// The whole network; gone when dropped.
@@ -101,6 +144,7 @@ pub struct Lab {
 /// One lab at a time in a process: each of them can keep the machine busy.
 static ALONE: Mutex<()> = Mutex::new(());
 
+const LB: u8 = 2;
 const SUBNET: u8 = 77;
 const SECOND_SUBNET: u8 = 78;
 const CLIENT_MTU: u32 = 1500;
@@ -116,6 +160,7 @@ impl Lab {
             backends,
             on_link,
             second_device,
+            decap,
         } = options;
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let switch = Netns::new("switch")?;
@@ -123,7 +168,7 @@ impl Lab {
         let mut ports = vec!["client".to_owned(), "lb".to_owned()];
 
         let client = plug(&switch, "client", 1, CLIENT_MTU)?;
-        let (v4, v6) = addresses(SUBNET, 2);
+        let (v4, v6) = addresses(SUBNET, LB);
         let (via4, via6) = if on_link {
             (format!("dev {DEVICE}"), format!("dev {DEVICE}"))
         } else {
@@ -138,12 +183,12 @@ impl Lab {
             .sysctl("net/ipv4/ip_local_port_range", "1024 65000")?;
         client.netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
 
-        let lb = plug(&switch, "lb", 2, MTU)?;
+        let lb = plug(&switch, "lb", LB, MTU)?;
         lb.netns.sysctl("net/ipv4/ip_forward", "0")?;
         if second_device {
             ports.push("lb1".into());
             cable(&switch, "lb1", &lb.netns, "eth1", MTU)?;
-            let (v4, v6) = addresses(SECOND_SUBNET, 2);
+            let (v4, v6) = addresses(SECOND_SUBNET, LB);
             lb.netns.ip(&format!(
                 "addr add {v4}/24 dev eth1\naddr add {v6}/64 dev eth1 nodad\n"
             ))?;
@@ -165,6 +210,9 @@ impl Lab {
                 (host.v4, host.v6) = (v4, v6);
             }
             host.pass = Some(Pass::attach(&host.netns, &[DEVICE])?);
+            if decap {
+                host.unwrap()?;
+            }
             ports.push(name);
             hosts.push(host);
         }
@@ -240,6 +288,7 @@ fn plug(switch: &Netns, name: &str, host: u8, mtu: u32) -> anyhow::Result<Host> 
         v4,
         v6,
         pass: None,
+        decap: None,
     })
 }
 

@@ -10,7 +10,10 @@
 //! Everything made here is a guard that takes away what it made: when it is dropped, when a test panics, and on
 //! SIGINT and SIGTERM ([`cleanup`]). What a killed process could not remove, the next one sweeps up.
 
+pub mod agent;
 pub mod cleanup;
+pub mod config;
+pub mod demo;
 pub mod lab;
 pub mod load;
 pub mod netns;

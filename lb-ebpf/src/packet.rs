@@ -273,6 +273,9 @@ impl Ip {
                 (u32::from(extension.length) + 1) * 8
             };
             offset += length;
+            if offset > self.length {
+                return Err(NoFlow::Malformed);
+            }
             next = extension.next;
         }
         match next {

@@ -1,2 +1,17 @@
 //! Packets through the loaded programs (`BPF_PROG_TEST_RUN`), and the programs on interfaces and in pins.
 //! Root only. What comes out is read by `etherparse`, never by our own code.
+
+mod announce;
+mod balance;
+mod build;
+mod decap;
+mod forward;
+mod load;
+mod malformed;
+mod model;
+mod out;
+mod pass;
+mod pins;
+mod refuse;
+mod simulate;
+mod world;

@@ -1,0 +1,313 @@
+//! The program of `xlb decap`: outer headers of the load balancers named come off, everything else is left
+//! alone and counted.
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{MapData, PerCpuArray};
+use aya::{Ebpf, EbpfLoader};
+use etherparse::{EtherType, Ethernet2Slice, IpNumber, Ipv4Header, Ipv6Header};
+use lb_common::decap::Outcome;
+use xlb::datapath::simulate::{OWN_MAC, SOURCE_V4, SOURCE_V6};
+use xlb::datapath::testrun::{self, Action};
+use xlb::datapath::{attach, object};
+
+use crate::build::{CLIENT_MAC, ETHERNET, frame, no_operations, tcp, udp};
+use crate::world::{root, send, world};
+
+/// The program with the prefixes 198.51.100.0/24 and 2001:db8:ffff::/48, which the load balancer of the other
+/// tests is in.
+struct Decap {
+    ebpf: Ebpf,
+    counts: PerCpuArray<MapData, u64>,
+}
+
+impl Decap {
+    fn new() -> Option<Self> {
+        root().then(|| {
+            let mut ebpf = EbpfLoader::new()
+                .load(object::DECAP)
+                .expect("an object that loads");
+            attach::verify(&mut ebpf, "decap").expect("a program that loads");
+            let v4 = ebpf.take_map("FROM_V4").expect("the map");
+            let mut v4: LpmTrie<_, [u8; 4], u32> = v4.try_into().expect("a prefix tree");
+            let [a, b, c, _] = SOURCE_V4.octets();
+            v4.insert(&Key::new(24, [a, b, c, 0]), 1, 0).expect("inserting");
+            let v6 = ebpf.take_map("FROM_V6").expect("the map");
+            let mut v6: LpmTrie<_, [u8; 16], u32> = v6.try_into().expect("a prefix tree");
+            let mut prefix = [0; 16];
+            prefix[..6].copy_from_slice(&SOURCE_V6.octets()[..6]);
+            v6.insert(&Key::new(48, prefix), 1, 0).expect("inserting");
+            let counts = ebpf.take_map("DECAP_COUNTS").expect("the map");
+            let counts = counts.try_into().expect("counters");
+            Self { ebpf, counts }
+        })
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        let count = |outcome: &Outcome| self.counts.get(&(*outcome as u32), 0).expect("a count");
+        Outcome::ALL
+            .iter()
+            .map(|outcome| count(outcome).iter().sum())
+            .collect()
+    }
+
+    /// Runs the program; it passes every packet on, counted under one outcome.
+    fn run(&self, packet: &[u8]) -> (Outcome, Vec<u8>) {
+        let before = self.counts();
+        let program = self.ebpf.program("decap").expect("the program");
+        let run = testrun::run(program.try_into().expect("XDP"), packet).expect("a run");
+        assert_eq!(run.action, Action::Pass, "{packet:02x?}");
+        let after = self.counts();
+        let counted: Vec<Outcome> = Outcome::ALL
+            .into_iter()
+            .filter(|outcome| after[*outcome as usize] != before[*outcome as usize])
+            .collect();
+        let [outcome] = counted[..] else {
+            panic!("counted under {counted:?}")
+        };
+        assert_eq!(after.iter().sum::<u64>(), before.iter().sum::<u64>() + 1);
+        if outcome != Outcome::Decapsulated {
+            assert_eq!(run.packet, packet, "{outcome:?}: left alone");
+        }
+        (outcome, run.packet)
+    }
+
+    fn leaves_alone(&self, shows: &str, packet: &[u8], why: Outcome) {
+        assert_eq!(self.run(packet).0, why, "{shows}");
+    }
+}
+
+/// What to call a packet's type after its first byte.
+fn ethertype(ip: &[u8]) -> EtherType {
+    if ip[0] >> 4 == 4 {
+        EtherType::IPV4
+    } else {
+        EtherType::IPV6
+    }
+}
+
+fn assert_is(shows: &str, stripped: &[u8], macs: &[u8], inner: &[u8]) {
+    let ethernet = Ethernet2Slice::from_slice_without_fcs(stripped).expect("a frame");
+    assert_eq!(&stripped[..12], macs, "{shows}: the MACs are the outer frame's");
+    assert_eq!(ethernet.ether_type(), ethertype(inner), "{shows}");
+    assert_eq!(ethernet.payload_slice(), inner, "{shows}");
+}
+
+/// What the load balancer encapsulates comes out again as it was.
+#[test]
+fn there_and_back() {
+    let (Some(mut world), Some(decap)) = (world(false), Decap::new()) else {
+        return;
+    };
+    for (shows, packet) in [
+        ("4 in 4", tcp("192.0.2.20", 443)),
+        ("UDP, 4 in 4", udp("192.0.2.20", 443)),
+        ("6 in 6", tcp("2001:db8::20", 443)),
+        ("4 in 6", tcp("192.0.2.30", 443)),
+    ] {
+        let sent = send(&mut world, shows, &packet);
+        let (outcome, stripped) = decap.run(&sent.out);
+        assert_eq!(outcome, Outcome::Decapsulated, "{shows}");
+        assert_is(shows, &stripped, &sent.out[..12], &packet[ETHERNET..]);
+    }
+}
+
+fn outer_v4(source: [u8; 4], protocol: IpNumber, inner: usize) -> Ipv4Header {
+    let mut header = Ipv4Header::new(inner as u16, 64, protocol, source, [10, 0, 1, 11]).expect("it fits");
+    header.header_checksum = header.calc_header_checksum();
+    header
+}
+
+fn outer_v6(source: [u8; 16], next_header: IpNumber, inner: usize) -> Ipv6Header {
+    Ipv6Header {
+        payload_length: inner as u16,
+        next_header,
+        hop_limit: 64,
+        source,
+        destination: [0xfd; 16],
+        ..Ipv6Header::default()
+    }
+}
+
+fn in_v4(header: &Ipv4Header, inner: &[u8]) -> Vec<u8> {
+    frame(0x0800, &[&header.to_bytes()[..], inner].concat())
+}
+
+fn in_v6(header: &Ipv6Header, inner: &[u8]) -> Vec<u8> {
+    frame(0x86dd, &[&header.to_bytes()[..], inner].concat())
+}
+
+fn inner_v4() -> Vec<u8> {
+    tcp("192.0.2.20", 443).split_off(ETHERNET)
+}
+
+fn inner_v6() -> Vec<u8> {
+    tcp("2001:db8::20", 443).split_off(ETHERNET)
+}
+
+#[test]
+fn every_pair_of_families_and_outer_options() {
+    let Some(decap) = Decap::new() else { return };
+    let (source_v4, source_v6) = (SOURCE_V4.octets(), SOURCE_V6.octets());
+    let macs = [&OWN_MAC[..], &CLIENT_MAC].concat();
+    for (protocol, inner) in [(IpNumber::IPV4, inner_v4()), (IpNumber::IPV6, inner_v6())] {
+        let over_v6 = in_v6(&outer_v6(source_v6, protocol, inner.len()), &inner);
+        let (outcome, stripped) = decap.run(&over_v6);
+        assert_eq!(outcome, Outcome::Decapsulated);
+        assert_is("over IPv6", &stripped, &macs, &inner);
+        for words in 0..=10 {
+            let mut header = outer_v4(source_v4, protocol, inner.len());
+            header.options = no_operations(words);
+            header.set_payload_len(inner.len()).expect("it fits");
+            let (outcome, stripped) = decap.run(&in_v4(&header, &inner));
+            assert_eq!(outcome, Outcome::Decapsulated, "{words} words of options");
+            assert_is("over IPv4", &stripped, &macs, &inner);
+        }
+    }
+}
+
+#[test]
+fn padding_stays_behind_the_packet() {
+    let Some(decap) = Decap::new() else { return };
+    let inner = inner_v4();
+    let mut packet = in_v4(&outer_v4(SOURCE_V4.octets(), IpNumber::IPV4, inner.len()), &inner);
+    packet.extend([0; 11]);
+    let (outcome, stripped) = decap.run(&packet);
+    assert_eq!(outcome, Outcome::Decapsulated);
+    assert_eq!(stripped[ETHERNET..], [&inner[..], &[0; 11]].concat());
+}
+
+#[test]
+fn from_addresses_that_are_not_named() {
+    let Some(decap) = Decap::new() else { return };
+    let (inner, inner_six) = (inner_v4(), inner_v6());
+    for (shows, source, expected) in [
+        ("below the prefix", [198, 51, 99, 255], Outcome::NotFromUs),
+        ("its first address", [198, 51, 100, 0], Outcome::Decapsulated),
+        ("its last address", [198, 51, 100, 255], Outcome::Decapsulated),
+        ("above the prefix", [198, 51, 101, 0], Outcome::NotFromUs),
+        ("anybody", [203, 0, 113, 7], Outcome::NotFromUs),
+    ] {
+        let packet = in_v4(&outer_v4(source, IpNumber::IPV4, inner.len()), &inner);
+        assert_eq!(decap.run(&packet).0, expected, "{shows}");
+    }
+    let mut near = SOURCE_V6.octets();
+    near[15] ^= 1;
+    let mut far = SOURCE_V6.octets();
+    far[5] ^= 1;
+    for (source, expected) in [(near, Outcome::Decapsulated), (far, Outcome::NotFromUs)] {
+        let packet = in_v6(&outer_v6(source, IpNumber::IPV6, inner_six.len()), &inner_six);
+        assert_eq!(decap.run(&packet).0, expected);
+    }
+}
+
+#[test]
+fn what_is_no_tunnel() {
+    let Some(decap) = Decap::new() else { return };
+    let from_us = |protocol| in_v4(&outer_v4(SOURCE_V4.octets(), protocol, 40), &[0; 40]);
+    for (shows, packet) in [
+        ("TCP", tcp("192.0.2.20", 443)),
+        ("TCP over IPv6", tcp("2001:db8::20", 443)),
+        ("a probe of the load balancer", from_us(IpNumber::TCP)),
+        ("GRE from the load balancer", from_us(IpNumber::GRE)),
+        ("ARP", frame(0x0806, &[0; 46])),
+        ("a VLAN tag", frame(0x8100, &[0; 60])),
+        ("an empty frame", frame(0x0800, &[])),
+        ("half a header", frame(0x0800, &[0x45; 19])),
+        ("half an IPv6 header", frame(0x86dd, &[0x60; 39])),
+    ] {
+        decap.leaves_alone(shows, &packet, Outcome::NotTunneled);
+    }
+}
+
+#[test]
+fn fragments_and_contradictions() {
+    let Some(decap) = Decap::new() else { return };
+    let (inner, inner_six) = (inner_v4(), inner_v6());
+    let usual = outer_v4(SOURCE_V4.octets(), IpNumber::IPV4, inner.len());
+    let usual_six = outer_v6(SOURCE_V6.octets(), IpNumber::IPV6, inner_six.len());
+    let malformed = |shows, packet: Vec<u8>| decap.leaves_alone(shows, &packet, Outcome::Malformed);
+    let with = |change: fn(&mut Ipv4Header)| {
+        let mut header = usual.clone();
+        change(&mut header);
+        in_v4(&header, &inner)
+    };
+    malformed("a first fragment", with(|header| header.more_fragments = true));
+    malformed(
+        "a later fragment",
+        with(|header| {
+            header.fragment_offset = etherparse::IpFragOffset::try_new(1).expect("13 bits");
+        }),
+    );
+    malformed("longer than the frame", with(|header| header.total_len += 1));
+    malformed("shorter than its header", with(|header| header.total_len = 19));
+    malformed("nothing inside", with(|header| header.total_len = 20));
+    malformed("half a header inside", with(|header| header.total_len = 39));
+    malformed(
+        "IPv6 announced, IPv4 inside",
+        with(|header| header.protocol = IpNumber::IPV6),
+    );
+    let mut short = in_v4(&usual, &inner);
+    short[ETHERNET] = 0x44;
+    malformed("a header length below the minimum", short.clone());
+    short[ETHERNET] = 0x65;
+    malformed("another version", short);
+    let with_six = |change: fn(&mut Ipv6Header)| {
+        let mut header = usual_six.clone();
+        change(&mut header);
+        in_v6(&header, &inner_six)
+    };
+    malformed(
+        "IPv6 longer than the frame",
+        with_six(|header| header.payload_length += 1),
+    );
+    malformed(
+        "nothing inside IPv6",
+        with_six(|header| header.payload_length = 0),
+    );
+    malformed(
+        "half a header inside IPv6",
+        with_six(|header| header.payload_length = 39),
+    );
+    malformed(
+        "IPv4 announced, IPv6 inside",
+        with_six(|header| header.next_header = IpNumber::IPV4),
+    );
+}
+
+#[test]
+fn cut_short_and_lying_everywhere() {
+    let Some(decap) = Decap::new() else { return };
+    let (inner, inner_six) = (inner_v4(), inner_v6());
+    let mut long = outer_v4(SOURCE_V4.octets(), IpNumber::IPV4, inner.len());
+    long.options = no_operations(10);
+    long.set_payload_len(inner.len()).expect("it fits");
+    for packet in [
+        in_v4(&outer_v4(SOURCE_V4.octets(), IpNumber::IPV4, inner.len()), &inner),
+        in_v4(
+            &outer_v4(SOURCE_V4.octets(), IpNumber::IPV6, inner_six.len()),
+            &inner_six,
+        ),
+        in_v4(&long, &inner),
+        in_v6(
+            &outer_v6(SOURCE_V6.octets(), IpNumber::IPV6, inner_six.len()),
+            &inner_six,
+        ),
+        in_v6(&outer_v6(SOURCE_V6.octets(), IpNumber::IPV4, inner.len()), &inner),
+    ] {
+        for len in ETHERNET..packet.len() {
+            assert_ne!(decap.run(&packet[..len]).0, Outcome::Decapsulated, "{len}");
+        }
+        for offset in 12..packet.len().min(100) {
+            for lie in [
+                0, 1, 4, 0x0f, 0x29, 0x40, 0x44, 0x45, 0x46, 0x4f, 0x60, 0x6f, 0x7f, 0x80, 0xff,
+            ] {
+                let mut frame = packet.clone();
+                frame[offset] = lie;
+                let (outcome, stripped) = decap.run(&frame);
+                if outcome == Outcome::Decapsulated {
+                    assert!(frame.ends_with(&stripped[ETHERNET..]), "{offset} {lie}");
+                }
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Coming up: configuration, kernel, pins, program, first round of checks.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +13,7 @@ use crate::control::BackendStatus;
 use crate::datapath::apply::Dataplane;
 use crate::datapath::load::{self, Features, Sizes};
 use crate::datapath::maps::Maps;
-use crate::datapath::pins::PinDir;
+use crate::datapath::pins::{AGENT_META, PinDir};
 use crate::datapath::{self, attach};
 use crate::health::{self, CheckSpec, HttpCheck, Policy, Prober, Target};
 use crate::model::{AdminState, BackendId, OperState};
@@ -31,7 +32,7 @@ impl Agent {
         options: AgentOptions,
         reports: ReportSender,
     ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver)> {
-        datapath::check_kernel()?;
+        datapath::check_system()?;
         let config = read_config(&options.config)?;
         for warning in config.warnings() {
             log::warn!("{}: {warning}", options.config.display());
@@ -39,6 +40,24 @@ impl Agent {
         raise_limits();
         let pins = PinDir::create(&config.agent.pin_dir)?;
         let lock = pins.lock()?;
+        let fresh = !pins.path(AGENT_META.pin).exists();
+        let result = Self::bring_up(options, config, pins.clone(), lock, reports).await;
+        if result.is_err()
+            && fresh
+            && let Err(error) = pins.remove()
+        {
+            log::warn!("cleaning up: {error}");
+        }
+        result
+    }
+
+    async fn bring_up(
+        options: AgentOptions,
+        config: Config,
+        pins: PinDir,
+        lock: File,
+        reports: ReportSender,
+    ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver)> {
         pins.verify()?;
         refuse_foreign_programs(&config, &pins).await?;
         let key = hashkey::settle(&config, &pins)?;

@@ -147,23 +147,13 @@ pub fn pin_program(ebpf: &mut Ebpf, program: &'static str, pins: &PinDir) -> Res
 /// Loads a program of the object into the kernel.
 ///
 /// # Errors
-/// [`Error::NoPermission`], [`Error::Program`] with the verifier's log.
+/// [`Error::Program`], with the verifier's log.
 pub fn verify(ebpf: &mut Ebpf, program: &'static str) -> Result<(), Error> {
     let program: &mut Xdp = ebpf
         .program_mut(program)
         .ok_or(Error::MissingMap(program))?
         .try_into()?;
-    match program.load() {
-        Err(ProgramError::LoadError { io_error, .. })
-            if io_error.kind() == std::io::ErrorKind::PermissionDenied
-                && !nix::unistd::geteuid().is_root() =>
-        {
-            Err(Error::NoPermission {
-                what: "loading the program",
-            })
-        }
-        other => Ok(other?),
-    }
+    Ok(program.load()?)
 }
 
 /// Our own pinned link of an interface, as the kernel sees it. `ifindex` 0: the interface is gone.

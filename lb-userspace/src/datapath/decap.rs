@@ -16,7 +16,7 @@ use lb_common::decap::{MAX_PREFIXES, Outcome};
 
 use super::attach::{self, Attachment, Target};
 use super::pins::{self, PinDir, Pinned};
-use super::{Error, check_kernel, object};
+use super::{Error, check_system, object};
 use crate::config::XdpMode;
 
 /// Where the pins are.
@@ -60,7 +60,7 @@ pub fn attach(
     prefixes: &[IpNet],
     mode: XdpMode,
 ) -> Result<Attachment, Error> {
-    check_kernel()?;
+    check_system()?;
     let (v4, v6) = by_family(prefixes)?;
     let folder = folder(root, target.interface);
     let fresh = !folder.exists();

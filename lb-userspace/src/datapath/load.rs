@@ -29,7 +29,7 @@ pub struct Sizes {
 /// Loads the program and its maps, the pinned ones from `pins` where they exist.
 ///
 /// # Errors
-/// [`Error::Load`] (with the verifier's log), [`Error::NoPermission`].
+/// [`Error::Load`].
 pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDir>) -> Result<Ebpf, Error> {
     let flag = u8::from;
     let Features {

@@ -47,8 +47,10 @@ pub enum Error {
              (inside `ip netns exec` /sys is a fresh mount without it: enter with nsenter --net=/run/netns/NAME instead)",
             path.display(), mount_point.display())]
     NotBpffs { path: PathBuf, mount_point: PathBuf },
-    #[error("{what}: no permission; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
-    NoPermission { what: &'static str },
+    #[error(
+        "no permission: {missing} is missing; run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    )]
+    NoPermission { missing: String },
     #[error("another agent (or another run) holds {}; stop it first, or give this one its own pin_dir", path.display())]
     Locked { path: PathBuf },
     #[error("the pinned map {} has {found}, this version needs {needed}; \
@@ -130,11 +132,49 @@ impl Error {
     }
 }
 
-/// Refuses kernels that are too old, naming the version needed.
+/// Refuses kernels that are too old, naming the version needed, and processes that may not load programs, naming
+/// the capabilities that are missing.
 ///
 /// # Errors
-/// [`Error::KernelTooOld`].
-pub fn check_kernel() -> Result<(), Error> {
+/// [`Error::KernelTooOld`], [`Error::NoPermission`].
+pub fn check_system() -> Result<(), Error> {
+    check_kernel()?;
+    let path = "/proc/self/status";
+    let status = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    match missing_capabilities(&status) {
+        missing if missing.is_empty() => Ok(()),
+        missing => Err(Error::NoPermission {
+            missing: missing.join(", "),
+        }),
+    }
+}
+
+/// Numbers of capabilities (`include/uapi/linux/capability.h`). `CAP_SYS_ADMIN` stands for the two of BPF.
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// What of the capabilities needed is not effective, by `/proc/self/status`.
+fn missing_capabilities(status: &str) -> Vec<&'static str> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(effective) = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+        return Vec::new();
+    };
+    let has = |number: u32| effective & 1 << number != 0;
+    let needed = [
+        ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
+        ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
+        ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
+    ];
+    needed
+        .iter()
+        .filter(|(_, there)| !there)
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+fn check_kernel() -> Result<(), Error> {
     let uname = nix::sys::utsname::uname().map_err(|e| Error::Syscall {
         call: "uname",
         source: e.into(),
@@ -154,6 +194,18 @@ fn parse_release(release: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let status = |effective: u64| format!("Name:\txlb\nCapEff:\t{effective:016x}\nNoNewPrivs:\t0\n");
+        assert_eq!(missing_capabilities(&status(u64::MAX)), [""; 0]);
+        assert_eq!(missing_capabilities(&status(1 << 12 | 1 << 21)), [""; 0]);
+        assert_eq!(missing_capabilities(&status(1 << 12 | 1 << 39)), ["CAP_PERFMON"]);
+        assert_eq!(
+            missing_capabilities(&status(0)),
+            ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]
+        );
+    }
 
     #[test]
     fn kernel_releases_are_compared_as_numbers() {

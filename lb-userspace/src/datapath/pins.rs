@@ -89,7 +89,7 @@ impl PinDir {
     /// Makes the folder where it is missing, and checks that it is on a BPF file system.
     ///
     /// # Errors
-    /// [`Error::NotBpffs`], [`Error::NoPermission`], [`Error::Io`].
+    /// [`Error::NotBpffs`], [`Error::Io`].
     pub fn create(path: &Path) -> Result<Self, Error> {
         let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
         if !sys::is_bpffs(existing).map_err(Error::io(existing))? {
@@ -98,15 +98,7 @@ impl PinDir {
                 mount_point: "/sys/fs/bpf".into(),
             });
         }
-        let result = fs::create_dir_all(path);
-        if let Err(error) = &result
-            && error.kind() == std::io::ErrorKind::PermissionDenied
-        {
-            return Err(Error::NoPermission {
-                what: "making the pin folder",
-            });
-        }
-        result.map_err(Error::io(path))?;
+        fs::create_dir_all(path).map_err(Error::io(path))?;
         Ok(Self(path.into()))
     }
 

@@ -31,7 +31,7 @@ use super::load::{self, Features, Sizes};
 use super::maps::{self, Maps};
 use super::pins::PinDir;
 use super::testrun::{self, Action, INGRESS_IFINDEX, MIN_FRAME};
-use super::{attach, check_kernel};
+use super::{attach, check_system};
 use crate::config::{Announce, Config};
 use crate::control::{self, BackendStatus, HopView, Inputs};
 use crate::model::{AdminState, OperState, ServiceKey};
@@ -211,7 +211,7 @@ impl Simulator {
 
     /// Without `explain` the program is the very one that the agent attaches, and tells no decisions.
     fn with(config: &Config, options: &Options, explain: bool) -> Result<Self, Error> {
-        check_kernel()?;
+        check_system()?;
         let features = Features {
             wildcard: config.services.iter().any(|service| service.key.port == 0),
             announce: config.agent.announce == Announce::L2,

@@ -31,10 +31,10 @@ pub(super) struct Arguments {
     config: PathBuf,
     /// Capture to read, pcap or pcapng, of Ethernet frames.
     #[arg(long = "in", value_name = "IN.pcap")]
-    input: PathBuf,
+    capture: PathBuf,
     /// Capture to write: every packet that was not dropped, as it left the program.
-    #[arg(long = "out", value_name = "OUT.pcap")]
-    output: Option<PathBuf>,
+    #[arg(long, value_name = "OUT.pcap")]
+    out: Option<PathBuf>,
     /// MAC address of a backend, as 10.0.1.11=02:00:00:00:00:0b; may be given again. Others get a made-up one.
     #[arg(long, value_name = "IP=MAC")]
     neighbor: Vec<Neighbor>,
@@ -52,8 +52,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Outcome> {
     let Arguments {
         config,
-        input,
-        output,
+        capture,
+        out,
         neighbor,
         source,
         mtu,
@@ -71,8 +71,8 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Out
         options.set_source(address);
     }
     let task = Task {
-        input,
-        output,
+        input: capture,
+        output: out,
         repeat,
         options,
     };

@@ -34,10 +34,19 @@ pub(super) struct Arguments {
 enum What {
     List(List),
     /// Give a backend no new flows (DRAIN); its checks go on.
+    #[command(
+        override_usage = "xlb backend drain SERVICE ADDRESS[:PORT]\n       xlb backend drain --host ADDRESS"
+    )]
     Drain(Target),
     /// Give a backend no traffic at all (MAINT); its checks stop.
+    #[command(
+        override_usage = "xlb backend maint SERVICE ADDRESS[:PORT]\n       xlb backend maint --host ADDRESS"
+    )]
     Maint(Target),
     /// Let a backend take traffic again (READY), as its checks say.
+    #[command(
+        override_usage = "xlb backend ready SERVICE ADDRESS[:PORT]\n       xlb backend ready --host ADDRESS"
+    )]
     Ready(Target),
     SetWeight(SetWeight),
 }
@@ -108,7 +117,7 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Out
         },
     };
     let answer = block_on(async { Ok(context.client.order(&order).await?) })?;
-    done::show(&answer, context)
+    done::show_with_slots(&answer, context)
 }
 
 impl Target {

@@ -21,6 +21,12 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
+/// `1 service`, `2 services`.
+pub(super) fn counted(number: usize, thing: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{end}")
+}
+
 /// A number of flows is an estimate in the DSR modes, and shown as one. UDP has no flows that can be counted.
 pub(super) fn flows(number: u64, protocol: Protocol) -> String {
     match protocol {
@@ -117,6 +123,23 @@ pub(super) fn service_place(address: IpAddr, port: u16, protocol: Protocol) -> S
     format!("{}/{protocol}", place(address, port))
 }
 
+/// Text in lines of at most `width` characters, broken between words.
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("begins with one");
+        if line.is_empty() {
+            *line = word.to_owned();
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            *line += word;
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
 /// Text from outside without what would steer a terminal or tear a line.
 pub(super) fn printable(text: &str) -> String {
     let mut safe = String::new();
@@ -179,6 +202,13 @@ mod tests {
             [0.123, 1.234, 12.34, 1234.0].map(latency),
             ["0.12ms", "1.2ms", "12.3ms", "1234ms"]
         );
+    }
+
+    #[test]
+    fn lines_break_between_words() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("unbreakable x", 3), ["unbreakable", "x"]);
+        assert_eq!(wrap("", 3), [""]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod config;
 mod confirm;
 mod decap;
 mod detach;
+mod doctor;
 mod done;
 mod grid;
 mod human;
@@ -40,6 +41,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::api::client;
+use crate::config::LoadError;
 use outcome::{Context, Format, Outcome, Screen};
 
 /// Where the agent listens unless the configuration or the command line says otherwise.
@@ -80,6 +82,7 @@ pub struct Cli {
 
 /// Options that every verb takes, before or after it.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every verb")]
 struct Global {
     /// Unix socket of the agent (api_socket in its configuration).
     #[arg(long, global = true, value_name = "PATH", env = "XLB_SOCKET", default_value = SOCKET)]
@@ -110,6 +113,7 @@ enum Verb {
     Confirm(confirm::Arguments),
     Detach(detach::Arguments),
     Config(config::Arguments),
+    Doctor(doctor::Arguments),
     Simulate(simulate::Arguments),
     Decap(decap::Arguments),
     Completions(completions::Arguments),
@@ -156,6 +160,7 @@ fn run(verb: Verb, context: &Context) -> anyhow::Result<Outcome> {
         Verb::Confirm(arguments) => confirm::run(&arguments, context),
         Verb::Detach(arguments) => detach::run(&arguments, context),
         Verb::Config(arguments) => config::run(&arguments, context),
+        Verb::Doctor(arguments) => doctor::run(&arguments, context),
         Verb::Simulate(arguments) => simulate::run(arguments, context),
         Verb::Decap(arguments) => decap::run(&arguments, context),
         Verb::Completions(arguments) => completions::run(&arguments),
@@ -183,7 +188,26 @@ fn complaint(error: &anyhow::Error) -> String {
             text += "\n";
         }
     }
-    text + &format!("xlb: {error:#}")
+    if let Some(LoadError::Invalid { path, faults }) = error.downcast_ref() {
+        let (faults, path) = (faults.in_file(path), path.display());
+        return format!("{faults}\nxlb: the configuration {path} is refused");
+    }
+    text + "xlb: " + &message(error)
+}
+
+/// An error and its causes. Many errors tell their cause in their own words already.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |mut text, cause| {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            return cause;
+        }
+        if !text.contains(&cause) {
+            text += ": ";
+            text += &cause;
+        }
+        text
+    })
 }
 
 /// The exit status of an error.

@@ -14,5 +14,5 @@ pub(super) struct Arguments {}
 
 pub(super) fn run(_: &Arguments, context: &Context) -> anyhow::Result<Outcome> {
     let answer = block_on(async { Ok(context.client.reload().await?) })?;
-    done::show(&answer, context)
+    done::show_with_slots(&answer, context)
 }

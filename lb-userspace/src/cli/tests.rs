@@ -149,6 +149,40 @@ fn options_work_before_and_after_the_verb() {
 }
 
 #[test]
+fn every_verb_takes_its_options_and_those_of_all() {
+    for line in [
+        "xlb agent --config /c --trace-drops 10 --attach-confirm 60s",
+        "xlb reload",
+        "xlb confirm",
+        "xlb detach --pin-dir /p",
+        "xlb status --check --pin-dir /p",
+        "xlb service list --pin-dir /p",
+        "xlb backend list web --pin-dir /p",
+        "xlb backend drain web 10.0.1.11:80 --force",
+        "xlb backend maint --host 10.0.1.11",
+        "xlb backend ready web [2001:db8::1]:80",
+        "xlb backend set-weight web 2001:db8::1 50%",
+        "xlb stats --rate --reasons --pin-dir /p",
+        "xlb stats --rate 5",
+        "xlb config check /c --anywhere",
+        "xlb config example",
+        "xlb config schema",
+        "xlb completions bash",
+        "xlb doctor --interface eth0 --config /c",
+        "xlb decap attach --interface eth0 --from 10.0.0.2 2001:db8::/64 --mode generic",
+        "xlb decap detach --interface eth0",
+        "xlb decap status --interface eth0",
+        "xlb simulate --config /c --in /i --out /o --neighbor 10.0.1.11=02:00:00:00:00:0b --source 10.0.0.2 --source 2001:db8::2 --repeat 10",
+    ] {
+        let line = format!("{line} -o json --socket /s -v");
+        let global = parse(&line)
+            .unwrap_or_else(|error| panic!("{line}: {error}"))
+            .global;
+        assert_eq!((global.output, global.verbose), (Format::Json, 1), "{line}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_refused_with_status_2() {
     for line in [
         "xlb",
@@ -220,6 +254,35 @@ fn exit_statuses_follow_from_errors() {
     assert_eq!(status_of(&refused), 1);
     assert_eq!(complaint(&refused), "x.toml:1:1: odd\nxlb: no service web");
     assert_eq!(status_of(&anyhow::anyhow!("anything else")), 1);
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let source = io::Error::other("disk full");
+    let error = anyhow::Error::from(crate::datapath::Error::Io {
+        path: "/p".into(),
+        source,
+    });
+    assert_eq!(
+        complaint(&error.context("detaching")),
+        "xlb: detaching: /p: disk full"
+    );
+}
+
+#[test]
+fn the_faults_of_a_configuration_begin_their_lines() {
+    let faults = crate::config::Config::parse("schema = 2").unwrap_err();
+    let lines = faults.0.len();
+    let path = "x.toml".into();
+    let text = complaint(&LoadError::Invalid { path, faults }.into());
+    assert_eq!(
+        text.lines().filter(|line| line.starts_with("x.toml:1:")).count(),
+        lines
+    );
+    assert!(
+        text.ends_with("\nxlb: the configuration x.toml is refused"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::is_missing;
 use crate::api::types::{ServiceStatus, Status};
-use crate::cli::human;
 use crate::cli::outcome::{Context, Outcome};
+use crate::cli::{human, message};
 
 /// The verdict; its number is the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -44,7 +44,7 @@ fn judge(status: anyhow::Result<Status>) -> Answer {
         Err(error) => {
             return Answer {
                 verdict: Verdict::Unknown,
-                message: format!("{error:#}"),
+                message: message(&error),
             };
         }
     };
@@ -86,7 +86,7 @@ fn judge(status: anyhow::Result<Status>) -> Answer {
     };
     critical.append(&mut warning);
     if critical.is_empty() {
-        critical.push(format!("{} services", status.services.len()));
+        critical.push(human::counted(status.services.len(), "service"));
     }
     Answer {
         verdict,
@@ -128,7 +128,7 @@ mod tests {
         let (verdict, message) = verdict(|_| {});
         assert_eq!(
             (verdict, message.as_str()),
-            (Verdict::Ok, "1 services; 2 of 2 backends serve")
+            (Verdict::Ok, "1 service; 2 of 2 backends serve")
         );
     }
 

@@ -8,7 +8,7 @@ use crate::cli::grid::{Cell, Column, Grid, Tone};
 use crate::cli::human;
 use crate::cli::outcome::Screen;
 use crate::cli::source::frozen_line;
-use crate::model::{AdminState, OperState, Protocol};
+use crate::model::{AdminState, CheckCode, OperState, Protocol};
 
 pub(super) fn render(status: &Status, screen: &Screen) -> String {
     let Status {
@@ -236,8 +236,8 @@ pub(in crate::cli) fn backend_row(
     if let Some(why) = unresolved {
         notes.push(format!("UNRESOLVED: {why}"));
     }
-    if check.code.passed() != Some(true) && split_status(&check.detail).is_none() && !check.detail.is_empty()
-    {
+    let failed = matches!(check.code.passed(), Some(false)) || check.code == CheckCode::Sockerr;
+    if failed && split_status(&check.detail).is_none() && !check.detail.is_empty() {
         notes.push(format!("check: {}", check.detail));
     }
     (cells, notes)
@@ -254,7 +254,9 @@ fn check_text(check: &CheckStatus) -> String {
     if let Some(status) = split_status(detail) {
         let _ = write!(text, "/{status}");
     }
-    if let Some(ms) = latency_ms {
+    if let Some(ms) = latency_ms
+        && !matches!(code, CheckCode::Unk | CheckCode::Ini)
+    {
         let _ = write!(text, " in {}", human::latency(*ms));
     }
     text
@@ -325,7 +327,6 @@ mod tests {
                 detail: detail.into(),
             })
         };
-        use crate::model::CheckCode;
         assert_eq!(text(CheckCode::L7ok, Some(1.21), "200 OK"), "L7OK/200 in 1.2ms");
         assert_eq!(text(CheckCode::L7sts, Some(12.0), "503"), "L7STS/503 in 12.0ms");
         assert_eq!(
@@ -333,6 +334,7 @@ mod tests {
             "L4CON in 0.10ms"
         );
         assert_eq!(text(CheckCode::Ini, None, ""), "INI");
+        assert_eq!(text(CheckCode::Unk, Some(0.0), "no check"), "UNK");
     }
 
     const WIDE: &str = "\

@@ -16,7 +16,7 @@ use lb_tests::server::Server;
 use lb_tests::unprivileged;
 use lb_tests::wait::wait_until;
 use nix::sys::signal::Signal;
-use support::{Decap, FAST, Xlb, addresses, curl, service};
+use support::{FAST, Xlb, addresses, curl, service};
 
 const VIP: &str = "192.0.2.10";
 const VIP6: &str = "2001:db8::10";
@@ -150,10 +150,7 @@ fn a_killed_agent_costs_no_request_and_the_next_one_adopts() -> anyhow::Result<(
     xlb.process()?.kill()?;
     let kept = xlb.status()?;
     assert_eq!(kept["agent"]["running"], false);
-    assert!(
-        xlb.verb(&format!("status --pin-dir {}", xlb.pins.display()))?
-            .starts_with("AGENT NOT RUNNING since")
-    );
+    assert!(xlb.verb("status")?.starts_with("AGENT NOT RUNNING since"));
     begun(load.begun() + 300)?;
     xlb.start()?;
     begun(load.begun() + 300)?;
@@ -219,18 +216,21 @@ fn on_stop_decides_and_detach_leaves_nothing() -> anyhow::Result<()> {
     assert!(xlb.log().contains("on_stop = \"keep\""), "{}", xlb.log());
     assert_eq!(world.served(3)?, ["b1"]);
     xlb.start()?;
+    let program = xlb.status()?["interfaces"][0]["program_id"].clone();
+    let known = || world.lab.lb.netns.run(&format!("bpftool prog show id {program}"));
+    assert!(known()?.contains("xdp"));
     xlb.verb("detach")?;
     assert!(xlb.process()?.wait()?.success());
     assert!(!xlb.pins.exists() && !xdp()?);
+    wait_until("the kernel to let go of the program", || Ok(known().is_err()))?;
     assert!(!xlb.socket.exists());
 
     // Without an agent the pins are enough.
     xlb.start()?;
     xlb.process()?.kill()?;
-    let dir = xlb.pins.display().to_string();
-    xlb.verb(&format!("detach --pin-dir {dir}"))?;
+    xlb.verb("detach")?;
     assert!(!xlb.pins.exists() && !xdp()?);
-    let nothing = xlb.run(&["status", "--pin-dir", &dir])?;
+    let nothing = xlb.run(&["status"])?;
     assert_eq!(nothing.status.code(), Some(4));
 
     xlb.configure("on_stop = \"detach\"", &world.web("dsr-l2"))?;
@@ -390,12 +390,12 @@ fn dropped_packets_are_traced_with_their_reason() -> anyhow::Result<()> {
 #[test]
 fn announced_addresses_are_resolved_by_a_client_on_the_link() -> anyhow::Result<()> {
     privileged!("announced_addresses_are_resolved_by_a_client_on_the_link");
-    let mut world = World::new(LabOptions {
+    let world = World::new(LabOptions {
         backends: 2,
         on_link: true,
+        decap: true,
         ..LabOptions::default()
     })?;
-    let _decap = Decap::attach(&mut world.lab)?;
     let (v4, v6) = (addresses(&world.lab, false), addresses(&world.lab, true));
     let services = [
         service("web", VIP, 80, "tcp", "dsr-ipip", FAST, &v4),

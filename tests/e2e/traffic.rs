@@ -10,10 +10,11 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use lb_tests::cleanup::Folder;
 use lb_tests::lab::{Host, Lab, LabOptions};
+use lb_tests::netns::run;
 use lb_tests::process::Process;
 use lb_tests::unprivileged;
 use lb_tests::wait::wait_for;
-use support::{Decap, FAST, Xlb, addresses, curl, service, url};
+use support::{FAST, Xlb, addresses, curl, service, url};
 
 /// Forward mode, service address over IPv4, whether backends are IPv6 (4-in-6), for each way of forwarding.
 const WAYS: [(&str, &str, bool); 5] = [
@@ -54,6 +55,7 @@ fn nginx(host: &Host, root: &Path, folder: &Arc<Folder>) -> anyhow::Result<Proce
          http {{ access_log off; client_body_temp_path {temp}/b; proxy_temp_path {temp}/p; fastcgi_temp_path {temp}/f;\n\
          uwsgi_temp_path {temp}/u; scgi_temp_path {temp}/s;\n\
          server {{ listen 80; listen [::]:80; root {root};\n\
+         client_max_body_size 64m; dav_methods PUT;\n\
          location = /who {{ return 200 '{name}\\n'; }}\n\
          location = /healthz {{ return 204; }} }} }}\n",
         temp = temp.display(),
@@ -71,12 +73,13 @@ fn nginx(host: &Host, root: &Path, folder: &Arc<Folder>) -> anyhow::Result<Proce
 }
 
 #[test]
-fn curl_gets_whole_files_from_nginx_in_every_way() -> anyhow::Result<()> {
-    if unprivileged("curl_gets_whole_files_from_nginx_in_every_way") {
+fn curl_and_nginx_exchange_whole_files_in_every_way() -> anyhow::Result<()> {
+    if unprivileged("curl_and_nginx_exchange_whole_files_in_every_way") {
         return Ok(());
     }
-    let mut lab = Lab::new(LabOptions {
+    let lab = Lab::new(LabOptions {
         backends: 2,
+        decap: true,
         ..LabOptions::default()
     })?;
     let folder = Arc::new(Folder::new("nginx")?);
@@ -91,7 +94,6 @@ fn curl_gets_whole_files_from_nginx_in_every_way() -> anyhow::Result<()> {
         .iter()
         .map(|b| nginx(b, &root, &folder))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let _decap = Decap::attach(&mut lab)?;
     let check = format!("type = \"http\"\npath = \"/healthz\"\nexpect_status = [204]\n{FAST}");
     let xlb = Xlb::started(&lab, "", &services(&lab, 80, "tcp", &check))?;
     for (n, (forward, address, _)) in WAYS.iter().enumerate() {
@@ -102,23 +104,28 @@ fn curl_gets_whole_files_from_nginx_in_every_way() -> anyhow::Result<()> {
         names.sort();
         names.dedup();
         assert_eq!(names, ["b1", "b2"], "{what}");
+        let client = || {
+            let mut command = lab.client.netns.command("curl");
+            command.args(["--silent", "--show-error", "--fail", "--max-time", "60"]);
+            command
+        };
         let file = folder.file(&format!("got-{n}"));
-        let mut command = lab.client.netns.command("curl");
-        command
-            .args([
-                "--silent",
-                "--show-error",
-                "--fail",
-                "--max-time",
-                "60",
-                "--output",
-            ])
-            .arg(&file);
-        lb_tests::netns::run(command.arg(url(address, 80, "/big"))).context(what.clone())?;
+        run(client().arg("--output").arg(&file).arg(url(address, 80, "/big"))).context(what.clone())?;
         ensure!(fs::read(&file)? == payload, "{what}: the file came damaged");
+        // The way that is encapsulated is the one towards the backend.
+        let put = format!("/put-{n}");
+        run(client()
+            .arg("--upload-file")
+            .arg(root.join("big"))
+            .arg(url(address, 80, &put)))
+        .context(what.clone())?;
+        ensure!(
+            fs::read(root.join(&put[1..]))? == payload,
+            "{what}: the file arrived damaged"
+        );
         let status = xlb.service(&format!("s{n}"))?;
         assert_eq!(status["backends"][0]["check"]["code"], "L7OK", "{what}");
-        assert!(status["new_flows"].as_u64() >= Some(31), "{what}: {status}");
+        assert!(status["new_flows"].as_u64() >= Some(32), "{what}: {status}");
     }
     assert_eq!(lab.checksum_errors()?, 0);
     assert_eq!(lab.tx_errors()?, 0);
@@ -141,14 +148,14 @@ fn iperf3_sends_bulk_data_to_a_backend_in_every_way() -> anyhow::Result<()> {
         return Ok(());
     }
     // iperf3 opens two connections, which must meet one server.
-    let mut lab = Lab::new(LabOptions {
+    let lab = Lab::new(LabOptions {
         backends: 1,
+        decap: true,
         ..LabOptions::default()
     })?;
     let folder = Arc::new(Folder::new("iperf3")?);
     let mut command = lab.backends[0].netns.command("iperf3");
     let server = Process::spawn("iperf3", command.args(["--server", "--port", "5201"]), &folder)?;
-    let _decap = Decap::attach(&mut lab)?;
     let xlb = Xlb::started(&lab, "", &services(&lab, 5201, "tcp", "type = \"none\""))?;
     for (forward, address, _) in WAYS {
         let what = format!("{forward} {address}");
@@ -175,8 +182,9 @@ fn dig_asks_dnsmasq_over_udp_in_every_way() -> anyhow::Result<()> {
     if unprivileged("dig_asks_dnsmasq_over_udp_in_every_way") {
         return Ok(());
     }
-    let mut lab = Lab::new(LabOptions {
+    let lab = Lab::new(LabOptions {
         backends: 2,
+        decap: true,
         ..LabOptions::default()
     })?;
     let folder = Arc::new(Folder::new("dnsmasq")?);
@@ -194,7 +202,6 @@ fn dig_asks_dnsmasq_over_udp_in_every_way() -> anyhow::Result<()> {
         Process::spawn(&format!("{}-dnsmasq", host.name), &mut command, &folder)
     });
     let servers = servers.collect::<anyhow::Result<Vec<_>>>()?;
-    let _decap = Decap::attach(&mut lab)?;
     let xlb = Xlb::started(&lab, "", &services(&lab, 53, "udp", "type = \"none\""))?;
     for (n, (forward, address, _)) in WAYS.iter().enumerate() {
         let what = format!("{forward} {address}");
@@ -230,15 +237,15 @@ fn tcpdump_sees_what_the_standards_say_of_the_outer_header() -> anyhow::Result<(
     if unprivileged("tcpdump_sees_what_the_standards_say_of_the_outer_header") {
         return Ok(());
     }
-    let mut lab = Lab::new(LabOptions {
+    let lab = Lab::new(LabOptions {
         backends: 1,
+        decap: true,
         ..LabOptions::default()
     })?;
     let folder = Arc::new(Folder::new("tcpdump")?);
     let root = folder.file("root");
     fs::create_dir_all(&root)?;
     let _server = nginx(&lab.backends[0], &root, &folder)?;
-    let _decap = Decap::attach(&mut lab)?;
     let _xlb = Xlb::started(&lab, "", &services(&lab, 80, "tcp", FAST))?;
     // On the switch the frames pass the kernel's taps as they are on the wire.
     let mut command = lab.switch.command("tcpdump");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Output};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
@@ -51,14 +51,6 @@ impl PinFolder {
     }
 }
 
-/// How a call of the command line ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
-}
-
 impl Agent {
     /// An agent that does not run yet.
     ///
@@ -94,6 +86,12 @@ impl Agent {
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
         self.folder.file("xlb.toml")
+    }
+
+    /// The socket of its API.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.file("xlb.sock")
     }
 
     /// Where it keeps what it writes.
@@ -133,7 +131,9 @@ impl Agent {
     /// # Errors
     /// Where it cannot be started.
     pub fn launch(&mut self, arguments: &[&str]) -> anyhow::Result<&Process> {
-        ensure!(self.process.is_none(), "the agent runs already");
+        if let Some(process) = &self.process {
+            ensure!(process.ended()?.is_some(), "the agent runs already");
+        }
         let mut command = self.netns.command(binary("xlb")?);
         command
             .args(["agent", "--config"])
@@ -216,24 +216,20 @@ impl Agent {
     ///
     /// # Errors
     /// Where it cannot be started.
-    pub fn cli(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
+    pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let mut command = self.netns.command(binary("xlb")?);
         command
-            .arg("--socket")
-            .arg(self.folder.file("xlb.sock"))
+            .env("XLB_SOCKET", self.socket())
+            .env_remove("RUST_BACKTRACE")
             .args(arguments);
         if matches!(
             arguments,
             ["status" | "stats" | "detach", ..] | ["service" | "backend", "list", ..]
-        ) {
+        ) && !arguments.contains(&"--pin-dir")
+        {
             command.arg("--pin-dir").arg(self.pin_dir());
         }
-        let output = command.output().context("starting xlb")?;
-        Ok(Answer {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        command.output().context("starting xlb")
     }
 
     /// Calls the command line and expects success.
@@ -241,13 +237,16 @@ impl Agent {
     /// # Errors
     /// Where the exit status is not 0; with what it wrote.
     pub fn order(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let Answer { code, stdout, stderr } = self.cli(arguments)?;
+        let output = self.run(arguments)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(
-            code == 0,
-            "xlb {}: exit status {code}\n{stdout}{stderr}",
-            arguments.join(" ")
+            output.status.success(),
+            "xlb {}: {}\n{text}{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
         );
-        Ok(stdout)
+        Ok(text)
     }
 
     /// `xlb status`, from the agent or from its pins.

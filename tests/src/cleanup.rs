@@ -130,16 +130,21 @@ fn orphans(folder: &Path) -> Vec<String> {
 /// What this process made and has not taken away: namespaces, pins, folders, child processes.
 #[must_use]
 pub fn left_by_us() -> Vec<String> {
-    let mut left = Vec::new();
-    for folder in [Path::new("/run/netns"), Path::new(BPFFS), &env::temp_dir()] {
-        let ours = names(folder)
-            .into_iter()
-            .filter(|name| owner(name) == Some(std::process::id()));
-        left.extend(ours.map(|name| folder.join(name).display().to_string()));
-    }
+    let mut left = left_by(std::process::id());
     for thread in names(Path::new("/proc/self/task")) {
         let children = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
         left.extend(children.split_whitespace().map(|pid| format!("process {pid}")));
+    }
+    left
+}
+
+/// The namespaces, pins and folders that a process made and has not taken away.
+#[must_use]
+pub fn left_by(pid: u32) -> Vec<String> {
+    let mut left = Vec::new();
+    for folder in [Path::new("/run/netns"), Path::new(BPFFS), &env::temp_dir()] {
+        let made = names(folder).into_iter().filter(|name| owner(name) == Some(pid));
+        left.extend(made.map(|name| folder.join(name).display().to_string()));
     }
     left
 }

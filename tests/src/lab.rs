@@ -95,7 +95,17 @@ impl Host {
     /// Unwraps what the load balancer encapsulates, with `xlb decap`.
     fn unwrap(&mut self) -> anyhow::Result<()> {
         self.make_room();
-        let pins = PinFolder::new("decap");
+        self.decap = Some(PinFolder::new("decap"));
+        let lb = [SUBNET, SECOND_SUBNET].map(|subnet| addresses(subnet, LB));
+        self.unwrap_from(&lb.map(|(v4, v6)| [v4.to_string(), v6.to_string()]).concat())
+    }
+
+    /// Changes whose packets are unwrapped, on a host that does it.
+    ///
+    /// # Errors
+    /// Where it does not, or `xlb decap` fails.
+    pub fn unwrap_from(&self, prefixes: &[String]) -> anyhow::Result<()> {
+        let pins = self.decap.as_ref().context("no xlb decap on this host")?;
         let mut command = self.netns.command(binary("xlb")?);
         command.args([
             "decap",
@@ -106,14 +116,8 @@ impl Host {
             "native",
             "--pin-dir",
         ]);
-        command.arg(pins.path()).arg("--from");
-        for subnet in [SUBNET, SECOND_SUBNET] {
-            let (v4, v6) = addresses(subnet, LB);
-            command.args([v4.to_string(), v6.to_string()]);
-        }
-        run(&mut command)?;
-        self.decap = Some(pins);
-        Ok(())
+        command.arg(pins.path()).arg("--from").args(prefixes);
+        run(&mut command).map(drop)
     }
 
     /// What `xlb decap` of this host counts.

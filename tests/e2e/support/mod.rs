@@ -1,20 +1,17 @@
-//! What the end-to-end tests share: the agent in the load balancer's namespace, `decap` on the backends, and the
-//! command line.
+//! What the end-to-end tests share: configurations written by hand, and what the command line says as JSON.
 
 #![allow(dead_code, reason = "each test target uses a part")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, bail, ensure};
-use lb_tests::cleanup::{Cleanup, Folder, unique};
-use lb_tests::lab::{DEVICE, Host, Lab};
-use lb_tests::netns::Netns;
-use lb_tests::process::{Process, binary};
-use lb_tests::wait::wait_for;
+use anyhow::{Context, ensure};
+use lb_tests::agent::Agent;
+use lb_tests::cleanup::Folder;
+use lb_tests::lab::Lab;
+use lb_tests::process::Process;
 use serde_json::Value;
 
 /// A configuration's services; `[agent]` is written by [`Xlb`].
@@ -41,37 +38,28 @@ pub fn service(
 pub const FAST: &str =
     "interval = \"200ms\"\nfast_interval = \"50ms\"\ntimeout = \"100ms\"\nfast_timeout = \"100ms\"";
 
-/// The agent of a lab: its files, its pins, and its process while one runs. All gone when dropped.
+/// The agent of a lab with a configuration written by hand.
 #[derive(Debug)]
 pub struct Xlb {
-    netns: Netns,
+    agent: Agent,
     pub folder: Arc<Folder>,
     pub pins: PathBuf,
     pub config: PathBuf,
     pub socket: PathBuf,
-    pub process: Option<Process>,
     arguments: Vec<String>,
-    _cleanup: Cleanup,
 }
 
 impl Xlb {
     /// Writes the configuration; nothing runs yet. `agent` are further lines of `[agent]`.
     pub fn new(lab: &Lab, agent: &str, services: &str) -> anyhow::Result<Self> {
-        let folder = Arc::new(Folder::new("agent")?);
-        let pins = Path::new("/sys/fs/bpf").join(unique("pins"));
-        let gone = pins.clone();
-        let cleanup = Cleanup::new(move || {
-            let _ = fs::remove_dir_all(gone);
-        });
+        let guard = Agent::new(&lab.lb.netns)?;
         let xlb = Self {
-            netns: lab.lb.netns.clone(),
-            config: folder.file("xlb.toml"),
-            socket: folder.file("xlb.sock"),
-            pins,
-            folder,
-            process: None,
+            folder: Arc::clone(guard.folder()),
+            pins: guard.pin_dir().to_owned(),
+            config: guard.config_file(),
+            socket: guard.socket(),
             arguments: Vec::new(),
-            _cleanup: cleanup,
+            agent: guard,
         };
         xlb.configure(agent, services)?;
         Ok(xlb)
@@ -107,54 +95,26 @@ impl Xlb {
     /// Starts the agent and waits until it is attached.
     pub fn start(&mut self) -> anyhow::Result<()> {
         self.spawn()?;
-        wait_for("the agent", || {
-            self.still_runs()?;
-            let status = self.status()?;
-            ensure!(status["agent"]["running"] == true, "it does not answer");
-            let attached = status["interfaces"]
-                .as_array()
-                .is_some_and(|all| !all.is_empty() && all.iter().all(|i| i["mode"] != "detached"));
-            ensure!(attached, "not attached: {}", status["interfaces"]);
-            Ok(())
-        })
+        self.agent.wait_attached()
     }
 
-    /// Starts the agent and leaves it to itself.
+    /// Starts the agent, again where one ended, and leaves it to itself.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
-        let mut command = self.netns.command(binary("xlb")?);
-        command
-            .arg("agent")
-            .arg("--config")
-            .arg(&self.config)
-            .args(&self.arguments);
-        self.process = Some(Process::spawn("xlb", &mut command, &self.folder)?);
-        Ok(())
-    }
-
-    pub fn still_runs(&self) -> anyhow::Result<()> {
-        let process = self.process()?;
-        if let Some(status) = process.ended()? {
-            bail!("the agent ended with {status}:\n{}", process.log());
-        }
-        Ok(())
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        self.agent.launch(&arguments).map(drop)
     }
 
     pub fn process(&self) -> anyhow::Result<&Process> {
-        self.process.as_ref().context("no agent was started")
+        self.agent.process()
     }
 
     pub fn log(&self) -> String {
-        self.process.as_ref().map(Process::log).unwrap_or_default()
+        self.agent.log()
     }
 
     /// Runs a verb.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        let mut command = self.netns.command(binary("xlb")?);
-        command
-            .env("XLB_SOCKET", &self.socket)
-            .env_remove("RUST_BACKTRACE")
-            .args(arguments);
-        Ok(command.output()?)
+        self.agent.run(arguments)
     }
 
     /// Runs a verb that must succeed, and gives back what it printed.
@@ -173,10 +133,7 @@ impl Xlb {
     }
 
     pub fn status(&self) -> anyhow::Result<Value> {
-        let pins = self.pins.display().to_string();
-        Ok(serde_json::from_str(
-            &self.verb(&format!("status -o json --pin-dir {pins}"))?,
-        )?)
+        Ok(serde_json::from_str(&self.verb("status -o json")?)?)
     }
 
     /// One backend of one service in `status`.
@@ -215,41 +172,6 @@ impl Xlb {
             .find(|r| r["reason"] == name)
             .context("no such reason")?;
         reason["packets"].as_u64().context("no number")
-    }
-}
-
-/// `xlb decap` on a backend, for packets from the load balancer of the lab; off again when dropped.
-#[derive(Debug)]
-pub struct Decap {
-    _cleanup: Cleanup,
-}
-
-impl Decap {
-    pub fn attach(lab: &mut Lab) -> anyhow::Result<Vec<Self>> {
-        let from = [lab.lb.v4.to_string(), lab.lb.v6.to_string()];
-        lab.backends
-            .iter_mut()
-            .map(|host| Self::on(host, &from))
-            .collect()
-    }
-
-    fn on(host: &mut Host, from: &[String; 2]) -> anyhow::Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        host.make_room();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let root = Path::new("/sys/fs/bpf").join(unique(&format!("decap{number}")));
-        let gone = root.clone();
-        let cleanup = Cleanup::new(move || {
-            let _ = fs::remove_dir_all(gone);
-        });
-        let mut command = host.netns.command(binary("xlb")?);
-        command
-            .args(["decap", "attach", "--interface", DEVICE, "--pin-dir"])
-            .arg(&root)
-            .arg("--from")
-            .args(from);
-        lb_tests::netns::run(&mut command)?;
-        Ok(Self { _cleanup: cleanup })
     }
 }
 

@@ -10,25 +10,53 @@ use super::human;
 /// Starts the log. The agent tells its events, other verbs only warnings; `-v` raises both, `RUST_LOG` wins.
 pub(super) fn start(agent: bool, verbose: u8) {
     // The service manager stamps and ranks the lines by itself, see sd-daemon(3).
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let logger = build(&default_filter(agent, verbose), journal);
+    let style = match (agent, std::env::var_os("JOURNAL_STREAM")) {
+        (false, _) => Style::Plain,
+        (true, Some(_)) => Style::Journal,
+        (true, None) => Style::Stamped,
+    };
+    let logger = build(&default_filter(agent, verbose), style);
     let level = logger.filter();
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(level);
     }
 }
 
-fn build(default: &str, journal: bool) -> Logger {
+/// What stands before a line.
+#[derive(Clone, Copy, Debug)]
+enum Style {
+    /// As the errors of a command.
+    Plain,
+    /// Time and level.
+    Stamped,
+    /// The level, as the journal reads it.
+    Journal,
+}
+
+fn build(default: &str, style: Style) -> Logger {
     Builder::from_env(Env::default().default_filter_or(default))
         .format(move |out, record| {
-            let line = line(record);
-            if journal {
-                return writeln!(out, "<{}>{line}", priority(record.level()));
+            let (line, level) = (line(record), record.level());
+            match style {
+                Style::Plain => writeln!(out, "xlb: {}: {line}", word(level)),
+                Style::Stamped => {
+                    let now = out.timestamp_millis();
+                    writeln!(out, "{now} {level:<5} {line}")
+                }
+                Style::Journal => writeln!(out, "<{}>{line}", priority(level)),
             }
-            let now = out.timestamp_millis();
-            writeln!(out, "{now} {:<5} {line}", record.level())
         })
         .build()
+}
+
+fn word(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warning",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
 }
 
 fn default_filter(agent: bool, verbose: u8) -> String {

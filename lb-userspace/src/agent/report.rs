@@ -6,9 +6,9 @@ use std::time::{Instant, SystemTime};
 use lb_common::layout::Counters;
 
 use super::{Agent, Refusal};
+use crate::api::frozen;
 use crate::api::types::{
-    AgentStatus, BackendStats, BackendStatus, InterfaceStatus, ReasonStats, ServiceStats, ServiceStatus,
-    Stats, Status,
+    AgentStatus, BackendStats, BackendStatus, InterfaceStatus, ServiceStats, ServiceStatus, Stats, Status,
 };
 use crate::control::DesiredService;
 use crate::datapath::maps::add;
@@ -205,26 +205,9 @@ impl Agent {
         Ok(Stats {
             at_ms: now_ms(),
             services,
-            reasons: reasons(counts, &sent),
+            reasons: frozen::reason_stats(counts, &sent),
         })
     }
-}
-
-/// The counts by reason, with those of forwarded packets, which are counted by backend.
-pub fn reasons(counts: Vec<(lb_common::reason::Reason, u64)>, sent: &Counters) -> Vec<ReasonStats> {
-    use lb_common::reason::Reason;
-    counts
-        .into_iter()
-        .map(|(reason, packets)| ReasonStats {
-            reason: reason.name().into(),
-            verdict: reason.verdict().name().into(),
-            packets: match reason {
-                Reason::Transmitted => sent.packets - sent.redirected,
-                Reason::Redirected => sent.redirected,
-                _ => packets,
-            },
-        })
-        .collect()
 }
 
 fn rfc3339(time: SystemTime) -> String {

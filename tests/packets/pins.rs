@@ -83,6 +83,11 @@ fn program_on(device: &str) -> Option<u32> {
     id.map(|id| id.try_into().expect("32 bits"))
 }
 
+/// The kernel lets go of a link some time after its last holder did.
+fn wait_until_free(device: &str) {
+    wait_until("the program to go", || Ok(program_on(device).is_none())).expect("no program");
+}
+
 fn load(pins: &PinDir) -> Ebpf {
     let mut ebpf = load::load(Features::default(), &KEY, SIZES, Some(pins)).expect("an object that loads");
     attach::verify(&mut ebpf, "lb").expect("a program that loads");
@@ -121,7 +126,7 @@ fn the_program_stays_without_us_and_goes_with_the_pins() {
         // Nothing of ours is open any longer.
         assert_eq!(program_on("near"), Some(attachment.program_id));
         fs::remove_dir_all(PIN_DIR).expect("rm -r");
-        assert_eq!(program_on("near"), None);
+        wait_until_free("near");
     });
 }
 
@@ -155,6 +160,7 @@ fn a_foreign_program_is_refused_with_its_id() {
         install(None).expect_err("a foreign program");
         assert_eq!(program_on("near"), Some(id));
         drop(theirs);
+        wait_until_free("near");
         install(None).expect("the interface is free");
     });
 }
@@ -386,7 +392,7 @@ fn decap_goes_with_its_folder() {
         .expect("attaching");
         assert!(program_on("near").is_some());
         fs::remove_dir_all(decap::ROOT).expect("rm -r");
-        assert_eq!(program_on("near"), None);
+        wait_until_free("near");
     });
 }
 

@@ -12,7 +12,7 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, Xdp};
 
 use super::Error;
-use super::pins::PinDir;
+use super::pins::{self, PinDir};
 use super::sys::{self, XdpLinkInfo};
 use crate::config;
 
@@ -171,13 +171,13 @@ pub fn own_link(pins: &PinDir, interface: &str) -> Result<Option<XdpLinkInfo>, E
         .map_err(Error::io(&pin))
 }
 
-/// Takes the program off one interface.
+/// Takes the program off one interface, at once.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn detach(pins: &PinDir, interface: &str) -> Result<(), Error> {
     let pin = pins.link(interface);
-    match fs::remove_file(&pin) {
+    match pins::unpin(&pin) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
             path: pin,
             source: error,

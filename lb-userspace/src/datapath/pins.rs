@@ -2,6 +2,8 @@
 //! has the layout this version was compiled for before it is used: the kernel and the loader compare nothing.
 
 use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
@@ -123,7 +125,7 @@ impl PinDir {
         let folder = File::open(&self.0).map_err(Error::io(&self.0))?;
         match sys::try_lock(&folder) {
             Ok(()) => Ok(folder),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(Error::Locked { path: self.0.clone() })
             }
             Err(error) => Err(Error::Io {
@@ -192,7 +194,7 @@ impl PinDir {
         let mut first = None;
         let mut names: Vec<_> = match fs::read_dir(&self.0) {
             Ok(entries) => entries.filter_map(|e| e.ok().map(|e| e.path())).collect(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => {
                 return Err(Error::Io {
                     path: self.0.clone(),
@@ -200,13 +202,9 @@ impl PinDir {
                 });
             }
         };
-        names.sort_by_key(|path| {
-            !path
-                .file_name()
-                .is_some_and(|n| n.to_string_lossy().starts_with(LINK))
-        });
+        names.sort_by_key(|path| !is_link(path));
         for path in names {
-            if let Err(error) = fs::remove_file(&path) {
+            if let Err(error) = unpin(&path) {
                 first.get_or_insert(Error::Io { path, source: error });
             }
         }
@@ -221,6 +219,24 @@ impl PinDir {
 }
 
 const LINK: &str = "link_";
+
+/// Removes a pin; what a pinned link attached is off its interface when this returns.
+pub(super) fn unpin(path: &Path) -> io::Result<()> {
+    if is_link(path)
+        && let Ok(link) = sys::open_pin(path)
+        && let Err(error) = sys::detach_link(link.as_fd())
+        && error.raw_os_error() != Some(libc::ENOLINK)
+    {
+        // Without the pin the kernel takes it off by itself, a little later.
+        log::debug!("{}: detaching: {error}", path.display());
+    }
+    fs::remove_file(path)
+}
+
+fn is_link(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with(LINK))
+}
 
 /// The name of an interface as the name of a pin: bpffs refuses dots.
 pub(super) fn encode(interface: &str) -> String {

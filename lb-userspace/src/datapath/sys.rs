@@ -53,6 +53,18 @@ pub fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     })
 }
 
+/// Takes a link off its interface at once (`BPF_LINK_DETACH`, Linux 5.9), whoever else holds it. Without this the
+/// kernel does it some time after the last holder let go.
+///
+/// # Errors
+/// What the system call returns; `ENOLINK` where it is off already.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: plain integers, for which all zeros is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.link_detach.link_fd = link.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(|_| ())
+}
+
 /// Opens a pinned object (`BPF_OBJ_GET`).
 ///
 /// # Errors

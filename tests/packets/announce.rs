@@ -14,7 +14,7 @@ use crate::world::{CLIENT_V4, CLIENT_V6, Case, check, send, world};
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 
-fn arp(operation: ArpOperation, target: Ipv4Addr) -> Vec<u8> {
+pub fn arp(operation: ArpOperation, target: Ipv4Addr) -> Vec<u8> {
     let packet = ArpPacket::from(ArpEthIpv4Packet {
         operation,
         sender_mac: CLIENT_MAC,

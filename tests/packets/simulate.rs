@@ -1,9 +1,11 @@
 //! `simulate` as operators call it: captures in, a report and a capture out.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use etherparse::ArpOperation;
 use pcap_file::DataLink;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter, RawPcapPacket};
 use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
@@ -11,7 +13,8 @@ use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionBlock;
 use pcap_file::pcapng::{Block, PcapNgBlock, PcapNgWriter};
 use xlb::datapath::simulate::{Error, Report, Task, run};
 
-use crate::build::{tcp, udp};
+use crate::announce::arp;
+use crate::build::{syn, tcp, tcp_in, udp, v4};
 use crate::world::{config, root};
 
 const SECOND: Duration = Duration::new(1_700_000_000, 123_456_000);
@@ -169,6 +172,28 @@ fn repeating_gives_nanoseconds_and_the_same_verdicts() {
         report.packets[5].ns, None,
         "what cannot be run cannot be measured"
     );
+}
+
+#[test]
+fn what_cannot_be_restored_is_not_measured() {
+    if !root() {
+        return;
+    }
+    let place = place();
+    let long = tcp_in(v4("192.0.2.10"), syn(1, 80), &[0; 5000]);
+    let frames = [
+        arp(ArpOperation::REQUEST, Ipv4Addr::new(192, 0, 2, 10)),
+        long.clone(),
+    ];
+    write_pcap(&place.input, DataLink::ETHERNET, &frames);
+    let report = run(&config(true), &task(&place, Some(10))).expect("a report");
+    assert_eq!(
+        words(&report),
+        [("tx", "arp_reply", None), ("drop", "malformed", None)]
+    );
+    assert!(report.packets.iter().all(|packet| packet.ns.is_none()));
+    assert_eq!(report.packets[1].length, long.len());
+    assert!(report.packets[1].note.is_some());
 }
 
 #[test]

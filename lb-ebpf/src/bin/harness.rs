@@ -19,8 +19,8 @@ use aya_ebpf::programs::XdpContext;
 #[unsafe(no_mangle)]
 static FRAME_LEN: Global<u16> = Global::new(60);
 
-/// The Ethernet header as it was, in two words of seven bytes each, in memory order. All that the programs
-/// change in the frame itself is this header; what they put before it is cut off by the length.
+/// The Ethernet header as it was, in two words of seven bytes each, in memory order. All that forwarding
+/// changes in the frame itself is this header; what it puts before the frame is cut off by the length.
 #[unsafe(no_mangle)]
 static ETHERNET_LOW: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]

@@ -10,6 +10,9 @@
 
 mod capture;
 mod measure;
+mod run;
+
+pub use run::{PacketReport, Report, Task, run};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,21 +26,16 @@ use aya::programs::Xdp;
 use lb_common::hash::HashKey;
 use lb_common::layout::{Decision, Interface};
 use lb_common::reason::{Reason, Verdict};
-use schemars::JsonSchema;
-use serde::Serialize;
 
 use super::apply::Dataplane;
 use super::load::{self, Features, Sizes};
-use super::maps::{self, Maps};
-use super::pins::PinDir;
-use super::testrun::{self, Action, INGRESS_IFINDEX, MIN_FRAME};
+use super::maps::Maps;
+use super::testrun::{self, Action, INGRESS_IFINDEX};
 use super::{attach, check_system};
 use crate::config::{Announce, Config};
 use crate::control::{self, BackendStatus, HopView, Inputs};
 use crate::model::{AdminState, OperState, ServiceKey};
 use crate::net::NextHop;
-use capture::Capture;
-use measure::Harness;
 
 /// The MAC address of the simulated load balancer.
 pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -382,149 +380,4 @@ fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control
         hops: &hops,
         earlier: &dataplane.earlier(),
     })
-}
-
-/// What `xlb simulate` is to do.
-#[derive(Clone, Debug, Default)]
-pub struct Task {
-    /// The capture, pcap or pcapng, of Ethernet frames.
-    pub input: PathBuf,
-    /// Where the packets go that were not dropped, as they left the program: a pcap file.
-    pub output: Option<PathBuf>,
-    /// Measure each packet so many times.
-    pub repeat: Option<u32>,
-    pub options: Options,
-}
-
-/// What `xlb simulate -o json` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Report {
-    pub packets: Vec<PacketReport>,
-    /// Runs of each packet that `ns` is the mean of.
-    pub repeat: Option<u32>,
-    /// Nanoseconds that the measurement itself costs: the same harness with a program that does nothing. It
-    /// is part of every `ns`.
-    pub floor_ns: Option<u64>,
-    pub warnings: Vec<String>,
-}
-
-/// One packet of the capture.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct PacketReport {
-    /// From 0, in the order of the capture.
-    pub index: usize,
-    /// `tx`, `redirect`, `pass` or `drop`.
-    pub verdict: String,
-    pub reason: String,
-    /// Name of the service that the packet was for.
-    pub service: Option<String>,
-    /// `ADDRESS:PORT` of the backend that it was sent to, or would have been.
-    pub backend: Option<String>,
-    /// Nanoseconds a run, what the measurement itself costs included; `None` unless measured.
-    pub ns: Option<u64>,
-    /// Bytes of the frame in the capture.
-    pub length: usize,
-    /// From 0: which packet of the output it is.
-    pub out_index: Option<usize>,
-    /// What is unusual about this packet, for people.
-    pub note: Option<String>,
-}
-
-/// Runs a capture through the program.
-///
-/// # Errors
-/// All of [`Error`].
-pub fn run(config: &Config, task: &Task) -> Result<Report, Error> {
-    let capture = Capture::read(&task.input)?;
-    let mut warnings = Vec::new();
-    let options = with_live_key(config, &task.options, &mut warnings);
-    let mut simulator = Simulator::new(config, &options)?;
-    let harness = task
-        .repeat
-        .map(|repeat| Ok::<_, Error>(Harness::new(Simulator::with(config, &options, false)?, repeat)))
-        .transpose()?;
-    let floor_ns = harness.as_ref().map(Harness::floor).transpose()?;
-    let mut output = task.output.as_deref().map(capture::Output::create).transpose()?;
-    let mut packets = Vec::new();
-    for (index, packet) in capture.packets.iter().enumerate() {
-        let at = |source| Error::Packet {
-            path: task.input.clone(),
-            index,
-            source: Box::new(source),
-        };
-        let (outcome, note) = judge(&mut simulator, packet).map_err(at)?;
-        let ns = match &harness {
-            Some(harness) if packet.data.len() >= MIN_FRAME => Some(
-                harness
-                    .measure(&packet.data, action_of(outcome.verdict))
-                    .map_err(at)?,
-            ),
-            _ => None,
-        };
-        let out_index = match &mut output {
-            Some(output) if outcome.verdict != Verdict::Drop => Some(output.write(packet, &outcome.out)?),
-            _ => None,
-        };
-        packets.push(PacketReport {
-            index,
-            verdict: outcome.verdict.name().into(),
-            reason: outcome.reason.name().into(),
-            service: outcome.service,
-            backend: outcome.backend.map(|address| address.to_string()),
-            ns,
-            length: packet.data.len(),
-            out_index,
-            note,
-        });
-    }
-    if let Some(output) = output {
-        output.finish()?;
-    }
-    Ok(Report {
-        packets,
-        repeat: task.repeat,
-        floor_ns,
-        warnings,
-    })
-}
-
-/// The outcome of a packet of the capture, and what is unusual about it.
-fn judge(simulator: &mut Simulator, packet: &capture::Packet) -> Result<(Outcome, Option<String>), Error> {
-    let len = packet.data.len();
-    if len < MIN_FRAME {
-        // The kernel runs nothing so short; the program's first question settles it.
-        let outcome = Outcome {
-            verdict: Reason::NotIp.verdict(),
-            reason: Reason::NotIp,
-            service: None,
-            backend: None,
-            out: packet.data.clone(),
-        };
-        let note = format!("not run: {len} bytes are no Ethernet frame ({MIN_FRAME} at least)");
-        return Ok((outcome, Some(note)));
-    }
-    let outcome = simulator.packet(&packet.data)?;
-    let note = (packet.original_len > len)
-        .then(|| format!("the capture has {len} of its {} bytes", packet.original_len));
-    Ok((outcome, note))
-}
-
-/// Where the configuration names no key of the hash, that of the agent on this machine decides which backend
-/// a flow gets.
-fn with_live_key(config: &Config, options: &Options, warnings: &mut Vec<String>) -> Options {
-    let mut options = options.clone();
-    if config.agent.hash_key.is_some() || options.hash_key.is_some() {
-        return options;
-    }
-    let pinned = PinDir::open(&config.agent.pin_dir).and_then(|pins| maps::pinned_hash_key(&pins));
-    match pinned {
-        Ok(Some(key)) => options.hash_key = Some(key),
-        Ok(None) | Err(super::Error::NothingPinned { .. }) => warnings.push(
-            "the configuration has no hash_key and no agent left one here: flows get other backends than \
-             from an agent"
-                .into(),
-        ),
-        Err(error) => warnings.push(format!("the agent's hash key cannot be read: {error}")),
-    }
-    options
 }

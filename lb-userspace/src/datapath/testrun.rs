@@ -11,6 +11,11 @@ use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 /// The shortest frame that the kernel runs a program on: an Ethernet header.
 pub const MIN_FRAME: usize = 14;
 
+/// The longest frame that programs see whole: a page, less the room before the frame (256 bytes) and the
+/// kernel's bookkeeping behind it (320 bytes). Of a longer one a program without `frags`, as all of ours are,
+/// gets the first part, where the kernel does not refuse it.
+pub const MAX_FRAME: usize = 4096 - 256 - 320;
+
 /// The index of the loopback interface, which test frames come in by.
 pub const INGRESS_IFINDEX: u32 = 1;
 
@@ -92,7 +97,7 @@ pub fn repeat(program: &Xdp, packet: &[u8], times: u32) -> Result<Run, Error> {
     };
     let result = program.test_run(options).map_err(|error| match error {
         ProgramError::SyscallError(error)
-            if len > page_size() / 2
+            if len > MAX_FRAME / 2
                 && matches!(
                     error.io_error.raw_os_error(),
                     Some(libc::EINVAL | libc::E2BIG | libc::ENOMEM)
@@ -108,15 +113,6 @@ pub fn repeat(program: &Xdp, packet: &[u8], times: u32) -> Result<Run, Error> {
         packet: out,
         duration: result.duration,
     })
-}
-
-/// The frame, the room before it and the kernel's bookkeeping behind it share a page.
-fn page_size() -> usize {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|size| usize::try_from(size).ok())
-        .unwrap_or(4096)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::process::{ExitStatus, Output};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use xlb::api::types::{BackendStatus, Status};
+use xlb::api::types::Status;
 
 use crate::cleanup::{BPFFS, Cleanup, Folder, unique};
 use crate::config::Config;
@@ -114,15 +114,7 @@ impl Agent {
     /// # Errors
     /// Where it ends, or is not ready in time; with its log.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        self.start_with(&[])
-    }
-
-    /// The same with more arguments.
-    ///
-    /// # Errors
-    /// As [`Agent::start`].
-    pub fn start_with(&mut self, arguments: &[&str]) -> anyhow::Result<()> {
-        self.launch(arguments)?;
+        self.launch(&[])?;
         self.wait_attached()
     }
 
@@ -190,14 +182,6 @@ impl Agent {
         self.process.take().context("the agent does not run")?.kill()
     }
 
-    /// SIGTERM; returns when it has ended.
-    ///
-    /// # Errors
-    /// Where it does not end.
-    pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
-        self.process.take().context("the agent does not run")?.stop()
-    }
-
     /// Waits for an end of its own.
     ///
     /// # Errors
@@ -255,23 +239,6 @@ impl Agent {
     /// Where there is none.
     pub fn status(&self) -> anyhow::Result<Status> {
         Ok(serde_json::from_str(&self.order(&["status", "-o", "json"])?)?)
-    }
-
-    /// What `status` says of one backend of a service.
-    ///
-    /// # Errors
-    /// Where it says nothing of it.
-    pub fn backend(&self, service: &str, address: IpAddr) -> anyhow::Result<BackendStatus> {
-        let services = self.status()?.services;
-        let service = services
-            .into_iter()
-            .find(|s| s.name == service)
-            .context("no such service")?;
-        service
-            .backends
-            .into_iter()
-            .find(|b| b.address == address)
-            .context("no such backend")
     }
 
     /// Waits until the backends that serve are just those for which `expected` holds.

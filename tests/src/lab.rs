@@ -87,14 +87,10 @@ impl Host {
         }
     }
 
-    /// Takes the passing program off its device, to make room for another.
-    pub fn make_room(&mut self) {
-        self.pass = None;
-    }
-
     /// Unwraps what the load balancer encapsulates, with `xlb decap`.
     fn unwrap(&mut self) -> anyhow::Result<()> {
-        self.make_room();
+        // One program at a time: this one passes everything else too.
+        self.pass = None;
         self.decap = Some(PinFolder::new("decap"));
         let lb = [SUBNET, SECOND_SUBNET].map(|subnet| addresses(subnet, LB));
         self.unwrap_from(&lb.map(|(v4, v6)| [v4.to_string(), v6.to_string()]).concat())

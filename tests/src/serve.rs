@@ -1,4 +1,4 @@
-//! What `xlb-lab` serves: small servers that say who they are.
+//! What `xlb-lab` serves: a small web server that says who it is.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 
 /// Answers every request with the server's name, and the path `/healthz` too.
 ///
@@ -47,21 +47,4 @@ fn answer(request: &Request<Incoming>, name: &str) -> Response<Full<Bytes>> {
         _ => format!("{name}\n"),
     };
     Response::new(Full::new(Bytes::from(body)))
-}
-
-/// Sends every datagram back with the server's name before it.
-///
-/// # Errors
-/// Where the address cannot be bound, or the socket fails.
-pub async fn udp(listen: SocketAddr, name: &str) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind(listen)
-        .await
-        .with_context(|| listen.to_string())?;
-    let mut buffer = vec![0; 65536];
-    loop {
-        let (len, from) = socket.recv_from(&mut buffer).await?;
-        let mut answer = format!("{name} ").into_bytes();
-        answer.extend_from_slice(&buffer[..len]);
-        let _ = socket.send_to(&answer, from).await;
-    }
 }

@@ -1,12 +1,14 @@
 //! The maps as typed values, opened from a loaded object or from their pins.
 
+use std::os::fd::AsFd;
+
 use aya::maps::{Array, ArrayOfMaps, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod};
 use aya_obj::generated::bpf_map_type;
 use lb_common::hash::HashKey;
 use lb_common::layout::{
-    self, AgentMeta, Backend, BackendMeta, Counters, Interface, MMAPABLE, SLAB_SLOTS, ServiceMeta,
-    ServiceRecord, Slot, TableWord,
+    self, AgentMeta, Backend, BackendMeta, Counters, Interface, SLAB_SLOTS, ServiceMeta, ServiceRecord, Slot,
+    TableWord,
 };
 use lb_common::reason::Reason;
 
@@ -14,6 +16,7 @@ use super::Error;
 use super::load::Sizes;
 use super::mmap::Words;
 use super::pins::{self, PinDir, Pinned};
+use super::slab_map;
 
 /// Every map that the agent, `status` and `simulate` use.
 pub struct Maps {
@@ -203,7 +206,7 @@ impl Slabs {
                 break;
             }
             let data = MapData::from_pin(&path)?;
-            slabs.mapped.push(map_slab(&data)?);
+            slabs.mapped.push(map_slab(data.fd())?);
         }
         Ok(slabs)
     }
@@ -215,13 +218,18 @@ impl Slabs {
     pub fn grow(&mut self, count: u32) -> Result<(), Error> {
         while self.mapped.len() < count as usize {
             let index = self.mapped.len() as u32;
-            let data = create(bpf_map_type::BPF_MAP_TYPE_ARRAY, 8, SLAB_SLOTS, MMAPABLE, "slab")?;
-            let words = map_slab(&data)?;
-            if let Some(dir) = &self.pins {
-                data.pin(dir.slab(index))?;
-            }
-            let inner: Array<MapData, Slot> = Map::Array(data).try_into()?;
+            let slab = slab_map::create()?;
+            let words = map_slab(&slab)?;
+            let again = slab.try_clone().map_err(|source| Error::Syscall {
+                call: "duplicating a descriptor",
+                source,
+            })?;
+            let inner: Array<MapData, Slot> = Map::Array(MapData::from_fd(again)?).try_into()?;
+            // A pinned slab counts as there: it is pinned only once packets can reach it.
             self.outer.set(index, &inner, 0)?;
+            if let Some(dir) = &self.pins {
+                MapData::from_fd(slab)?.pin(dir.slab(index))?;
+            }
             self.mapped.push(words);
             self._held.push(inner);
         }
@@ -238,8 +246,8 @@ impl Slabs {
     }
 }
 
-fn map_slab(data: &MapData) -> Result<Words, Error> {
-    Words::map(data.fd(), SLAB_SLOTS as usize).map_err(|source| Error::Syscall {
+fn map_slab(slab: impl AsFd) -> Result<Words, Error> {
+    Words::map(slab, SLAB_SLOTS as usize).map_err(|source| Error::Syscall {
         call: "mmap of a slab of lookup tables",
         source,
     })

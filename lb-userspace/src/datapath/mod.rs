@@ -11,6 +11,7 @@ pub mod mmap;
 pub mod pins;
 pub mod record;
 pub mod simulate;
+mod slab_map;
 pub mod slabs;
 pub mod sys;
 pub mod testrun;

@@ -26,6 +26,16 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     }
 }
 
+/// A command of `bpf(2)` that gives back a descriptor.
+///
+/// # Errors
+/// What the system call returns.
+pub(super) fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
+    // SAFETY: the kernel gave us a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// What the kernel says of an XDP link.
 #[derive(Clone, Copy, Debug)]
 pub struct XdpLinkInfo {
@@ -74,9 +84,7 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     // SAFETY: plain integers, for which all zeros is a value.
     let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
     attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
-    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
-    // SAFETY: the kernel gave us a descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr)
 }
 
 /// Whether a path lies on a BPF file system (`BPF_FS_MAGIC`).

@@ -226,3 +226,6 @@ fn resolve(
         packet_mtu,
     }
 }
+
+#[cfg(test)]
+mod tests;

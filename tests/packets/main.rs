@@ -6,6 +6,7 @@ mod balance;
 mod build;
 mod decap;
 mod forward;
+mod history;
 mod load;
 mod malformed;
 mod model;

@@ -33,15 +33,15 @@ use xlb::net::NextHop;
 
 use crate::world::{config, root};
 
-const PIN_DIR: &str = "/sys/fs/bpf/xlb";
-const SIZES: Sizes = Sizes {
+pub const PIN_DIR: &str = "/sys/fs/bpf/xlb";
+pub const SIZES: Sizes = Sizes {
     services: 64,
     backends: 64,
 };
 const KEY: HashKey = HashKey([5; 8]);
 
 /// Runs a test beside a veth pair, with an empty BPF file system. Everything is gone with its thread.
-fn apart(test: impl FnOnce() + Send) {
+pub fn apart(test: impl FnOnce() + Send) {
     if !root() {
         return;
     }
@@ -88,7 +88,7 @@ fn wait_until_free(device: &str) {
     wait_until("the program to go", || Ok(program_on(device).is_none())).expect("no program");
 }
 
-fn load(pins: &PinDir) -> Ebpf {
+pub fn load(pins: &PinDir) -> Ebpf {
     let mut ebpf = load::load(Features::default(), &KEY, SIZES, Some(pins)).expect("an object that loads");
     attach::verify(&mut ebpf, "lb").expect("a program that loads");
     ebpf

@@ -6,10 +6,12 @@
 //! can hold it any more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
-use lb_common::layout::{Backend as Record, BackendMeta, Counters, NAME_LEN, ServiceMeta, TableWord};
+use aya::maps::MapError;
+use lb_common::layout::{self, Backend as Record, BackendMeta, Counters, NAME_LEN, ServiceMeta, TableWord};
 
 use super::Error;
 use super::identity;
@@ -50,6 +52,8 @@ struct Installed {
     generation: u64,
     retired: Counters,
     meta: Option<ServiceMeta>,
+    /// Its keys are known to be in the map.
+    published: bool,
 }
 
 /// The maps, and what is known to be in them.
@@ -92,28 +96,41 @@ impl Dataplane {
             let Some(key) = (meta.in_use != 0)
                 .then(|| identity::service_of(&meta.key))
                 .flatten()
+                .filter(|key| !services.contains_key(key))
             else {
                 continue;
             };
             free_services.remove(&index);
             by_index.insert(index, key);
+            // A word that names no table, in damaged pins: it is built anew.
+            let mut table = maps.records.table(index);
+            if !maps.slabs.hold(table) {
+                table = TableWord::NONE;
+                maps.records.set_table(index, table);
+            }
             services.insert(
                 key,
                 Installed {
                     index,
-                    table: maps.records.table(index),
+                    table,
                     built_from: None,
                     generation: meta.generation,
                     retired: meta.retired,
                     meta: Some(meta),
+                    published: false,
                 },
             );
         }
         let mut backends = BTreeMap::new();
         let (mut records, mut metas) = (BTreeMap::new(), BTreeMap::new());
-        let mut free_backends: BTreeSet<u32> = (1..maps.backends.len()).collect();
-        for index in 1..maps.backend_meta.len().min(maps.backends.len()) {
-            let meta = maps.backend_meta.get(&index, 0)?;
+        let room = maps
+            .backends
+            .len()
+            .min(maps.backend_meta.len())
+            .min(maps.counters.len());
+        let mut free_backends: BTreeSet<u32> = (1..room).collect();
+        for index in 1..room {
+            let mut meta = maps.backend_meta.get(&index, 0)?;
             let id = (meta.in_use != 0)
                 .then(|| {
                     let service = *by_index.get(&meta.service)?;
@@ -124,8 +141,16 @@ impl Dataplane {
                         port: u16::from_be(meta.port),
                     })
                 })
-                .flatten();
-            let Some(id) = id else { continue };
+                .flatten()
+                .filter(|id| !backends.contains_key(id));
+            let Some(id) = id else {
+                if meta.in_use != 0 {
+                    // Else it would count for the next service that gets the index of the one it names.
+                    meta.in_use = 0;
+                    maps.backend_meta.set(index, meta, 0)?;
+                }
+                continue;
+            };
             free_backends.remove(&index);
             records.insert(index, maps.backends.get(&index, 0)?);
             metas.insert(index, meta);
@@ -321,6 +346,7 @@ impl Dataplane {
                 generation: 0,
                 retired: Counters::default(),
                 meta: None,
+                published: false,
             };
             self.services.insert(*key, installed);
         }
@@ -329,8 +355,7 @@ impl Dataplane {
             self.write_backend(id, backend)?;
         }
         let moved = self.write_table(key, service, now)?;
-        let index = self.services[key].index;
-        self.publish(key, index)?;
+        self.publish(key)?;
         self.remove_backends(key, Some(service), now)?;
         let change = |kind| Change {
             name: service.name.clone(),
@@ -351,16 +376,32 @@ impl Dataplane {
     }
 
     /// Makes the service visible to packets.
-    fn publish(&mut self, key: &ServiceKey, index: u32) -> Result<(), Error> {
+    fn publish(&mut self, key: &ServiceKey) -> Result<(), Error> {
+        let installed = self.services.get_mut(key).expect("installed by the caller");
+        if installed.published {
+            return Ok(());
+        }
         for (key, value) in [
             (identity::address_key(key.address), 0),
-            (identity::service_key(key), index),
+            (identity::service_key(key), installed.index),
         ] {
             if self.maps.services.get(&key, 0).ok() != Some(value) {
                 self.maps.services.insert(key, value, 0)?;
             }
         }
+        installed.published = true;
         Ok(())
+    }
+
+    /// Takes a key out of the map. It may be missing already: the last agent died while it took the service
+    /// away, or before it made it visible.
+    fn unpublish(&mut self, key: &layout::ServiceKey) -> Result<(), MapError> {
+        match self.maps.services.remove(key) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Builds, fills and switches to a new table where the owners changed. Gives back how many slots moved.
@@ -397,12 +438,13 @@ impl Dataplane {
                 .map(|o| o.map_or(0, |o| indices[o as usize]))
                 .collect()
         };
-        let moved = maglev::moved(&old_owners, &new_owners);
-        let installed = self.services.get_mut(key).expect("installed above");
-        installed.built_from = Some(service.candidates.clone());
+        let built_from = Some(service.candidates.clone());
+        let installed = self.services.get_mut(key).expect("installed by the caller");
         if old_owners == new_owners {
+            installed.built_from = built_from;
             return Ok(None);
         }
+        let moved = maglev::moved(&old_owners, &new_owners);
         let table = if new_owners.is_empty() {
             TableWord::NONE
         } else {
@@ -410,13 +452,17 @@ impl Dataplane {
                 .allocator
                 .allocate(service.size, now)
                 .ok_or(Error::NoSlabs { size: service.size })?;
-            self.maps.slabs.grow(self.allocator.slabs())?;
+            if let Err(error) = self.maps.slabs.grow(self.allocator.slabs()) {
+                self.allocator.release(table, now);
+                return Err(error);
+            }
             self.maps.slabs.write(table, new_owners.into_iter());
             table
         };
         self.maps.records.set_table(index, table);
         self.allocator.release(before, now);
         installed.table = table;
+        installed.built_from = built_from;
         installed.generation += 1;
         if let Some(meta) = &mut installed.meta {
             meta.generation = installed.generation;
@@ -516,8 +562,8 @@ impl Dataplane {
     ) -> Result<(), Error> {
         let gone: Vec<_> = self
             .backends
-            .iter()
-            .filter(|(id, _)| id.service == *key && !wanted.is_some_and(|s| s.backends.contains_key(id)))
+            .range(every_backend_of(*key))
+            .filter(|(id, _)| !wanted.is_some_and(|s| s.backends.contains_key(id)))
             .map(|(id, index)| (*id, *index))
             .collect();
         for (id, index) in gone {
@@ -542,13 +588,13 @@ impl Dataplane {
     }
 
     fn remove_service(&mut self, key: &ServiceKey, now: Instant) -> Result<Change, Error> {
-        self.maps.services.remove(&identity::service_key(key))?;
+        self.unpublish(&identity::service_key(key))?;
         if !self
             .services
             .keys()
             .any(|other| other != key && other.address == key.address)
         {
-            self.maps.services.remove(&identity::address_key(key.address))?;
+            self.unpublish(&identity::address_key(key.address))?;
         }
         self.remove_backends(key, None, now)?;
         let installed = self.services.remove(key).expect("the caller found it");
@@ -605,6 +651,21 @@ impl Dataplane {
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         self.services.keys().map(|key| key.address).collect()
     }
+}
+
+/// The identities that the backends of a service can have, in their order.
+fn every_backend_of(service: ServiceKey) -> RangeInclusive<BackendId> {
+    let end = |address, port| BackendId {
+        service,
+        address,
+        port,
+    };
+    // IPv4 addresses come before IPv6 ones.
+    let (first, last) = (
+        Ipv4Addr::UNSPECIFIED.into(),
+        Ipv6Addr::from_bits(u128::MAX).into(),
+    );
+    end(first, 0)..=end(last, u16::MAX)
 }
 
 const HAS_RUNTIME_WEIGHT: u8 = 1;

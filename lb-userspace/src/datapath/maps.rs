@@ -98,12 +98,13 @@ impl Maps {
         })
     }
 
-    /// The owners of a table's slots, as indices of backends.
+    /// The owners of a table's slots, as indices of backends; none where there is no such table.
     #[must_use]
     pub fn owners(&self, table: TableWord) -> Vec<u32> {
-        let Some(slab) = self.slabs.mapped.get(table.slab() as usize) else {
+        if table == TableWord::NONE || !self.slabs.hold(table) {
             return Vec::new();
-        };
+        }
+        let slab = &self.slabs.mapped[table.slab() as usize];
         let start = table.offset() as usize;
         (start..start + table.size() as usize)
             .map(|i| Slot(slab.get(i)).current())
@@ -209,6 +210,13 @@ impl Slabs {
             slabs.mapped.push(map_slab(data.fd())?);
         }
         Ok(slabs)
+    }
+
+    /// Whether a word names a table that can be: none at all, or one inside a slab that exists.
+    #[must_use]
+    pub fn hold(&self, table: TableWord) -> bool {
+        table == TableWord::NONE
+            || (table.slab() as usize) < self.mapped.len() && table.offset() + table.size() <= SLAB_SLOTS
     }
 
     /// Makes slabs until there are `count`.

@@ -86,10 +86,11 @@ impl Allocator {
 fn gap(taken: &[(u32, u32)], size: u32) -> Option<u32> {
     let mut start = 0;
     for (offset, length) in taken {
-        if offset - start >= size {
+        // Regions lie side by side, unless damaged pins say otherwise.
+        if offset.saturating_sub(start) >= size {
             return Some(start);
         }
-        start = offset + length;
+        start = start.max(offset + length);
     }
     (SLAB_SLOTS - start >= size).then_some(start)
 }

@@ -1,0 +1,355 @@
+//! The maps over the time: random histories of what is wanted, agents that die in between, and what a death at
+//! the wrong moment, or a damaged pin, leaves behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use lb_common::layout::{SLAB_SLOTS, TableWord};
+use proptest::prelude::*;
+use proptest::test_runner::{Config as Cases, TestRunner};
+use xlb::config::Config;
+use xlb::control::{self, BackendStatus, Desired, HopView, Inputs};
+use xlb::datapath::apply::{ChangeKind, Dataplane};
+use xlb::datapath::identity;
+use xlb::datapath::maps::Maps;
+use xlb::datapath::pins::PinDir;
+use xlb::datapath::slabs::QUARANTINE;
+use xlb::maglev;
+use xlb::model::{AdminState, BackendId, OperState, ServiceKey};
+use xlb::net::NextHop;
+
+use crate::pins::{PIN_DIR, SIZES, apart, load};
+use crate::world::config_of;
+
+const BACKENDS: [(&str, u16); 4] = [
+    ("10.0.1.11", 1),
+    ("10.0.1.12", 3),
+    ("10.0.1.13", 1),
+    ("10.0.1.14", 2),
+];
+const SERVICES: [(&str, &str); 3] = [
+    ("one", "192.0.2.10"),
+    ("same-address", "192.0.2.10"),
+    ("other", "192.0.2.20"),
+];
+
+/// What a backend is like at one time; `None`: not configured.
+type Wish = Option<BackendStatus>;
+
+/// A state of the world: for each service, its backends. A service without backends is not configured.
+type World = [[Wish; BACKENDS.len()]; SERVICES.len()];
+
+fn any_wish() -> impl Strategy<Value = Wish> {
+    let state =
+        prop_oneof![1 => Just(OperState::Unknown), 2 => Just(OperState::Down), 4 => Just(OperState::Up)];
+    let admin =
+        prop_oneof![4 => Just(AdminState::Ready), 1 => Just(AdminState::Drain), 1 => Just(AdminState::Maint)];
+    let status = (state, admin, any::<bool>()).prop_map(|(state, admin, ever_up)| BackendStatus {
+        state,
+        admin,
+        runtime_weight: None,
+        ever_up: ever_up || state == OperState::Up,
+    });
+    prop::option::weighted(0.7, status)
+}
+
+fn any_world() -> impl Strategy<Value = World> {
+    let backends = || prop::array::uniform4(any_wish());
+    let empty = || Just([None; BACKENDS.len()]);
+    prop::array::uniform3(prop_oneof![4 => backends(), 1 => empty()])
+}
+
+fn configured(world: &World) -> Option<Config> {
+    let backends: Vec<Vec<(&str, u16)>> = world
+        .iter()
+        .map(|wishes| {
+            let there = BACKENDS.iter().zip(wishes).filter(|(_, wish)| wish.is_some());
+            there.map(|(backend, _)| *backend).collect()
+        })
+        .collect();
+    let lines: Vec<_> = SERVICES
+        .iter()
+        .zip([80, 443, 80])
+        .zip(&backends)
+        .filter(|(_, backends)| !backends.is_empty())
+        .map(|(((name, address), port), backends)| {
+            (*name, *address, port, "tcp", "dsr-l2", backends.as_slice())
+        })
+        .collect();
+    (!lines.is_empty()).then(|| config_of(&lines, false))
+}
+
+fn desired(world: &World, dataplane: &Dataplane) -> Desired {
+    let Some(config) = configured(world) else {
+        return Desired::default();
+    };
+    let mut statuses = BTreeMap::new();
+    let mut hops = BTreeMap::new();
+    for service in &config.services {
+        let at = SERVICES
+            .iter()
+            .position(|(name, _)| *name == service.name)
+            .expect("one of them");
+        for backend in &service.backends {
+            let which = BACKENDS
+                .iter()
+                .position(|(address, _)| backend.address.to_string() == *address)
+                .expect("one of them");
+            statuses.insert(backend.id(service.key), world[at][which].expect("configured"));
+            let hop = NextHop {
+                ifindex: 1,
+                interface: "lo".into(),
+                destination_mac: [2; 6],
+                source_mac: [4; 6],
+                source: std::net::Ipv4Addr::new(10, 0, 1, 1).into(),
+                gateway: None,
+                mtu: 1500,
+            };
+            hops.insert(
+                backend.address,
+                HopView {
+                    hop: Ok(hop),
+                    last: None,
+                },
+            );
+        }
+    }
+    control::desired(&Inputs {
+        services: &config.services,
+        statuses: &statuses,
+        hops: &hops,
+        earlier: &dataplane.earlier(),
+    })
+}
+
+/// Every backend of every service is UP.
+const ALL_UP: World = [[Some(BackendStatus {
+    state: OperState::Up,
+    admin: AdminState::Ready,
+    runtime_weight: None,
+    ever_up: true,
+}); BACKENDS.len()]; SERVICES.len()];
+
+/// Nothing is configured.
+const NOTHING: World = [[None; BACKENDS.len()]; SERVICES.len()];
+
+type Picture = (
+    BTreeMap<ServiceKey, (u32, Vec<u32>)>,
+    BTreeMap<BackendId, Option<u32>>,
+);
+
+fn picture(dataplane: &Dataplane) -> Picture {
+    let services = dataplane.earlier();
+    let tables = services
+        .iter()
+        .map(|(key, earlier)| (*key, (earlier.size, dataplane.owners(key))));
+    let remembered = dataplane.remembered();
+    let indices = remembered.keys().map(|id| (*id, dataplane.index_of(id)));
+    (tables.collect(), indices.collect())
+}
+
+fn check(dataplane: &Dataplane, desired: &Desired) -> Result<(), TestCaseError> {
+    let (tables, indices) = picture(dataplane);
+    prop_assert!(tables.keys().eq(desired.services.keys()));
+    let wanted = desired
+        .services
+        .values()
+        .flat_map(|service| service.backends.keys());
+    prop_assert!(indices.keys().eq(wanted.collect::<BTreeSet<_>>()));
+    let unique: BTreeSet<_> = indices.values().flatten().collect();
+    prop_assert_eq!(unique.len(), indices.len());
+    for (key, service) in &desired.services {
+        let allowed: BTreeSet<_> = service
+            .candidates
+            .iter()
+            .map(|c| {
+                let id = BackendId {
+                    service: *key,
+                    address: c.address,
+                    port: c.port,
+                };
+                indices[&id].expect("an index")
+            })
+            .collect();
+        let owners: BTreeSet<_> = tables[key].1.iter().copied().collect();
+        prop_assert_eq!(owners, allowed);
+        let size = if service.candidates.is_empty() {
+            0
+        } else {
+            service.size
+        };
+        prop_assert_eq!(tables[key].1.len(), size as usize);
+    }
+    let mut keys = BTreeSet::new();
+    for key in desired.services.keys() {
+        keys.insert(identity::service_key(key));
+        keys.insert(identity::address_key(key.address));
+    }
+    let found: Result<BTreeSet<_>, _> = dataplane.maps.services.keys().collect();
+    prop_assert_eq!(found.expect("the keys"), keys);
+    Ok(())
+}
+
+fn pins() -> PinDir {
+    PinDir::create(Path::new(PIN_DIR)).expect("a folder")
+}
+
+fn fresh() -> Dataplane {
+    let pins = pins();
+    let maps = Maps::of(&mut load(&pins), SIZES, Some(&pins)).expect("maps");
+    Dataplane::adopt(maps).expect("empty maps")
+}
+
+fn next_agent() -> Dataplane {
+    Dataplane::adopt(Maps::open(&pins()).expect("pinned maps")).expect("adopting")
+}
+
+#[test]
+fn the_maps_follow_every_history() {
+    apart(|| {
+        let step = (any_world(), 0..1500_u64, prop::bool::weighted(0.2));
+        let histories = proptest::collection::vec(step, 1..12);
+        let mut runner = TestRunner::new(Cases {
+            cases: 24,
+            failure_persistence: None,
+            ..Cases::default()
+        });
+        let result = runner.run(&histories, |history| {
+            let mut dataplane = fresh();
+            let mut now = Instant::now();
+            let mut removed: BTreeMap<u32, Instant> = BTreeMap::new();
+            for (world, millis, dies) in history {
+                now += Duration::from_millis(millis);
+                let (_, before) = picture(&dataplane);
+                let wanted = desired(&world, &dataplane);
+                dataplane.apply(&wanted, now).expect("writing");
+                check(&dataplane, &wanted)?;
+                let (_, after) = picture(&dataplane);
+                for (id, index) in &before {
+                    match after.get(id) {
+                        Some(same) => prop_assert_eq!(same, index, "an index stays with its backend"),
+                        None => drop(removed.insert(index.expect("an index"), now)),
+                    }
+                }
+                for (id, index) in after.iter().filter(|(id, _)| !before.contains_key(id)) {
+                    if let Some(since) = removed.get(&index.expect("an index")) {
+                        prop_assert!(now - *since >= QUARANTINE, "{} has an index too early", id);
+                    }
+                }
+                prop_assert_eq!(dataplane.apply(&wanted, now).expect("writing"), []);
+                if dies {
+                    let before = picture(&dataplane);
+                    dataplane = next_agent();
+                    prop_assert_eq!(picture(&dataplane), before);
+                    // An agent takes longer to start than a packet to pass.
+                    removed.clear();
+                    prop_assert_eq!(dataplane.apply(&wanted, now).expect("writing"), []);
+                }
+            }
+            drop(dataplane);
+            fs::remove_dir_all(PIN_DIR).expect("rm -r");
+            Ok(())
+        });
+        result.unwrap_or_else(|failure| panic!("{failure}"));
+    });
+}
+
+#[test]
+fn an_agent_that_died_before_a_key_or_after_it_is_cleared_up_after() {
+    apart(|| {
+        let mut dataplane = fresh();
+        let wanted = desired(&ALL_UP, &dataplane);
+        dataplane.apply(&wanted, Instant::now()).expect("writing");
+        // Metadata without keys: where a service is added the keys come last, where it is removed they go first.
+        let all: Vec<_> = dataplane
+            .maps
+            .services
+            .keys()
+            .collect::<Result<_, _>>()
+            .expect("the keys");
+        for key in all {
+            dataplane.maps.services.remove(&key).expect("removing");
+        }
+        drop(dataplane);
+        let mut dataplane = next_agent();
+        let nothing = desired(&NOTHING, &dataplane);
+        let changes = dataplane
+            .apply(&nothing, Instant::now())
+            .expect("removing the rest");
+        assert!(changes.iter().all(|change| change.kind == ChangeKind::Removed));
+        assert_eq!(changes.len(), SERVICES.len());
+        check(&dataplane, &nothing).expect("nothing left");
+        // And where the service is wanted, its keys come back.
+        let wanted = desired(&ALL_UP, &dataplane);
+        dataplane.apply(&wanted, Instant::now()).expect("writing");
+        check(&dataplane, &wanted).expect("all of it");
+    });
+}
+
+#[test]
+fn a_slab_that_was_not_pinned_is_made_anew() {
+    apart(|| {
+        let mut dataplane = fresh();
+        let wanted = desired(&ALL_UP, &dataplane);
+        dataplane.apply(&wanted, Instant::now()).expect("writing");
+        drop(dataplane);
+        fs::remove_file(pins().slab(0)).expect("a slab");
+        let mut dataplane = next_agent();
+        assert!(dataplane.earlier().values().all(|earlier| earlier.size == 0));
+        let wanted = desired(&ALL_UP, &dataplane);
+        dataplane.apply(&wanted, Instant::now()).expect("writing");
+        check(&dataplane, &wanted).expect("all of it");
+        assert!(pins().slab(0).exists());
+    });
+}
+
+#[test]
+fn a_damaged_table_word_is_built_anew() {
+    apart(|| {
+        let mut dataplane = fresh();
+        let wanted = desired(&ALL_UP, &dataplane);
+        dataplane.apply(&wanted, Instant::now()).expect("writing");
+        let beyond_the_slab = TableWord(u64::from(SLAB_SLOTS - 1) << 17 | 4093);
+        for (index, word) in [u64::MAX, beyond_the_slab.0].into_iter().enumerate() {
+            dataplane.maps.records.set_table(index as u32, TableWord(word));
+        }
+        drop(dataplane);
+        let mut dataplane = next_agent();
+        let wanted = desired(&ALL_UP, &dataplane);
+        dataplane.apply(&wanted, Instant::now()).expect("writing");
+        check(&dataplane, &wanted).expect("all of it");
+        assert!(
+            dataplane
+                .earlier()
+                .values()
+                .all(|earlier| earlier.size == maglev::SIZES[4])
+        );
+    });
+}
+
+#[test]
+fn a_backend_of_a_service_that_is_gone_is_forgotten() {
+    apart(|| {
+        let mut dataplane = fresh();
+        let wanted = desired(&ALL_UP, &dataplane);
+        dataplane.apply(&wanted, Instant::now()).expect("writing");
+        for index in 0..SERVICES.len() as u32 {
+            let mut meta = dataplane.maps.service_meta.get(&index, 0).expect("metadata");
+            meta.in_use = 0;
+            dataplane.maps.service_meta.set(index, meta, 0).expect("writing");
+        }
+        drop(dataplane);
+        // The next services get the indices of those, but not their backends.
+        let mut dataplane = next_agent();
+        let mut one = NOTHING;
+        one[2][0] = ALL_UP[2][0];
+        let wanted = desired(&one, &dataplane);
+        dataplane.apply(&wanted, Instant::now()).expect("writing");
+        drop(dataplane);
+        let dataplane = next_agent();
+        assert_eq!(dataplane.remembered().len(), 1);
+        check(&dataplane, &wanted).expect("one service with one backend");
+    });
+}

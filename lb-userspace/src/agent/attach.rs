@@ -1,19 +1,20 @@
 //! On and off the interfaces: attaching after the first round, the watch over what attaching did, interfaces
 //! that come back, and pins that somebody removed.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use lb_common::layout::Interface;
 
 use super::startup::{PROGRAM, features};
-use super::{Agent, trace};
+use super::{Agent, Unconfirmed, trace};
 use crate::config::Announce;
 use crate::datapath::attach::{self, Target};
 use crate::datapath::{Error, load};
+use crate::net::announce::{self, frames};
 use crate::net::link::{self, Link, LinkChange, LinkEvent, XdpMode};
-use crate::net::{announce, neighbor, route};
+use crate::net::{neighbor, route};
 
 /// How long carrier and gateway are watched after attaching.
 const WATCH: Duration = Duration::from_secs(10);
@@ -35,10 +36,20 @@ pub(super) struct Watch {
 }
 
 impl Agent {
-    /// Attaches to every interface of the configuration that exists, or replaces our program there.
-    pub(super) async fn attach_all(&mut self) -> anyhow::Result<()> {
+    /// Attaches to every interface of the configuration, or replaces our program there, but for those that
+    /// it was taken off. Gives back the interfaces that were not attached to before.
+    pub(super) async fn attach_all(&mut self) -> anyhow::Result<Vec<String>> {
+        let program_id = attach::program_id(&mut self.ebpf, PROGRAM)?;
+        let mut interfaces = self.config.agent.interfaces.clone();
+        interfaces.retain(|interface| {
+            let attached = self.attachments.get(interface);
+            !self.given_up.contains(interface) && attached.is_none_or(|a| a.program_id != program_id)
+        });
+        if interfaces.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut fresh = Vec::new();
-        for interface in self.config.agent.interfaces.clone() {
+        for interface in interfaces {
             let before = self.pins.link(&interface).exists();
             match self.attach_one(&interface).await {
                 Ok(()) if !before => fresh.push(interface),
@@ -46,8 +57,7 @@ impl Agent {
                 Err(error) => {
                     // All or nothing: what was attached just now comes off again.
                     for interface in fresh {
-                        attach::detach(&self.pins, &interface)?;
-                        self.attachments.remove(&interface);
+                        self.take_off(&interface)?;
                     }
                     return Err(error.into());
                 }
@@ -57,13 +67,34 @@ impl Agent {
         if let Some(within) = self.options.attach_confirm.take()
             && !fresh.is_empty()
         {
-            self.confirm_by = Some(Instant::now() + within);
+            self.unconfirmed = Some(Unconfirmed {
+                interfaces: fresh.clone(),
+                deadline: Instant::now() + within,
+            });
             log::warn!("detaching in {} s unless `xlb confirm` comes", within.as_secs());
         }
         self.announce().await;
         // A frame may be lost, and a port that has just come up may not forward yet.
         self.announce_at = Some(Instant::now() + SECOND_ANNOUNCEMENT);
+        Ok(fresh)
+    }
+
+    /// Takes the program off one interface.
+    pub(super) fn take_off(&mut self, interface: &str) -> Result<(), Error> {
+        attach::detach(&self.pins, interface)?;
+        self.forget_attachment(interface);
         Ok(())
+    }
+
+    /// Forgets an interface that the program is no longer on.
+    pub(super) fn forget_attachment(&mut self, interface: &str) {
+        self.watches.retain(|watch| watch.interface != interface);
+        if let Some(attached) = self.attachments.remove(interface) {
+            // There is room for few interfaces, and one that is made again has another index.
+            if let Err(error) = self.dataplane.maps.interfaces.remove(&attached.ifindex) {
+                log::debug!("interface {interface} was not among those that are answered on: {error}");
+            }
+        }
     }
 
     async fn attach_one(&mut self, interface: &str) -> Result<(), Error> {
@@ -147,7 +178,8 @@ impl Agent {
     }
 
     /// `announce = "l2"`: tells the neighbourhood whose the service addresses are.
-    pub(super) async fn announce(&self) {
+    pub(super) async fn announce(&mut self) {
+        self.sync_groups();
         if self.config.agent.announce != Announce::L2 {
             return;
         }
@@ -157,33 +189,55 @@ impl Agent {
                 continue;
             };
             let Some(mac) = link.mac else { continue };
-            for address in &addresses {
-                if let IpAddr::V6(address) = address
-                    && let Err(error) = announce::join_solicited_node(interface, *address)
-                {
-                    log::warn!(
-                        "interface {interface}: neighbour solicitations for {address} may not arrive: {error}"
-                    );
-                }
-            }
             if let Err(error) = announce::announce(interface, mac, &addresses) {
                 log::warn!("interface {interface}: announcing the service addresses: {error}");
             }
         }
     }
 
-    /// Undoes what [`Agent::announce`] left in the kernel.
-    pub(super) fn forget_addresses(&self) {
+    /// The multicast groups that solicitations for the service addresses come in, each with one of the
+    /// addresses it stands for: several can share a group.
+    pub(super) fn groups_wanted(&self, interface: &str) -> BTreeMap<(String, Ipv6Addr), Ipv6Addr> {
         if self.config.agent.announce != Announce::L2 {
-            return;
+            return BTreeMap::new();
         }
-        for interface in self.attachments.keys() {
-            for address in self.dataplane.addresses() {
-                if let IpAddr::V6(address) = address
-                    && let Err(error) = announce::leave_solicited_node(interface, address)
-                {
-                    log::warn!("interface {interface}: leaving the multicast group of {address}: {error}");
-                }
+        let group = |address| (interface.to_owned(), frames::solicited_node_group(address));
+        self.dataplane
+            .addresses()
+            .into_iter()
+            .filter_map(|address| match address {
+                IpAddr::V6(address) => Some((group(address), address)),
+                IpAddr::V4(_) => None,
+            })
+            .collect()
+    }
+
+    /// Joins the groups that are wanted where the program is attached, and leaves all others.
+    pub(super) fn sync_groups(&mut self) {
+        let wanted: BTreeMap<_, _> = self
+            .attachments
+            .keys()
+            .flat_map(|interface| self.groups_wanted(interface))
+            .collect();
+        // Also those that were joined before: an interface that was made again is in none.
+        for ((interface, _), address) in &wanted {
+            if let Err(error) = announce::join_solicited_node(interface, *address) {
+                log::warn!(
+                    "interface {interface}: neighbour solicitations for {address} may not arrive: {error}"
+                );
+            }
+        }
+        let wanted: BTreeSet<_> = wanted.into_keys().collect();
+        self.leave_groups(&wanted);
+        self.groups = wanted;
+    }
+
+    /// Leaves all groups but these.
+    pub(super) fn leave_groups(&mut self, wanted: &BTreeSet<(String, Ipv6Addr)>) {
+        for (interface, group) in self.groups.difference(wanted) {
+            // A group's own group is itself.
+            if let Err(error) = announce::leave_solicited_node(interface, *group) {
+                log::debug!("interface {interface}: leaving the multicast group {group}: {error}");
             }
         }
     }
@@ -202,16 +256,15 @@ impl Agent {
         if *change == LinkChange::Gone {
             self.dataplane.forget_interface(link.ifindex);
         }
-        let starting = self.round.as_ref().is_some_and(|round| round.reload.is_none());
         let name = &link.name;
-        if starting || self.detached || !self.config.agent.interfaces.contains(name) {
+        if self.starting() || self.given_up.contains(name) || !self.config.agent.interfaces.contains(name) {
             return;
         }
         match change {
             LinkChange::Gone => {
-                if self.attachments.remove(name).is_some() {
+                if self.attachments.contains_key(name) {
                     log::warn!("interface {name} is gone; it is attached to again when it returns");
-                    self.watches.retain(|watch| watch.interface != *name);
+                    self.forget_attachment(name);
                 }
             }
             LinkChange::Appeared | LinkChange::Up => {
@@ -245,14 +298,14 @@ impl Agent {
             log::error!(
                 "interface {interface}: its pin was removed, nothing is forwarded there any longer; restart the agent to attach again"
             );
-            self.attachments.remove(&interface);
-            self.watches.retain(|watch| watch.interface != interface);
-            self.detached = true;
+            self.give_up(&interface);
         }
-        if self.confirm_by.is_some_and(|deadline| now >= deadline) {
-            self.confirm_by = None;
-            log::error!("no confirmation came: detaching");
-            for interface in self.attachments.keys().cloned().collect::<Vec<_>>() {
+        if let Some(Unconfirmed { interfaces, .. }) = self
+            .unconfirmed
+            .take_if(|unconfirmed| now >= unconfirmed.deadline)
+        {
+            log::error!("no confirmation came: detaching from {}", interfaces.join(", "));
+            for interface in interfaces {
                 self.give_up(&interface);
             }
         }
@@ -298,16 +351,10 @@ impl Agent {
     }
 
     fn give_up(&mut self, interface: &str) {
-        if let Err(error) = attach::detach(&self.pins, interface) {
+        if let Err(error) = self.take_off(interface) {
             log::error!("interface {interface}: {error}");
         }
-        self.attachments.remove(interface);
-        self.detached = true;
-    }
-}
-
-impl Watch {
-    pub(super) fn is_of(&self, interface: &str) -> bool {
-        self.interface == interface
+        self.given_up.insert(interface.into());
+        self.sync_groups();
     }
 }

@@ -23,7 +23,7 @@ mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use command::{Command, Refusal, Reply};
 
-use crate::api::types::CheckStatus;
+use crate::api::types::{CheckStatus, Done};
 use crate::config::{Config, OnStop};
 use crate::control::{BackendStatus, HopView};
 use crate::datapath::apply::Dataplane;
@@ -72,8 +72,23 @@ struct Round {
     /// Addresses whose next hops must have been looked up.
     addresses: BTreeSet<IpAddr>,
     deadline: Instant,
-    /// A reload's configuration, and who waits for its end. `None`: the start.
-    reload: Option<(Config, Vec<Reply<crate::api::types::Done>>)>,
+    /// `None`: the start.
+    reload: Option<Reload>,
+}
+
+/// A configuration that takes effect at the end of its round.
+struct Reload {
+    config: Config,
+    /// What the operator must know of it.
+    warnings: Vec<String>,
+    /// Who waits for it.
+    replies: Vec<Reply<Done>>,
+}
+
+/// `--attach-confirm`: detached from these interfaces again unless a confirmation comes.
+struct Unconfirmed {
+    interfaces: Vec<String>,
+    deadline: Instant,
 }
 
 struct Agent {
@@ -96,11 +111,16 @@ struct Agent {
     round: Option<Round>,
     attachments: BTreeMap<String, Attachment>,
     watches: Vec<attach::Watch>,
-    confirm_by: Option<Instant>,
+    unconfirmed: Option<Unconfirmed>,
     /// When the service addresses are announced again.
     announce_at: Option<Instant>,
-    /// Somebody, or a watch, took the program off; it is not put back by itself.
-    detached: bool,
+    /// Interfaces of the configuration that somebody, or a watch, took the program off; it is not put back
+    /// by itself.
+    given_up: BTreeSet<String>,
+    /// Multicast groups that were joined for solicitations of service addresses, by interface.
+    groups: BTreeSet<(String, Ipv6Addr)>,
+    /// The maps are behind what is known: something changed, or writing them failed.
+    behind: bool,
     started: std::time::SystemTime,
     /// Services whose backends are all DOWN, to log the change once.
     all_down: BTreeSet<crate::model::ServiceKey>,
@@ -173,7 +193,7 @@ type ReportSender = mpsc::Sender<Report>;
 
 impl Agent {
     /// Leaves forwarding as the configuration says, or takes it away.
-    fn stop(self, end: End) -> anyhow::Result<()> {
+    fn stop(mut self, end: End) -> anyhow::Result<()> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         if end == End::Detached {
             return Ok(());
@@ -193,8 +213,8 @@ impl Agent {
     }
 
     /// Takes program, links, maps and addresses out of the kernel.
-    fn take_away(&self) -> Result<(), crate::datapath::Error> {
-        self.forget_addresses();
+    fn take_away(&mut self) -> Result<(), crate::datapath::Error> {
+        self.leave_groups(&BTreeSet::new());
         self.pins.remove()?;
         log::info!(
             "detached from {}: nothing is forwarded any longer",

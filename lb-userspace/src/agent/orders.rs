@@ -22,7 +22,7 @@ impl Agent {
             Command::Reload(reply) => self.begin_reload(Some(reply)).await,
             Command::Backend(order, reply) => drop(reply.send(self.order(&order))),
             Command::Confirm(reply) => {
-                let waited = self.confirm_by.take().is_some();
+                let waited = self.unconfirmed.take().is_some();
                 if waited {
                     log::info!("confirmed: the program stays attached");
                 }
@@ -79,6 +79,12 @@ impl Agent {
     }
 
     fn order(&mut self, order: &BackendOrder) -> Result<Done, Refusal> {
+        if self.starting() {
+            // Next hops are not known yet: tables written from what is known would be empty.
+            return Err(Refusal::Conflict(
+                "the agent is starting; try again in a moment".into(),
+            ));
+        }
         let ids = self.find(order)?;
         let mut statuses = self.statuses.clone();
         let mut lines = Vec::new();
@@ -132,7 +138,7 @@ impl Agent {
         for line in &lines {
             log::info!("{line} (ordered)");
         }
-        self.prober.set_targets(self.targets(&[&self.config]));
+        self.set_targets();
         let mut done = done(&changes);
         done.changed = true;
         lines.append(&mut done.changes);

@@ -43,8 +43,10 @@ impl Agent {
             detail: result.detail,
         };
         let status = self.statuses.entry(id).or_default();
+        let before = *status;
         status.state = state;
         status.ever_up |= state == OperState::Up;
+        self.behind |= *status != before;
         if let Some((from, to)) = changed {
             *since = Some(SystemTime::now());
             let line = format!("{from} -> {to} ({} {})", check.code, check.detail);
@@ -66,7 +68,7 @@ impl Agent {
             .round
             .as_ref()
             .and_then(|round| round.reload.as_ref())
-            .map(|(config, _)| config);
+            .map(|reload| &reload.config);
         let known = [Some(&self.config), waiting].into_iter().flatten().any(|config| {
             config
                 .services
@@ -81,6 +83,7 @@ impl Agent {
     }
 
     pub(super) fn take_hops(&mut self, fresh: &NextHops) {
+        self.behind = true;
         for (address, hop) in fresh {
             let last = self
                 .hops
@@ -112,10 +115,15 @@ impl Agent {
             return self.end_round().await;
         }
         // Before the first round is over the tables stay as they were found.
-        if self.round.as_ref().is_none_or(|round| round.reload.is_some()) {
+        if self.behind && !self.starting() {
             self.reconcile_or_log();
         }
         Ok(())
+    }
+
+    /// The first round of checks is not over.
+    pub(super) fn starting(&self) -> bool {
+        self.round.as_ref().is_some_and(|round| round.reload.is_none())
     }
 
     /// What the maps must hold by all that is known.
@@ -130,7 +138,9 @@ impl Agent {
 
     pub(super) fn reconcile(&mut self) -> Result<Vec<Change>, crate::datapath::Error> {
         let desired = self.desired();
+        self.behind = true;
         let changes = self.dataplane.apply(&desired, Instant::now())?;
+        self.behind = false;
         for change in &changes {
             log::info!("{}", describe_change(change));
         }
@@ -158,7 +168,7 @@ impl Agent {
         Ok(changes)
     }
 
-    /// For changes that nobody waits for: a failure is logged, and tried again with the next change.
+    /// For changes that nobody waits for: a failure is logged, and tried again when something comes in.
     pub(super) fn reconcile_or_log(&mut self) {
         if let Err(error) = self.reconcile() {
             log::error!("writing the maps: {error}");

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::startup::{read_config, round_limit};
-use super::{Agent, Refusal, Reply, Round, reconcile};
+use super::{Agent, Refusal, Reload, Reply, Round, reconcile};
 use crate::api::types::{Done, ServiceChange};
 use crate::config::{Config, LoadError};
 use crate::datapath::apply::{Change, ChangeKind};
 use crate::datapath::attach;
 use crate::model::{BackendId, OperState};
+use crate::net::link;
 
 impl Agent {
     /// Reads the configuration again. A bad one is rejected whole and the running one goes on; a good one takes
@@ -20,7 +21,7 @@ impl Agent {
                 let _ = reply.send(Err(refusal));
             }
         };
-        if self.round.as_ref().is_some_and(|round| round.reload.is_none()) {
+        if self.starting() {
             log::warn!("reload refused: the first round of checks is not over");
             return refuse(
                 reply,
@@ -39,31 +40,33 @@ impl Agent {
             log::warn!("{}: {warning}", self.options.config.display());
         }
         let mut replies: Vec<_> = reply.into_iter().collect();
-        if let Some(Round {
-            reload: Some((_, earlier)),
-            ..
-        }) = self.round.take()
-        {
+        if let Some(Reload { replies: earlier, .. }) = self.round.take().and_then(|round| round.reload) {
             replies.extend(earlier);
         }
         let known: BTreeSet<BackendId> = self.targets(&[&self.config]).iter().map(|t| t.id).collect();
-        let targets = self.targets(&[&config, &self.config]);
-        let awaiting: BTreeSet<_> = targets
-            .iter()
-            .map(|t| t.id)
-            .filter(|id| !known.contains(id))
-            .collect();
         let mut addresses = Self::backend_addresses(&config);
         addresses.extend(Self::backend_addresses(&self.config));
-        self.resolver.set_targets(addresses.clone());
-        let deadline = Instant::now() + round_limit(&targets);
-        self.prober.set_targets(targets);
         self.round = Some(Round {
-            awaiting,
+            awaiting: BTreeSet::new(),
             addresses,
-            deadline,
-            reload: Some((config, replies)),
+            deadline: Instant::now(),
+            reload: Some(Reload {
+                config,
+                warnings,
+                replies,
+            }),
         });
+        let targets = self.set_targets();
+        let round = self.round.as_mut().expect("made above");
+        round.deadline += round_limit(&targets);
+        // What an earlier reload, that this one takes the place of, had checked need not be awaited again.
+        let statuses = &self.statuses;
+        let unheard = |id: &BackendId| statuses.get(id).is_none_or(|s| s.state == OperState::Unknown);
+        round.awaiting = targets
+            .iter()
+            .map(|target| target.id)
+            .filter(|id| !known.contains(id) && unheard(id))
+            .collect();
         if let Err(error) = self.after_change().await {
             log::error!("reload: {error:#}");
         }
@@ -82,11 +85,12 @@ impl Agent {
         }
         match round.reload {
             None => self.first_round_over().await,
-            Some((config, replies)) => {
-                let result = self.commit(config).await;
-                if let Err(Refusal::Failed(error)) = &result {
-                    log::error!("reload: {error}");
-                }
+            Some(Reload {
+                config,
+                warnings,
+                replies,
+            }) => {
+                let result = self.commit(config).await.map(|done| Done { warnings, ..done });
                 for reply in replies {
                     let _ = reply.send(result.clone());
                 }
@@ -105,8 +109,7 @@ impl Agent {
             "first round of checks is over: {up} of {} backends are UP",
             self.statuses.len()
         );
-        self.reconcile()?;
-        if let Err(error) = self.attach_all().await {
+        if let Err(error) = self.begin_forwarding().await {
             if self.attachments.is_empty() && self.pins.links()?.is_empty() {
                 // Nothing of ours is in use: leave nothing behind.
                 self.pins.remove()?;
@@ -118,49 +121,65 @@ impl Agent {
         Ok(())
     }
 
-    /// Puts a reloaded configuration in force.
+    async fn begin_forwarding(&mut self) -> anyhow::Result<()> {
+        self.reconcile()?;
+        self.attach_all().await?;
+        self.detach_unwanted()?;
+        Ok(())
+    }
+
+    /// Takes the program off the interfaces that the configuration does not name. Gives back their names.
+    fn detach_unwanted(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut unwanted = self.pins.links()?;
+        unwanted.retain(|interface| !self.config.agent.interfaces.contains(interface));
+        for interface in &unwanted {
+            self.take_off(interface)?;
+            log::info!("detached from {interface}: the configuration does not name it");
+        }
+        let mut renamed: Vec<_> = self.attachments.keys().cloned().collect();
+        renamed.retain(|interface| !self.config.agent.interfaces.contains(interface));
+        for interface in renamed {
+            self.forget_attachment(&interface);
+        }
+        self.sync_groups();
+        Ok(unwanted)
+    }
+
+    /// Puts a reloaded configuration in force; where that fails, everything stays as it was.
     async fn commit(&mut self, config: Config) -> Result<Done, Refusal> {
-        let failed = |error: &dyn std::fmt::Display| Refusal::Failed(error.to_string());
         let old = std::mem::replace(&mut self.config, config);
-        self.statuses.retain(|id, _| {
-            self.config
-                .services
-                .iter()
-                .any(|s| s.backends.iter().any(|b| b.id(s.key) == *id))
-        });
-        let statuses = &self.statuses;
-        self.observed.retain(|id, _| statuses.contains_key(id));
-        for service in &self.config.services {
-            for backend in &service.backends {
-                self.statuses.entry(backend.id(service.key)).or_default();
+        let (statuses, observed) = (self.statuses.clone(), self.observed.clone());
+        let result = self.put_in_force(&old).await;
+        if let Err(error) = &result {
+            log::error!("reload failed, the configuration of before goes on: {error:#}");
+            self.config = old;
+            self.statuses = statuses;
+            self.observed = observed;
+            self.reconcile_or_log();
+            if let Err(error) = self.attach_as_configured().await {
+                log::error!("the configuration of before: {error:#}");
             }
         }
-        let changes = match self.reconcile() {
-            Ok(changes) => changes,
-            Err(error) => {
-                self.config = old;
-                return Err(failed(&error));
-            }
-        };
-        self.prober.set_targets(self.targets(&[&self.config]));
-        self.resolver.set_targets(Self::backend_addresses(&self.config));
-        let mut done = describe(&changes, &old, &self.config);
-        let interfaces: BTreeSet<String> = old.agent.interfaces.iter().cloned().collect();
-        let wanted: BTreeSet<String> = self.config.agent.interfaces.iter().cloned().collect();
-        for gone in interfaces.difference(&wanted) {
-            attach::detach(&self.pins, gone).map_err(|e| failed(&e))?;
-            self.attachments.remove(gone);
-            self.watches.retain(|watch| !watch.is_of(gone));
-            done.changes.push(format!("detached from {gone}"));
+        self.set_targets();
+        let addresses = Self::backend_addresses(&self.config);
+        self.hops.retain(|address, _| addresses.contains(address));
+        result.map_err(|error| Refusal::Failed(format!("{error:#}")))
+    }
+
+    async fn put_in_force(&mut self, old: &Config) -> anyhow::Result<Done> {
+        let services = self.config.services.iter();
+        let ids: BTreeSet<BackendId> = services
+            .flat_map(|service| service.backends.iter().map(|backend| backend.id(service.key)))
+            .collect();
+        self.statuses.retain(|id, _| ids.contains(id));
+        self.observed.retain(|id, _| ids.contains(id));
+        for id in ids {
+            self.statuses.entry(id).or_default();
         }
-        let respecialised = self.respecialise().map_err(|e| failed(&e))?;
-        if respecialised || wanted.difference(&interfaces).next().is_some() {
-            self.attach_all().await.map_err(|e| failed(&e))?;
-            if respecialised {
-                done.changes
-                    .push("program replaced: it needs other features".into());
-            }
-        } else if changes.iter().any(|c| matches!(c.kind, ChangeKind::Added { .. })) {
+        let changes = self.reconcile()?;
+        let mut done = describe(&changes, old, &self.config);
+        done.changes.append(&mut self.attach_as_configured().await?);
+        if changes.iter().any(|c| matches!(c.kind, ChangeKind::Added { .. })) {
             self.announce().await;
         }
         done.changed = !done.changes.is_empty();
@@ -173,6 +192,31 @@ impl Agent {
             }
         );
         Ok(done)
+    }
+
+    /// Brings program and interfaces to what the configuration says. Gives back what changed.
+    async fn attach_as_configured(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut changes = Vec::new();
+        let interfaces = &self.config.agent.interfaces;
+        self.given_up.retain(|interface| interfaces.contains(interface));
+        for interface in interfaces {
+            if let Some(link) = link::link_by_name(&self.netlink, interface).await?
+                && let Some(xdp) = link.xdp
+            {
+                attach::follow_rename(&self.pins, interface, link.ifindex, xdp.program_id)?;
+            }
+        }
+        for interface in self.detach_unwanted()? {
+            changes.push(format!("detached from {interface}"));
+        }
+        let replaced = self.respecialise()?;
+        for interface in self.attach_all().await? {
+            changes.push(format!("attached to {interface}"));
+        }
+        if replaced {
+            changes.push("program replaced: it needs other features".into());
+        }
+        Ok(changes)
     }
 
     /// Keys that a reload cannot change keep their values; gives back what to say.

@@ -55,10 +55,13 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
             since: humantime::format_rfc3339_seconds(self.started).to_string(),
             pid: std::process::id(),
-            detached: self.detached,
-            confirm_within_s: self
-                .confirm_by
-                .map(|deadline| deadline.saturating_duration_since(Instant::now()).as_secs()),
+            detached: !self.given_up.is_empty(),
+            confirm_within_s: self.unconfirmed.as_ref().map(|unconfirmed| {
+                unconfirmed
+                    .deadline
+                    .saturating_duration_since(Instant::now())
+                    .as_secs()
+            }),
             config: self.options.config.display().to_string(),
             warnings: self.config.warnings(),
         }

@@ -1,6 +1,6 @@
 //! Coming up: configuration, kernel, pins, program, first round of checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -96,19 +96,20 @@ impl Agent {
             round: None,
             attachments: BTreeMap::new(),
             watches: Vec::new(),
-            confirm_by: None,
+            unconfirmed: None,
             announce_at: None,
-            detached: false,
+            given_up: BTreeSet::new(),
+            groups: BTreeSet::new(),
+            behind: true,
             started: SystemTime::now(),
-            all_down: std::collections::BTreeSet::new(),
+            all_down: BTreeSet::new(),
             trace,
             config,
             options,
         };
         agent.beat()?;
-        agent.adopted();
-        agent.resolver.set_targets(Self::backend_addresses(&agent.config));
-        let targets = agent.targets(&[&agent.config]);
+        agent.adopted()?;
+        let targets = agent.set_targets();
         agent.round = Some(Round {
             awaiting: targets.iter().map(|target| target.id).collect(),
             addresses: Self::backend_addresses(&agent.config),
@@ -116,12 +117,14 @@ impl Agent {
             reload: None,
         });
         log::info!("first round of checks: {} backends", targets.len());
-        agent.prober.set_targets(targets);
         Ok((agent, hops, links))
     }
 
-    /// Says what was found in the pins.
-    fn adopted(&self) {
+    /// Says what was found in the pins, and takes over what the last agent left beside them.
+    fn adopted(&mut self) -> anyhow::Result<()> {
+        for interface in self.pins.links()? {
+            self.groups.extend(self.groups_wanted(&interface).into_keys());
+        }
         let remembered = self.dataplane.remembered();
         if !remembered.is_empty() {
             log::info!(
@@ -130,6 +133,22 @@ impl Agent {
                 remembered.len()
             );
         }
+        Ok(())
+    }
+
+    /// Has probed and resolved what the configuration in force names, and one that waits. Gives back the targets.
+    pub(super) fn set_targets(&mut self) -> Vec<Target> {
+        let waiting = self.round.as_ref().and_then(|round| round.reload.as_ref());
+        let configs: Vec<&Config> = waiting
+            .map(|reload| &reload.config)
+            .into_iter()
+            .chain([&self.config])
+            .collect();
+        let addresses = configs.iter().flat_map(|config| Self::backend_addresses(config));
+        self.resolver.set_targets(addresses.collect());
+        let targets = self.targets(&configs);
+        self.prober.set_targets(targets.clone());
+        targets
     }
 
     /// What is to be probed for these configurations together; the first that names a backend says how.
@@ -249,6 +268,9 @@ async fn refuse_foreign_programs(config: &Config, pins: &PinDir) -> anyhow::Resu
         let Some(link) = link::link_by_name(&netlink, interface).await? else {
             bail!(datapath::Error::NoInterface(interface.clone()));
         };
+        if let Some(xdp) = &link.xdp {
+            attach::follow_rename(pins, interface, link.ifindex, xdp.program_id)?;
+        }
         let ours = attach::own_link(pins, interface)?.is_some_and(|own| own.ifindex == link.ifindex);
         if let (Some(xdp), false) = (link.xdp, ours) {
             bail!(datapath::Error::ForeignProgram {

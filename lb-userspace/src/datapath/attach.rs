@@ -171,6 +171,39 @@ pub fn own_link(pins: &PinDir, interface: &str) -> Result<Option<XdpLinkInfo>, E
         .map_err(Error::io(&pin))
 }
 
+/// The id of a loaded program.
+///
+/// # Errors
+/// [`Error::Program`].
+pub fn program_id(ebpf: &mut Ebpf, program: &'static str) -> Result<u32, Error> {
+    let program: &mut Xdp = ebpf
+        .program_mut(program)
+        .ok_or(Error::MissingMap(program))?
+        .try_into()?;
+    Ok(program.info()?.id())
+}
+
+/// Names the pinned link of an interface that was renamed after it, so that its program is known as ours.
+/// `present` is the program on the interface: an interface of another network namespace can have its index.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn follow_rename(pins: &PinDir, interface: &str, ifindex: u32, present: u32) -> Result<(), Error> {
+    if pins.link(interface).exists() {
+        return Ok(());
+    }
+    for earlier in pins.links()? {
+        let link = own_link(pins, &earlier)?;
+        if link.is_some_and(|link| link.ifindex == ifindex && link.program_id == present) {
+            let pin = pins.link(&earlier);
+            fs::rename(&pin, pins.link(interface)).map_err(Error::io(pin))?;
+            log::info!("interface {earlier} was renamed to {interface}");
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 /// Takes the program off one interface, at once.
 ///
 /// # Errors

@@ -335,6 +335,74 @@ fn an_interface_that_returns_is_attached_again() -> anyhow::Result<()> {
 }
 
 #[test]
+fn interfaces_follow_reloads_renames_and_restarts() -> anyhow::Result<()> {
+    privileged!("interfaces_follow_reloads_renames_and_restarts");
+    let world = World::new(LabOptions {
+        backends: 1,
+        ..LabOptions::default()
+    })?;
+    let netns = &world.lab.lb.netns;
+    let web = world.web("dsr-l2");
+    let program = |name: &str| -> anyhow::Result<Option<u64>> {
+        let links: serde_json::Value = serde_json::from_str(&netns.run(&format!("ip -j link show {name}"))?)?;
+        Ok(links[0]["xdp"]["prog"]["id"].as_u64())
+    };
+    netns.ip("link add extra0 type veth peer name extra1\nlink set extra0 up\nlink set extra1 up\n")?;
+    let mut xlb = Xlb::started(&world.lab, "", &web)?;
+    assert_eq!(program("extra0")?, None);
+
+    xlb.configure("interfaces = [\"eth0\", \"extra0\"]", &web)?;
+    assert!(xlb.verb("reload")?.contains("attached to extra0"));
+    let attached = program("extra0")?;
+    ensure!(attached.is_some());
+
+    netns.ip("link set extra0 down\nlink set extra0 name extra9\nlink set extra9 up\n")?;
+    let renamed = "interfaces = [\"eth0\", \"extra9\"]";
+    xlb.configure(renamed, &web)?;
+    xlb.verb("reload")?;
+    assert_eq!(program("extra9")?, attached);
+    assert_eq!(xlb.status()?["interfaces"][1]["mode"], "native");
+    assert_eq!(xlb.status()?["agent"]["detached"], false);
+
+    xlb.process()?.kill()?;
+    xlb.configure("", &web)?;
+    xlb.start()?;
+    wait_until("the end on extra9", || Ok(program("extra9")?.is_none()))?;
+    assert_eq!(world.served(3)?, ["b1"]);
+    Ok(())
+}
+
+#[test]
+fn a_reload_that_fails_changes_nothing_and_can_be_repeated() -> anyhow::Result<()> {
+    privileged!("a_reload_that_fails_changes_nothing_and_can_be_repeated");
+    let world = World::new(LabOptions::default())?;
+    let netns = &world.lab.lb.netns;
+    netns.ip("link add extra0 type veth peer name extra1\nlink set extra0 up\nlink set extra1 up\n")?;
+    let xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let all = addresses(&world.lab, false);
+    xlb.verb(&format!("backend drain web {}", all[2]))?;
+
+    let foreign = Pass::attach(netns, &["extra0"])?;
+    let fewer = service("web", VIP, 80, "tcp", "dsr-l2", FAST, &all[..1]);
+    xlb.configure("announce = \"l2\"\ninterfaces = [\"eth0\", \"extra0\"]", &fewer)?;
+    let output = xlb.run(&["reload"])?;
+    assert_eq!(output.status.code(), Some(1));
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("extra0"));
+    assert_eq!(world.served(40)?, ["b1", "b2"]);
+    assert_eq!(xlb.backend("web", &all[2])?["admin"], "DRAIN");
+    assert_eq!(xlb.status()?["interfaces"][0]["mode"], "native");
+
+    drop(foreign);
+    wait_until("room on extra0", || {
+        Ok(!netns.run("ip -details link show extra0")?.contains("prog/xdp"))
+    })?;
+    xlb.verb("reload")?;
+    assert_eq!(world.served(20)?, ["b1"]);
+    assert_eq!(xlb.status()?["interfaces"][1]["mode"], "native");
+    Ok(())
+}
+
+#[test]
 fn without_confirmation_the_program_comes_off_again() -> anyhow::Result<()> {
     privileged!("without_confirmation_the_program_comes_off_again");
     let world = World::new(LabOptions {
@@ -428,6 +496,47 @@ fn announced_addresses_are_resolved_by_a_client_on_the_link() -> anyhow::Result<
     assert!(groups()?);
     xlb.verb("detach")?;
     wait_until("the group's end", || Ok(!groups()?))
+}
+
+#[test]
+fn a_multicast_group_goes_with_the_last_address_that_needs_it() -> anyhow::Result<()> {
+    privileged!("a_multicast_group_goes_with_the_last_address_that_needs_it");
+    let world = World::new(LabOptions {
+        backends: 1,
+        on_link: true,
+        decap: true,
+        ..LabOptions::default()
+    })?;
+    let v6 = addresses(&world.lab, true);
+    // Addresses that end in the same 24 bits share a group.
+    let [one, other] = [VIP6, "2001:db8:1::10"].map(|address| {
+        service(
+            &address.replace(':', "-"),
+            address,
+            80,
+            "tcp",
+            "dsr-ipip",
+            FAST,
+            &v6,
+        )
+    });
+    let announce = "announce = \"l2\"";
+    let xlb = Xlb::started(&world.lab, announce, &format!("{one}{other}"))?;
+    let joined = || -> anyhow::Result<bool> {
+        let groups = world.lab.lb.netns.run("ip maddr show dev eth0")?;
+        Ok(groups.contains("33:33:ff:00:00:10"))
+    };
+    assert!(joined()?);
+    xlb.configure(announce, &one)?;
+    xlb.verb("reload")?;
+    assert!(joined()?);
+    xlb.configure("", &one)?;
+    xlb.verb("reload")?;
+    assert!(!joined()?);
+    xlb.configure(announce, &one)?;
+    xlb.verb("reload")?;
+    assert!(joined()?);
+    Ok(())
 }
 
 #[test]

@@ -12,7 +12,6 @@
 //! pins: program, link, tables, and the states of the backends.
 
 mod attach;
-mod command;
 mod hashkey;
 mod orders;
 mod reconcile;
@@ -33,8 +32,7 @@ use aya::Ebpf;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-pub use command::{Command, Refusal, Reply};
-
+use crate::api::command::Reply;
 use crate::api::types::{CheckStatus, Done};
 use crate::config::{Config, OnStop};
 use crate::control::{BackendStatus, HopView};

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::reload::done;
-use super::{Agent, Command, End, Refusal};
+use super::{Agent, End};
+use crate::api::command::{Command, Refusal};
 use crate::api::types::{BackendOrder, Done, Order, WeightOrder};
 use crate::control::{self, Inputs};
 use crate::model::{AdminState, BackendId, OperState};

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::startup::{read_config, round_limit};
-use super::{Agent, Refusal, Reload, Reply, Round, reconcile};
+use super::{Agent, Reload, Round, reconcile};
+use crate::api::command::{Refusal, Reply};
 use crate::api::types::{Done, ServiceChange};
 use crate::config::{Config, LoadError};
 use crate::datapath::apply::{Change, ChangeKind};

@@ -5,7 +5,8 @@ use std::time::{Instant, SystemTime};
 
 use lb_common::layout::Counters;
 
-use super::{Agent, Refusal};
+use super::Agent;
+use crate::api::command::Refusal;
 use crate::api::frozen;
 use crate::api::types::{
     AgentStatus, BackendStats, BackendStatus, InterfaceStatus, ServiceStats, ServiceStatus, Stats, Status,

@@ -13,8 +13,8 @@ use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
+use super::command::{Command, Refusal, Reply};
 use super::types::{BackendOrder, Failure};
-use crate::agent::{Command, Refusal, Reply};
 
 /// The socket's group, if the machine has it.
 const GROUP: &str = "xlb";

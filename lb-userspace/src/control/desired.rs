@@ -214,6 +214,11 @@ fn resolve(
             }
             (Forward::DsrIpip, _) => {
                 record = record::ipip(&way, hop.source, backend.address);
+                if record == Record::UNRESOLVED {
+                    unresolved.get_or_insert_with(|| {
+                        format!("{} has no address of its family to send from", hop.interface)
+                    });
+                }
                 packet_mtu = Some(hop.mtu.saturating_sub(record::overhead(backend.address)));
             }
         }

@@ -262,3 +262,19 @@ proptest! {
         prop_assert_eq!(owners.iter().all(Option::is_some), !service.candidates.is_empty());
     }
 }
+
+#[test]
+fn a_backend_that_cannot_be_encapsulated_to_takes_no_flows() {
+    let config = config("dsr-ipip", "", &[(FIRST, 1)]);
+    let mut hop = next_hop(None);
+    hop.source = "2001:db8::1".parse().unwrap();
+    let view = HopView {
+        hop: Ok(hop),
+        last: None,
+    };
+    let service = wanted(&config, &[(UP, view)], None);
+    assert!(service.candidates.is_empty());
+    let backend = service.backends.values().next().unwrap();
+    let why = backend.unresolved.as_deref().unwrap();
+    assert!(why.contains("no address of its family"), "{why}");
+}

@@ -124,6 +124,7 @@ fn orders_move_new_connections_and_survive_the_agent() -> anyhow::Result<()> {
     xlb.start()?;
     assert_eq!(xlb.backend("web", &b1)?["admin"], "DRAIN");
     assert_eq!(xlb.backend("web", &b2)?["admin"], "MAINT");
+    assert_eq!(xlb.backend("web", &b2)?["state"], "UNKNOWN");
     assert_eq!(xlb.backend("web", &b3)?["effective_weight"], 7);
     assert_eq!(world.served(10)?, ["b3"]);
     xlb.verb(&format!("backend ready --host {b1}"))?;

@@ -64,14 +64,18 @@ impl Agent {
             }
         }
         attach::pin_program(&mut self.ebpf, PROGRAM, &self.pins)?;
-        if let Some(within) = self.options.attach_confirm.take()
-            && !fresh.is_empty()
-        {
-            self.unconfirmed = Some(Unconfirmed {
-                interfaces: fresh.clone(),
-                deadline: Instant::now() + within,
-            });
-            log::warn!("detaching in {} s unless `xlb confirm` comes", within.as_secs());
+        match self.options.attach_confirm.take() {
+            Some(_) if fresh.is_empty() => {
+                log::info!("the program was attached before: there is nothing to confirm");
+            }
+            Some(within) => {
+                self.unconfirmed = Some(Unconfirmed {
+                    interfaces: fresh.clone(),
+                    deadline: Instant::now() + within,
+                });
+                log::warn!("detaching in {} s unless `xlb confirm` comes", within.as_secs());
+            }
+            None => {}
         }
         self.announce().await;
         // A frame may be lost, and a port that has just come up may not forward yet.

@@ -140,9 +140,7 @@ enum End {
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let (reports_in, mut reports) = mpsc::channel(4096);
     let (commands_in, mut commands) = mpsc::channel(64);
-    let (mut agent, mut hops, mut links) = Agent::start(options, reports_in).await?;
-    let socket = crate::api::server::serve(&agent.config.agent.api_socket, commands_in)
-        .with_context(|| format!("API socket {}", agent.config.agent.api_socket.display()))?;
+    let (mut agent, mut hops, mut links, socket) = Agent::start(options, reports_in, commands_in).await?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -195,6 +193,15 @@ impl Agent {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         if end == End::Detached {
             return Ok(());
+        }
+        if let Some(unconfirmed) = self.unconfirmed.take() {
+            log::warn!("stopped before a confirmation came: detaching");
+            for interface in &unconfirmed.interfaces {
+                self.take_off(interface)?;
+            }
+            if self.attachments.is_empty() {
+                return self.take_away().context("detaching");
+            }
         }
         if self.config.agent.on_stop == OnStop::Detach {
             return self.take_away().context("detaching");

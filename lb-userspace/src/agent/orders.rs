@@ -1,9 +1,9 @@
 //! Commands of operators: admin states, weights, confirmation, and the clock's tick.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::reload::done;
-use super::{Agent, End};
+use super::{Agent, End, Observed};
 use crate::api::command::{Command, Refusal};
 use crate::api::types::{BackendOrder, Done, Order, WeightOrder};
 use crate::control::{self, Inputs};
@@ -22,22 +22,7 @@ impl Agent {
             Command::Stats(reply) => drop(reply.send(self.stats())),
             Command::Reload(reply) => self.begin_reload(Some(reply)).await,
             Command::Backend(order, reply) => drop(reply.send(self.order(&order))),
-            Command::Confirm(reply) => {
-                let waited = self.unconfirmed.take().is_some();
-                if waited {
-                    log::info!("confirmed: the program stays attached");
-                }
-                let changes = if waited {
-                    vec!["the program stays attached".to_owned()]
-                } else {
-                    Vec::new()
-                };
-                drop(reply.send(Ok(Done {
-                    changed: waited,
-                    changes,
-                    ..Done::default()
-                })));
-            }
+            Command::Confirm(reply) => drop(reply.send(self.confirm())),
             Command::Detach(reply) => {
                 if let Err(error) = self.take_away() {
                     log::error!("detaching: {error}");
@@ -54,6 +39,23 @@ impl Agent {
             }
         }
         None
+    }
+
+    fn confirm(&mut self) -> Result<Done, Refusal> {
+        if self.unconfirmed.take().is_some() {
+            log::info!("confirmed: the program stays attached");
+            return Ok(Done {
+                changed: true,
+                changes: vec!["the program stays attached".into()],
+                ..Done::default()
+            });
+        }
+        if !self.given_up.is_empty() {
+            return Err(Refusal::Conflict(
+                "too late: the program was taken off; restart the agent to attach again".into(),
+            ));
+        }
+        Ok(Done::default())
     }
 
     /// Every 200 ms; `second` each fifth time.
@@ -103,6 +105,8 @@ impl Agent {
                 }
                 Order::Maint => {
                     status.admin = AdminState::Maint;
+                    // Its checks stop: what they said is not known to hold.
+                    status.state = OperState::Unknown;
                     format!("{} -> {}", before.admin, status.admin)
                 }
                 Order::Weight(weight_order) => {
@@ -114,10 +118,6 @@ impl Agent {
                     format!("weight {old} -> {new} (file {weight})")
                 }
             };
-            if before.admin == AdminState::Maint && status.admin != AdminState::Maint {
-                // Its checks had stopped: what they said is not known to hold.
-                status.state = OperState::Unknown;
-            }
             if *status != before {
                 lines.push(format!("backend {}: {line}", self.describe(&id)));
             }
@@ -128,6 +128,17 @@ impl Agent {
         if !order.force {
             self.refuse_to_empty(&statuses)?;
         }
+        let stopped: Vec<_> = statuses
+            .iter()
+            .filter(|(id, status)| {
+                status.admin == AdminState::Maint
+                    && self
+                        .statuses
+                        .get(id)
+                        .is_none_or(|was| was.admin != AdminState::Maint)
+            })
+            .map(|(id, _)| *id)
+            .collect();
         let before = std::mem::replace(&mut self.statuses, statuses);
         let changes = match self.reconcile() {
             Ok(changes) => changes,
@@ -138,6 +149,13 @@ impl Agent {
         };
         for line in &lines {
             log::info!("{line} (ordered)");
+        }
+        for id in stopped {
+            let unchecked = Observed {
+                changed: Some(SystemTime::now()),
+                ..Observed::default()
+            };
+            self.observed.insert(id, unchecked);
         }
         self.set_targets();
         let mut done = done(&changes);

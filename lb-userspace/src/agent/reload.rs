@@ -36,9 +36,16 @@ impl Agent {
                 return refuse(reply, bad_config(&error));
             }
         };
-        let warnings = self.keep_what_needs_a_restart(&mut config);
-        for warning in config.warnings().iter().chain(&warnings) {
-            log::warn!("{}: {warning}", self.options.config.display());
+        let file = self.options.config.display().to_string();
+        let kept = self.keep_what_needs_a_restart(&mut config);
+        let warnings: Vec<_> = config
+            .warnings()
+            .into_iter()
+            .chain(kept)
+            .map(|warning| format!("{file}: {warning}"))
+            .collect();
+        for warning in &warnings {
+            log::warn!("{warning}");
         }
         let mut replies: Vec<_> = reply.into_iter().collect();
         if let Some(Reload { replies: earlier, .. }) = self.round.take().and_then(|round| round.reload) {

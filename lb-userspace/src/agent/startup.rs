@@ -6,8 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
+use tokio::sync::mpsc;
 
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, Observed, ReportSender, Round, hashkey, trace};
+use crate::api::command::Command;
+use crate::api::server::{self, Socket};
 use crate::config::{self, Announce, CheckKind, Config, Machine};
 use crate::control::BackendStatus;
 use crate::datapath::apply::Dataplane;
@@ -31,7 +34,8 @@ impl Agent {
     pub(super) async fn start(
         options: AgentOptions,
         reports: ReportSender,
-    ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver)> {
+        commands: mpsc::Sender<Command>,
+    ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver, Socket)> {
         datapath::check_system()?;
         let config = read_config(&options.config)?;
         for warning in config.warnings() {
@@ -41,7 +45,14 @@ impl Agent {
         let pins = PinDir::create(&config.agent.pin_dir)?;
         let lock = pins.lock()?;
         let fresh = !pins.path(AGENT_META.pin).exists();
-        let result = Self::bring_up(options, config, pins.clone(), lock, reports).await;
+        let result = async {
+            let (agent, hops, links) = Self::bring_up(options, config, pins.clone(), lock, reports).await?;
+            let path = &agent.config.agent.api_socket;
+            let socket =
+                server::serve(path, commands).with_context(|| format!("API socket {}", path.display()))?;
+            Ok((agent, hops, links, socket))
+        }
+        .await;
         if result.is_err()
             && fresh
             && let Err(error) = pins.remove()

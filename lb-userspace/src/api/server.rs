@@ -1,7 +1,7 @@
 //! The server side: routes on a Unix socket that hand each request to the agent's loop.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,9 +70,7 @@ pub fn serve(path: &Path, commands: Commands) -> io::Result<Socket> {
                 "another agent listens on it",
             ));
         }
-        // A socket that nobody listens on was left by an agent that was killed.
-        Err(_) if path.exists() => std::fs::remove_file(path)?,
-        Err(_) => {}
+        Err(_) => remove_dead(path)?,
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
@@ -94,6 +92,19 @@ pub fn serve(path: &Path, commands: Commands) -> io::Result<Socket> {
         stop: Some(stop),
         task: Some(task),
     })
+}
+
+/// A socket that nobody listens on was left by an agent that was killed. Anything else at its place is not ours.
+fn remove_dead(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path),
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "something is there that is no socket; move it away, or name another api_socket",
+        )),
+    }
 }
 
 fn router(commands: Commands) -> Router {
@@ -169,4 +180,22 @@ fn answer<T: serde::Serialize>(result: Result<T, Refusal>) -> Response {
         Err(Refusal::Failed(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error, Vec::new()),
     };
     (status, Json(Failure { error, faults })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_makes_room_for_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("xlb.sock");
+        remove_dead(&path).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        remove_dead(&path).unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, "precious").unwrap();
+        assert!(remove_dead(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
 }

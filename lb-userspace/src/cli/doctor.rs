@@ -70,7 +70,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
                 interface: &interface,
                 backends: &backends,
                 pin_dir,
-                own_programs: &own_programs,
+                own_programs: own_programs.as_deref(),
             };
             Ok(doctor::findings(&checkup).await?)
         })?;
@@ -118,20 +118,21 @@ fn backends(config: &Config) -> Vec<BackendToCheck> {
     config.services.iter().flat_map(of).collect()
 }
 
-/// The ids of the programs that an agent pinned.
-fn own_programs(pin_dir: &Path) -> Vec<u32> {
+/// The ids of the programs that an agent pinned; `None` without the permission to see them.
+fn own_programs(pin_dir: &Path) -> Option<Vec<u32>> {
+    if fs::read_dir(pin_dir).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
+        return None;
+    }
     let Ok(pins) = PinDir::open(pin_dir) else {
-        if fs::metadata(pin_dir).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
-            log::warn!("no permission to look into {}: run as root", pin_dir.display());
-        }
-        return Vec::new();
+        return Some(Vec::new());
     };
     let links = pins.links().unwrap_or_default();
-    links
+    let programs = links
         .iter()
         .filter_map(|interface| attach::own_link(&pins, interface).ok()?)
         .map(|link| link.program_id)
-        .collect()
+        .collect();
+    Some(programs)
 }
 
 /// Where there is no terminal, lines are as long as what they say.

@@ -59,11 +59,21 @@ pub fn attach(
         .try_into()?;
     let program_id = program.info()?.id();
     if let Some(info) = own_link(pins, interface)? {
-        if info.ifindex == ifindex {
+        // Interfaces of two network namespaces may have the same index; the program tells them apart.
+        let here = present.filter(|(id, _)| info.ifindex == ifindex && *id == info.program_id);
+        if let Some((_, native)) = here {
             let link: XdpLink = FdLink::from(PinnedLink::from_pin(&pin)?).try_into()?;
             // The link stays pinned: dropping our copy of it changes nothing.
             program.attach_to_link(link)?;
-            let native = present.is_none_or(|(_, native)| native);
+            if matches!(
+                (mode, native),
+                (config::XdpMode::Generic, true) | (config::XdpMode::Native, false)
+            ) {
+                log::warn!(
+                    "interface {interface} stays in {} mode: another one needs a detach first",
+                    if native { "native" } else { "generic" }
+                );
+            }
             return Ok(Attachment {
                 interface: interface.into(),
                 ifindex,

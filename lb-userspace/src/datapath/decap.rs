@@ -156,7 +156,7 @@ fn folder(root: &Path, interface: &str) -> PathBuf {
 
 fn existing(root: &Path, interface: &str) -> Result<PinDir, Error> {
     let folder = folder(root, interface);
-    if !folder.exists() {
+    if !folder.try_exists().map_err(Error::io(&folder))? {
         return Err(Error::NothingPinned { path: folder });
     }
     PinDir::create(&folder)

@@ -63,7 +63,8 @@ pub enum Error {
     },
     #[error(
         "interface {interface} already has an XDP program (id {program_id}) that is not ours; nothing was replaced. \
-             See `bpftool prog show id {program_id}`; remove it with: ip link set dev {interface} xdp off"
+             See `bpftool prog show id {program_id}`; take it off with what put it there (another xlb: xlb detach \
+             --pin-dir DIR), else with: ip link set dev {interface} xdpdrv off, in generic mode xdpgeneric off"
     )]
     ForeignProgram { interface: String, program_id: u32 },
     #[error(

@@ -85,8 +85,9 @@ pub struct Checkup<'a> {
     pub interface: &'a str,
     pub backends: &'a [BackendToCheck],
     pub pin_dir: &'a Path,
-    /// The ids of XDP programs that are ours: one of them on the interface is no stranger.
-    pub own_programs: &'a [u32],
+    /// The ids of XDP programs that are ours: one of them on the interface is no stranger. `None`: no permission to
+    /// see them.
+    pub own_programs: Option<&'a [u32]>,
 }
 
 /// An interface, and what its driver and the kernel say of it.

@@ -1,7 +1,7 @@
 //! Findings about the interface that the program is attached to.
 
 use super::{Device, Finding};
-use crate::net::link::Link;
+use crate::net::link::{Link, XdpMode};
 
 /// What a native program has in front of a packet, behind it, and for its Ethernet header with two
 /// VLAN tags, in the page that the packet lies in (`XDP_PACKET_HEADROOM`, `skb_shared_info`).
@@ -23,7 +23,7 @@ pub(super) fn missing(name: &str, links: &[Link]) -> Finding {
 pub(super) fn judge(
     device: &Device,
     links: &[Link],
-    own_programs: &[u32],
+    own_programs: Option<&[u32]>,
     kernel: (u32, u32),
     cpus: usize,
 ) -> Vec<Finding> {
@@ -201,22 +201,38 @@ fn membership(link: &Link, links: &[Link]) -> Option<Finding> {
     })
 }
 
-fn program(link: &Link, own_programs: &[u32]) -> Finding {
+fn program(link: &Link, own_programs: Option<&[u32]>) -> Finding {
     const TOPIC: &str = "XDP program";
-    match link.xdp {
-        None => Finding::ok(TOPIC, format!("none on {} yet", link.name)),
-        Some(xdp) if own_programs.contains(&xdp.program_id) => {
+    let Some(xdp) = link.xdp else {
+        return Finding::ok(TOPIC, format!("none on {} yet", link.name));
+    };
+    match own_programs {
+        None => Finding::warn(
+            TOPIC,
+            format!(
+                "id {}, {} mode; whose it is only root sees",
+                xdp.program_id, xdp.mode
+            ),
+            "run as root",
+        ),
+        Some(own) if own.contains(&xdp.program_id) => {
             Finding::ok(TOPIC, format!("ours, id {}, {} mode", xdp.program_id, xdp.mode))
         }
-        Some(xdp) => Finding::fail(
+        Some(_) => Finding::fail(
             TOPIC,
             format!(
                 "another one holds {}: id {}, {} mode; it is not replaced",
                 link.name, xdp.program_id, xdp.mode
             ),
             format!(
-                "bpftool prog show id {}   # whose is it? Stop that, or: ip link set {} xdp off",
-                xdp.program_id, link.name
+                "bpftool prog show id {}   # whose is it? Stop that, or: ip link set {} {} off",
+                xdp.program_id,
+                link.name,
+                if xdp.mode == XdpMode::Generic {
+                    "xdpgeneric"
+                } else {
+                    "xdpdrv"
+                }
             ),
         ),
     }

@@ -56,7 +56,7 @@ fn with(change: impl FnOnce(&mut Device)) -> Device {
 fn complaints(device: &Device, others: &[Link]) -> Vec<Finding> {
     let mut links = vec![device.link.clone()];
     links.extend_from_slice(others);
-    let mut found = interface::judge(device, &links, &[77], KERNEL, 4);
+    let mut found = interface::judge(device, &links, Some(&[77]), KERNEL, 4);
     found.retain(|finding| finding.severity != Severity::Ok);
     found
 }
@@ -70,6 +70,32 @@ fn one(found: &[Finding], severity: Severity, topic: &str) -> String {
         "{finding:?}"
     );
     finding.fix.clone().unwrap()
+}
+
+#[test]
+fn whose_a_program_is_decides_what_to_do_with_it() {
+    let held = |mode| {
+        with(|device| {
+            device.link.xdp = Some(XdpAttached { program_id: 78, mode });
+        })
+    };
+    let found = |device: &Device, own| {
+        let mut found = interface::judge(device, std::slice::from_ref(&device.link), own, KERNEL, 4);
+        found.retain(|finding| finding.topic == "XDP program");
+        found
+    };
+    let native = held(XdpMode::Native);
+    let fix = one(&found(&native, Some(&[77])), Severity::Fail, "XDP program");
+    assert!(fix.ends_with("xdpdrv off"), "{fix}");
+    let generic = held(XdpMode::Generic);
+    let fix = one(&found(&generic, Some(&[77])), Severity::Fail, "XDP program");
+    assert!(fix.ends_with("xdpgeneric off"), "{fix}");
+    assert_eq!(found(&native, Some(&[78]))[0].severity, Severity::Ok);
+    // Without permission nobody is told to take off what may be ours.
+    assert_eq!(
+        one(&found(&native, None), Severity::Warn, "XDP program"),
+        "run as root"
+    );
 }
 
 #[test]
@@ -325,7 +351,7 @@ fn the_whole_machine_is_looked_at() {
             interface: "eth0",
             backends: &backends,
             pin_dir: pin_dir.path(),
-            own_programs: &[],
+            own_programs: Some(&[]),
         };
         let found = findings(&checkup).await.unwrap();
         let judged = |topic: &str, about: &str| {

@@ -162,15 +162,20 @@ async fn interfaces(pins: &PinDir) -> Result<Vec<InterfaceStatus>, Error> {
             Some(netlink) => link::link_by_name(netlink, &name).await.ok().flatten(),
             None => None,
         };
+        // Another interface has the name where ours was renamed or is in another network namespace.
+        let link = link.filter(|link| {
+            own.is_some_and(|own| link.xdp.is_some_and(|xdp| xdp.program_id == own.program_id))
+        });
         interfaces.push(InterfaceStatus {
-            mode: match (&link, own) {
-                (Some(link), Some(own)) if link.ifindex == own.ifindex => {
-                    link.xdp.map_or("detached".to_owned(), |xdp| xdp.mode.to_string())
-                }
+            mode: match (link.as_ref().and_then(|link| link.xdp), own) {
+                (Some(xdp), Some(_)) => xdp.mode.to_string(),
                 (None, Some(own)) if own.ifindex != 0 => "unknown".to_owned(),
                 _ => "detached".to_owned(),
             },
-            driver: ethtool::driver(&name).ok().map(|info| info.driver),
+            driver: link
+                .as_ref()
+                .and_then(|link| ethtool::driver(&link.name).ok())
+                .map(|info| info.driver),
             program_id: own.map(|own| own.program_id),
             mtu: link.map(|link| link.mtu),
             name,

@@ -21,10 +21,11 @@ const WORKERS: usize = 2;
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  xlb agent                                  with /etc/xlb/xlb.toml
-  xlb agent --config lab.toml -v             say more
-  xlb agent --attach-confirm 60s             over ssh: detach again unless `xlb confirm` comes within a minute
-  xlb agent --trace-drops 100                log 100 dropped packets with their reasons")]
+  xlb agent                        with /etc/xlb/xlb.toml
+  xlb agent --config lab.toml -v   say more
+  xlb agent --attach-confirm 60s   over ssh: detach again unless `xlb confirm`
+                                   comes within a minute
+  xlb agent --trace-drops 100      log 100 dropped packets with their reasons")]
 pub(super) struct Arguments {
     /// Configuration file; `xlb config example` prints one.
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]

@@ -21,8 +21,8 @@ use crate::api::types::{BackendOrder, BackendStatus, Order, ServiceStatus, Statu
 #[command(after_help = "\
 Examples:
   xlb backend list web
-  xlb backend drain web 10.0.1.11            no new flows; checks go on
-  xlb backend maint --host 2001:db8::11      no traffic at all, in every service that has it
+  xlb backend drain web 10.0.1.11         no new flows; checks go on
+  xlb backend maint --host 2001:db8::11   no traffic, in every service that has it
   xlb backend ready web [2001:db8::11]:80
   xlb backend set-weight web 10.0.1.11 50%")]
 pub(super) struct Arguments {
@@ -90,7 +90,7 @@ struct SetWeight {
     #[arg(value_name = "ADDRESS[:PORT]")]
     backend: Place,
     /// 0 to 65535 (0: no new flows), a percentage of the weight in the file, or default.
-    #[arg(value_name = "N|N%|default", value_parser = args::weight)]
+    #[arg(value_name = "N|N%|default", value_parser = args::weight, allow_hyphen_values = true)]
     weight: WeightOrder,
     /// Do it although the service is left without a serving backend.
     #[arg(long)]

@@ -65,11 +65,11 @@ const PIN_DIR: &str = "/sys/fs/bpf/xlb";
                   4 agent unreachable.",
     after_long_help = "\
 Examples:
-  xlb config example > /etc/xlb/xlb.toml   a commented configuration to begin with
-  xlb doctor                               what this machine lacks
-  xlb status                               services and backends, and what is wrong with them
-  xlb backend drain web 10.0.1.11          no new flows to that backend
-  xlb stats --rate 5 --reasons             what passes, and what is dropped and why
+  xlb config example > xlb.toml     a commented configuration to begin with
+  xlb doctor                        what this machine lacks
+  xlb status                        services, backends, what is wrong with them
+  xlb backend drain web 10.0.1.11   no new flows to that backend
+  xlb stats --rate 5 --reasons      what passes, what is dropped and why
 
 Exit status: 0 done or nothing to change, 1 failed, 2 wrong usage, 3 changes pending, 4 agent unreachable."
 )]
@@ -197,7 +197,7 @@ fn complaint(error: &anyhow::Error) -> String {
 
 /// An error and its causes. Many errors tell their cause in their own words already.
 fn message(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |mut text, cause| {
+    let text = error.chain().fold(String::new(), |mut text, cause| {
         let cause = cause.to_string();
         if text.is_empty() {
             return cause;
@@ -207,7 +207,16 @@ fn message(error: &anyhow::Error) -> String {
             text += &cause;
         }
         text
-    })
+    });
+    let forbidden = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    });
+    match forbidden && !nix::unistd::geteuid().is_root() {
+        true => text + "; run as root",
+        false => text,
+    }
 }
 
 /// The exit status of an error.

@@ -22,9 +22,12 @@ use crate::datapath::simulate::{self, Neighbor, Options, PacketReport, Report, T
 #[command(after_long_help = "\
 Examples:
   tcpdump -i eth0 -c 100 -w in.pcap dst 192.0.2.10
-  xlb simulate --in in.pcap                               verdict, reason, service and backend of each packet
-  xlb simulate --in in.pcap --out out.pcap                and what was sent, for tcpdump -r out.pcap
-  xlb simulate --in in.pcap --repeat 1000000              nanoseconds a packet")]
+  xlb simulate --in in.pcap                    what becomes of each packet
+  xlb simulate --in in.pcap --out out.pcap     and what was sent, as a capture
+  xlb simulate --in in.pcap --repeat 1000000   nanoseconds a packet
+
+Capture where the packets come from, or before the program is attached: what it
+takes, tcpdump on the load balancer does not see.")]
 pub(super) struct Arguments {
     /// Configuration file.
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]

@@ -21,8 +21,8 @@ pub(super) struct Pins {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreachable {
     #[error(
-        "the agent does not run and nothing is attached: nobody answers at {}, nothing is pinned in {}; \
-         start it with: xlb agent --config {CONFIG}",
+        "no agent runs, or its socket and pins are elsewhere: nobody answers at {}, nothing is pinned in {}; \
+         start it with: xlb agent --config {CONFIG}, or name its api_socket with --socket and its pin_dir with --pin-dir",
         socket.display(), pins.display()
     )]
     Nothing { socket: PathBuf, pins: PathBuf },

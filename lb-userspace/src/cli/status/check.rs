@@ -52,8 +52,16 @@ fn judge(status: anyhow::Result<Status>) -> Answer {
         return Answer {
             verdict: Verdict::Unknown,
             message: format!(
-                "agent not running since {}; forwarding goes on with frozen states, dead backends are not taken out",
-                status.agent.since
+                "agent not running since {}; {}",
+                status.agent.since,
+                match status
+                    .interfaces
+                    .iter()
+                    .all(|interface| interface.mode == "detached")
+                {
+                    true => "nothing is forwarded",
+                    false => "forwarding goes on with frozen states, dead backends are not taken out",
+                }
             ),
         };
     }

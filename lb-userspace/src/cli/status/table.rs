@@ -16,7 +16,8 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
         interfaces,
         services,
     } = status;
-    let mut text = agent_lines(agent, screen);
+    let attached = interfaces.iter().any(|interface| interface.mode != "detached");
+    let mut text = agent_lines(agent, attached, screen);
     if interfaces.is_empty() {
         text += "attached to nothing\n";
     } else {
@@ -36,7 +37,7 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
     text
 }
 
-fn agent_lines(agent: &AgentStatus, screen: &Screen) -> String {
+fn agent_lines(agent: &AgentStatus, attached: bool, screen: &Screen) -> String {
     let AgentStatus {
         running,
         version,
@@ -56,10 +57,11 @@ fn agent_lines(agent: &AgentStatus, screen: &Screen) -> String {
         let _ = writeln!(text, "configuration {}", human::printable(config));
     } else {
         text += &frozen_line(agent);
-        let _ = writeln!(
-            text,
-            "it was version {version}, process {pid}; packets are forwarded on, but no backend is checked"
-        );
+        let what = match attached {
+            true => "packets are forwarded on, but no backend is checked",
+            false => "nothing is forwarded",
+        };
+        let _ = writeln!(text, "it was version {version}, process {pid}; {what}");
     }
     if *detached {
         text += "DETACHED: the program was taken off; restart the agent to attach again\n";
@@ -294,6 +296,19 @@ mod tests {
             text.starts_with("AGENT NOT RUNNING since 2025-01-01T00:00:00Z, states frozen\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn without_an_agent_and_an_interface_nothing_is_forwarded() {
+        let mut status = example_status();
+        status.agent.running = false;
+        assert!(render(&status, &screen(None)).contains("packets are forwarded on"));
+        for interface in &mut status.interfaces {
+            interface.mode = "detached".into();
+        }
+        let text = render(&status, &screen(None));
+        assert!(text.contains("nothing is forwarded\n"), "{text}");
+        assert!(!text.contains("forwarded on"), "{text}");
     }
 
     #[test]

@@ -194,13 +194,16 @@ impl Agent {
         if end == End::Detached {
             return Ok(());
         }
-        if let Some(unconfirmed) = self.unconfirmed.take() {
-            log::warn!("stopped before a confirmation came: detaching");
-            for interface in &unconfirmed.interfaces {
-                self.take_off(interface)?;
-            }
-            if self.attachments.is_empty() {
+        if let Some(Unconfirmed { interfaces, .. }) = self.unconfirmed.take() {
+            log::warn!(
+                "stopped before a confirmation came: detaching from {}",
+                interfaces.join(", ")
+            );
+            if self.attachments.keys().all(|name| interfaces.contains(name)) {
                 return self.take_away().context("detaching");
+            }
+            for interface in &interfaces {
+                self.take_off(interface)?;
             }
         }
         if self.config.agent.on_stop == OnStop::Detach {

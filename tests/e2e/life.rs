@@ -423,10 +423,20 @@ fn without_confirmation_the_program_comes_off_again() -> anyhow::Result<()> {
             .run("ip -details link show eth0")?
             .contains("prog/xdp")
     );
+    let late = xlb.run(&["confirm"])?;
+    assert_eq!(late.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&late.stderr).contains("too late"));
     xlb.process()?.stop()?;
 
     let mut xlb =
         Xlb::new(&world.lab, "", &world.web("dsr-l2"))?.with_arguments(&["--attach-confirm", "600s"]);
+    xlb.start()?;
+    xlb.process()?.stop()?;
+    let link = world.lab.lb.netns.run("ip -details link show eth0")?;
+    assert!(
+        !link.contains("prog/xdp"),
+        "stopped without a confirmation: {link}"
+    );
     xlb.start()?;
     ensure!(xlb.status()?["agent"]["confirm_within_s"].is_number());
     xlb.verb("confirm")?;

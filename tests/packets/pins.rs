@@ -442,7 +442,7 @@ fn decap_counts_go_on_over_an_update() {
         let before = count();
         decap::attach(
             root_of_decap(),
-            target(None),
+            target(program_on("near").map(|id| (id, true))),
             &nets(&["203.0.113.0/24"]),
             XdpMode::Auto,
         )

@@ -50,7 +50,7 @@ fn nginx(host: &Host, root: &Path, folder: &Arc<Folder>) -> anyhow::Result<Proce
     let temp = folder.file(&format!("{name}-nginx"));
     fs::create_dir_all(&temp)?;
     let text = format!(
-        "daemon off; user root; worker_processes 1; pid {temp}/pid; error_log stderr;\n\
+        "daemon off; master_process off; user root; pid {temp}/pid; error_log stderr;\n\
          events {{ worker_connections 256; }}\n\
          http {{ access_log off; client_body_temp_path {temp}/b; proxy_temp_path {temp}/p; fastcgi_temp_path {temp}/f;\n\
          uwsgi_temp_path {temp}/u; scgi_temp_path {temp}/s;\n\
@@ -61,6 +61,7 @@ fn nginx(host: &Host, root: &Path, folder: &Arc<Folder>) -> anyhow::Result<Proce
         temp = temp.display(),
         root = root.display()
     );
+    // One process: workers would outlive a master that is killed with its guard.
     fs::write(&config, text)?;
     let mut command = host.netns.command("nginx");
     command.arg("-c").arg(&config);

@@ -11,6 +11,7 @@
 )]
 
 mod announce;
+mod bounds;
 mod constants;
 mod forward;
 mod packet;

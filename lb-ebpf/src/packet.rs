@@ -1,4 +1,4 @@
-//! Bounds and parsing. The one place where packet memory is turned into pointers.
+//! Parsing, on top of the one function that turns packet memory into pointers ([`crate::bounds`]).
 //!
 //! Header types come from `network-types` and have alignment 1; the program is linked with misaligned
 //! accesses allowed, so that reading a field is one load.
@@ -10,6 +10,7 @@ use lb_common::reason::Reason;
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+pub use crate::bounds::at;
 use crate::constants;
 
 pub const ETHERNET_LEN: usize = EthHdr::LEN;
@@ -36,22 +37,6 @@ const ACK: u8 = 0x10;
 /// How many IPv6 extension headers are followed. RFC 8200 names each at most once, destination options
 /// twice.
 const MAX_EXTENSIONS: usize = 6;
-
-/// A pointer to a `T` in the packet, `offset` bytes from its start, if the packet reaches that far. `T` has
-/// alignment 1 or 2: frames start at even addresses, and so do all headers in them. The pointer is void once the head of the packet is moved.
-#[inline(always)]
-pub fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
-    const { assert!(align_of::<T>() <= 2) };
-    let start = ctx.data();
-    if start + offset + size_of::<T>() > ctx.data_end() {
-        return None;
-    }
-    let pointer = (start + offset) as *mut T;
-    // SAFETY: frames start at even addresses (the driver's headroom and NET_IP_ALIGN see to it), and all
-    // headers have even lengths. Without this word LLVM reads every field byte by byte.
-    unsafe { core::hint::assert_unchecked(pointer.addr().is_multiple_of(2)) };
-    Some(pointer)
-}
 
 /// A copy of a `T` in the packet.
 #[inline(always)]

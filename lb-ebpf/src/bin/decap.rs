@@ -7,12 +7,16 @@
     allow(dead_code, reason = "the entry exists for the BPF target only")
 )]
 
+#[path = "../bounds.rs"]
+mod bounds;
+
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{LpmTrie, PerCpuArray};
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
+use bounds::at;
 use lb_common::decap::{MAX_PREFIXES, OUTCOMES, Outcome};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -147,18 +151,6 @@ fn outer_v6(ctx: &XdpContext) -> Result<Tunnel, Outcome> {
         inner_len: u32::from(u16::from_be_bytes(header.payload_len)),
         inner,
     })
-}
-
-/// A pointer to a `T` in the packet, if the packet reaches that far. `T` has alignment
-/// 1 or 2: frames start at even addresses, and so do all headers in them.
-#[inline(always)]
-fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
-    const { assert!(align_of::<T>() <= 2) };
-    let start = ctx.data();
-    if start + offset + size_of::<T>() > ctx.data_end() {
-        return None;
-    }
-    Some((start + offset) as *mut T)
 }
 
 #[cfg(not(target_arch = "bpf"))]

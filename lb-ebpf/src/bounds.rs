@@ -1,0 +1,20 @@
+//! The one place where packet memory is turned into pointers, for all programs.
+
+use aya_ebpf::programs::XdpContext;
+
+/// A pointer to a `T` in the packet, `offset` bytes from its start, if the packet reaches that far. `T` has
+/// alignment 1 or 2: frames start at even addresses, and so do all headers in them. The pointer is void once
+/// the head of the packet is moved.
+#[inline(always)]
+pub fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    const { assert!(align_of::<T>() <= 2) };
+    let start = ctx.data();
+    if start + offset + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    let pointer = (start + offset) as *mut T;
+    // SAFETY: frames start at even addresses (the driver's headroom and NET_IP_ALIGN see to it), and all
+    // headers have even lengths. Without this word LLVM reads every field byte by byte.
+    unsafe { core::hint::assert_unchecked(pointer.addr().is_multiple_of(2)) };
+    Some(pointer)
+}

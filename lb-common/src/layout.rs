@@ -206,7 +206,6 @@ pub struct Decision {
     pub service: u32,
     /// Index of the backend; 0 for none.
     pub backend: u32,
-    pub slot: u32,
 }
 
 /// Longest name of a service, in bytes.
@@ -285,7 +284,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 64 && align_of::<Backend>() == 8);
     assert!(size_of::<Counters>() == 32);
     assert!(size_of::<Interface>() == 8);
-    assert!(size_of::<Decision>() == 16);
+    assert!(size_of::<Decision>() == 12);
     assert!(size_of::<ServiceMeta>() == 128);
     assert!(size_of::<BackendMeta>() == 36);
     assert!(size_of::<AgentMeta>() == 56);

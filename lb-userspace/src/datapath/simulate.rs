@@ -324,7 +324,6 @@ const UNDECIDED: Decision = Decision {
     reason: u32::MAX,
     service: 0,
     backend: 0,
-    slot: 0,
 };
 
 /// [`OWN_MAC`] as the map holds it.

@@ -91,7 +91,7 @@ impl Agent {
                 .and_then(|view| view.hop.clone().ok().or_else(|| view.last.clone()));
             match (self.hops.get(address).map(|view| view.hop.is_ok()), hop) {
                 (Some(true), Err(why)) => log::warn!("next hop of {address} lost: {why}"),
-                (Some(false), Ok(hop)) => log::info!("next hop of {address} is {}", describe_hop(hop)),
+                (Some(false), Ok(hop)) => log::info!("next hop of {address} is {hop}"),
                 _ => {}
             }
             self.hops.insert(
@@ -192,15 +192,6 @@ impl Agent {
             .iter()
             .flat_map(|s| s.backends.iter().map(|b| b.address))
             .collect()
-    }
-}
-
-fn describe_hop(hop: &crate::net::NextHop) -> String {
-    let [a, b, c, d, e, f] = hop.destination_mac;
-    let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-    match hop.gateway {
-        Some(gateway) => format!("{gateway} ({mac}) on {}", hop.interface),
-        None => format!("{mac} on {}", hop.interface),
     }
 }
 

@@ -80,6 +80,8 @@ pub struct Flow {
     pub ports: u32,
     /// 1 for a TCP segment with SYN and without ACK, else 0.
     pub opens: u32,
+    /// Where the transport header begins, in bytes from the start of the frame.
+    pub transport: u32,
 }
 
 /// Why there is no flow. What follows depends on whose address it is.
@@ -290,6 +292,7 @@ impl Ip {
                     protocol: u32::from(TCP),
                     ports: u32::from_ne_bytes(*ports),
                     opens: u32::from(flags & (SYN | ACK) == SYN),
+                    transport: start as u32,
                 })
             }
             UDP => {
@@ -303,6 +306,7 @@ impl Ip {
                     protocol: u32::from(UDP),
                     ports: u32::from_ne_bytes(*ports),
                     opens: 0,
+                    transport: start as u32,
                 })
             }
             _ => Err(NoFlow::OtherProtocol),

@@ -4,8 +4,10 @@
 //! [`LAYOUT_VERSION`] stands for everything that sizes alone cannot show. Every value is `repr(C)` without
 //! hidden padding; the assertions at the end lock sizes and alignment.
 
+use crate::rule::State;
+
 /// Raised when the meaning of a map changes while its sizes stay the same.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Slots of one slab. A slab is one BPF array of this many 64-bit slots (1 MiB), memory-mapped by the agent;
 /// lookup tables lie in slabs side by side.
@@ -42,13 +44,20 @@ pub struct ServiceKey {
 /// Where the lookup table of a service lies: one 64-bit word, so that one aligned store switches all packets
 /// from one generation to the next.
 ///
-/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab; the rest is 0.
+/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 62 [`TableWord::FULL`], 63
+/// [`TableWord::RESIZING`]; the rest is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct TableWord(pub u64);
 
 impl TableWord {
     const FIELD: u64 = (1 << 17) - 1;
+
+    /// `tracking = "full"`: every flow of the service has an entry in the cache of flows.
+    pub const FULL: u64 = 1 << 62;
+    /// The table was resized less than a window ago: [`ServiceRecord::before`] says where flows without an entry
+    /// belong.
+    pub const RESIZING: u64 = 1 << 63;
 
     /// No table: nobody serves.
     pub const NONE: Self = Self(0);
@@ -75,7 +84,31 @@ impl TableWord {
     #[inline(always)]
     #[must_use]
     pub const fn slab(self) -> u32 {
-        (self.0 >> 34) as u32
+        (self.0 >> 34) as u32 & (MAX_SLABS - 1)
+    }
+
+    /// The same table with flags set.
+    #[must_use]
+    pub const fn with(self, flags: u64) -> Self {
+        Self(self.0 | flags)
+    }
+
+    /// The same table without flags: which slots they are.
+    #[must_use]
+    pub const fn place(self) -> Self {
+        Self(self.0 & !(Self::FULL | Self::RESIZING))
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_full(self) -> bool {
+        self.0 & Self::FULL != 0
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_resizing(self) -> bool {
+        self.0 & Self::RESIZING != 0
     }
 }
 
@@ -84,7 +117,8 @@ impl TableWord {
 #[repr(C)]
 pub struct ServiceRecord {
     pub table: TableWord,
-    /// [`TableWord::NONE`] unless the table was resized less than a window ago.
+    /// [`TableWord::NONE`] unless the table was resized less than a window ago. Written before [`TableWord::RESIZING`]
+    /// is set in `table`.
     pub before: TableWord,
 }
 
@@ -104,6 +138,29 @@ impl Slot {
     pub const fn stable(backend: u32) -> Self {
         debug_assert!(backend < 1 << 31);
         Self((backend as u64) << 32 | backend as u64)
+    }
+
+    /// A slot of these parts.
+    #[must_use]
+    pub const fn new(current: u32, previous: u32, consult: bool) -> Self {
+        debug_assert!(current < 1 << 31 && previous < 1 << 31);
+        Self((consult as u64) << 63 | (previous as u64) << 32 | current as u64)
+    }
+
+    /// What counts for a flow while its table is being resized: `now` is its slot in the table in force, `before`
+    /// that in the table before. A flow without an entry belongs to `previous` of the latter; 0 there means that
+    /// this backend serves no longer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn resizing(now: Self, before: Self) -> Self {
+        let current = now.0 & 0xffff_ffff;
+        let previous = if before.previous() == 0 {
+            current
+        } else {
+            before.previous() as u64
+        };
+        let differs = if previous == current { 0 } else { Self::CONSULT };
+        Self(current | previous << 32 | ((now.0 | before.0) & Self::CONSULT) | differs)
     }
 
     #[inline(always)]
@@ -146,7 +203,8 @@ pub const OUTER_LEN: usize = 40;
 pub struct Backend {
     /// One of [`kind`].
     pub kind: u8,
-    pub reserved: u8,
+    /// What it still takes: [`crate::rule::Standing::bits`].
+    pub standing: u8,
     /// The longest IP packet, with the outer header, that the outgoing interface takes.
     pub mtu: u16,
     /// The interface to send by, in the machine's byte order.
@@ -165,13 +223,128 @@ impl Backend {
     /// A backend that nothing can be sent to.
     pub const UNRESOLVED: Self = Self {
         kind: kind::UNRESOLVED,
-        reserved: 0,
+        standing: 0,
         mtu: 0,
         ifindex: 0,
         ethernet: [0; 7],
         checksum_seed: 0,
         outer: [0; OUTER_LEN / 8],
     };
+}
+
+/// What identifies a flow in the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// Address of the client in network order; an IPv4 address is the last word, the others are 0.
+    pub source: [u32; 4],
+    /// Source and destination port as their four bytes stand in the packet.
+    pub ports: u32,
+    /// Index of the service.
+    pub service: u32,
+}
+
+/// An entry of the flow table. `owner` changes only by an update of the map; `seen` is also written in place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowEntry {
+    pub owner: FlowOwner,
+    pub seen: FlowSeen,
+    /// Sequence number of the SYN that made the entry, in the machine's byte order.
+    pub isn: u32,
+    pub reserved: u32,
+}
+
+/// The tag (the flow's hash) and the backend of an entry in one aligned word: elements of a hash map are recycled
+/// under their readers, so a reader takes this word once and compares the tag.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct FlowOwner(pub u64);
+
+impl FlowOwner {
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(hash: u32, backend: u32) -> Self {
+        Self((hash as u64) << 32 | backend as u64)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn hash(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn backend(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// State and time of an entry's last packet in one aligned word: bits 62..64 the state, 0..62 nanoseconds of
+/// `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct FlowSeen(pub u64);
+
+impl FlowSeen {
+    const TIME: u64 = (1 << 62) - 1;
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(state: State, at_ns: u64) -> Self {
+        Self((state as u64) << 62 | at_ns & Self::TIME)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(self) -> State {
+        State::from_bits((self.0 >> 62) as u8)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn at_ns(self) -> u64 {
+        self.0 & Self::TIME
+    }
+}
+
+/// What program and agent tell each other about the flow table, by service. Memory-mapped. The program takes from
+/// the allowances without atomic instructions, so they are approximate; without an agent that renews them they run
+/// out, entries are refused, and nothing moves or breaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowControl {
+    /// `CLOCK_MONOTONIC` of the last refusal that keeps windows open; 0: none yet. Written by the program.
+    pub refused_ns: u64,
+    /// How many entries SYNs may still make.
+    pub syn_left: u64,
+    /// How many entries other TCP segments may still make.
+    pub data_left: u64,
+    /// How many entries UDP may still make.
+    pub udp_left: u64,
+}
+
+/// What each CPU counts about the flow table, by service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowCounters {
+    /// Packets that found an entry.
+    pub hits: u64,
+    /// Entries made by SYNs.
+    pub inserted_syn: u64,
+    /// Entries made by other TCP segments.
+    pub inserted_data: u64,
+    /// Entries made by UDP.
+    pub inserted_udp: u64,
+    /// Entries not made because the allowance was used up.
+    pub refused_allowance: u64,
+    /// Entries not made because the table was full, or had no memory.
+    pub refused_full: u64,
+    /// Packets whose key another connection's unconfirmed entry has.
+    pub occupied: u64,
+    /// Resets sent in the name of a backend that is DOWN (`on_down = "reset"`).
+    pub resets: u64,
 }
 
 /// What each CPU counts for a backend.
@@ -283,6 +456,10 @@ const _: () = {
     assert!(size_of::<Slot>() == 8);
     assert!(size_of::<Backend>() == 64 && align_of::<Backend>() == 8);
     assert!(size_of::<Counters>() == 32);
+    assert!(size_of::<FlowKey>() == 24 && align_of::<FlowKey>() == 4);
+    assert!(size_of::<FlowEntry>() == 24 && align_of::<FlowEntry>() == 8);
+    assert!(size_of::<FlowControl>() == 32);
+    assert!(size_of::<FlowCounters>() == 64);
     assert!(size_of::<Interface>() == 8);
     assert!(size_of::<Decision>() == 12);
     assert!(size_of::<ServiceMeta>() == 128);
@@ -310,6 +487,12 @@ mod pod {
         Slot,
         Backend,
         Counters,
+        FlowKey,
+        FlowEntry,
+        FlowOwner,
+        FlowSeen,
+        FlowControl,
+        FlowCounters,
         Interface,
         Decision,
         ServiceMeta,
@@ -330,6 +513,10 @@ mod tests {
             prop_assume!(offset + size <= SLAB_SLOTS);
             let word = TableWord::new(slab, offset, size);
             prop_assert_eq!((word.slab(), word.offset(), word.size()), (slab, offset, size));
+            let flagged = word.with(TableWord::FULL | TableWord::RESIZING);
+            prop_assert_eq!((flagged.slab(), flagged.offset(), flagged.size()), (slab, offset, size));
+            prop_assert_eq!((flagged.place(), flagged.is_full(), flagged.is_resizing()), (word, true, true));
+            prop_assert_eq!((word.is_full(), word.is_resizing()), (false, false));
             prop_assert_eq!(word == TableWord::NONE, slab == 0 && offset == 0 && size == 0);
         }
 

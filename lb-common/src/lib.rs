@@ -11,3 +11,4 @@ pub mod decap;
 pub mod hash;
 pub mod layout;
 pub mod reason;
+pub mod rule;

@@ -76,7 +76,7 @@ fn base(hop: &Hop, kind: u8, ethertype: u16) -> Backend {
     let pair = |a, b| u16::from_ne_bytes([a, b]);
     Backend {
         kind,
-        reserved: 0,
+        standing: 0,
         mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
         ifindex,
         ethernet: [

@@ -18,8 +18,8 @@ fn the_demo_shows_traffic_and_writes_its_numbers() -> anyhow::Result<()> {
     }
     let folder = Arc::new(Folder::new("demo")?);
     let json = folder.file("numbers.json");
-    let mut command = Command::new(binary("xlb-demo")?);
-    command.args(["--only", "traffic", "--json"]).arg(&json);
+    let mut command = Command::new(binary("xlb")?);
+    command.args(["demo", "--only", "traffic", "--json"]).arg(&json);
     let demo = Process::spawn("demo", &mut command, &folder)?;
     let status = demo.wait()?;
     ensure!(status.success(), "{status}:\n{}", demo.log());
@@ -38,8 +38,8 @@ fn an_interrupted_demo_cleans_up() -> anyhow::Result<()> {
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let folder = Arc::new(Folder::new("demo")?);
-        let mut command = Command::new(binary("xlb-demo")?);
-        let demo = Process::spawn("demo", command.args(["--only", "restart"]), &folder)?;
+        let mut command = Command::new(binary("xlb")?);
+        let demo = Process::spawn("demo", command.args(["demo", "--only", "restart"]), &folder)?;
         wait_until("the agent to be killed", || {
             Ok(demo.log().contains("AGENT NOT RUNNING"))
         })?;
@@ -61,13 +61,13 @@ fn what_a_killed_demo_leaves_the_next_run_sweeps_up() -> anyhow::Result<()> {
         return Ok(());
     }
     let folder = Arc::new(Folder::new("demo")?);
-    let mut command = Command::new(binary("xlb-demo")?);
-    let demo = Process::spawn("demo", command.args(["--only", "drain"]), &folder)?;
+    let mut command = Command::new(binary("xlb")?);
+    let demo = Process::spawn("demo", command.args(["demo", "--only", "drain"]), &folder)?;
     wait_until("the agent to run", || Ok(demo.log().contains("attached to")))?;
     demo.kill()?;
     ensure!(!left_by(demo.pid()).is_empty());
-    let mut command = Command::new(binary("xlb-demo")?);
-    let second = Process::spawn("second", command.args(["--only", "drain"]), &folder)?;
+    let mut command = Command::new(binary("xlb")?);
+    let second = Process::spawn("second", command.args(["demo", "--only", "drain"]), &folder)?;
     ensure!(second.wait()?.success(), "{}", second.log());
     assert_eq!(left_by(demo.pid()), Vec::<String>::new());
     Ok(())

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: builds in release and becomes the demo.
+//! `cargo xtask demo`: builds in release and becomes `xlb demo`.
 
 use std::{os::unix::process::CommandExt, process::Command};
 
@@ -22,18 +22,10 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     setup::require_root("demo")?;
     setup::ensure(Scope::Demo, options.yes, "demo")?;
-    run::succeed(run::cargo().args([
-        "build",
-        "--release",
-        "-p",
-        "lb-userspace",
-        "-p",
-        "lb-tests",
-        "--bins",
-    ]))?;
+    run::succeed(run::cargo().args(["build", "--release", "-p", "lb-userspace", "--bins"]))?;
 
     // In our place, not below us: signals reach the demo, which cleans up after itself, directly.
-    let program = run::target_folder()?.join("release/xlb-demo");
-    let error = Command::new(&program).args(&options.args).exec();
+    let program = run::target_folder()?.join("release/xlb");
+    let error = Command::new(&program).arg("demo").args(&options.args).exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }

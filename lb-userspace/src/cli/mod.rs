@@ -20,6 +20,7 @@ mod completions;
 mod config;
 mod confirm;
 mod decap;
+mod demo;
 mod detach;
 mod doctor;
 mod done;
@@ -53,8 +54,8 @@ const PIN_DIR: &str = "/sys/fs/bpf/xlb";
 
 /// Sends the packets of service addresses to healthy backends, in the kernel (XDP).
 ///
-/// `xlb agent` does the work; every other verb talks to it over its Unix socket. `simulate`, `config`, `doctor` and
-/// `decap` need no agent; `status`, `stats`, `service list`, `backend list` and `detach` work without one from the
+/// `xlb agent` does the work; every other verb talks to it over its Unix socket. `simulate`, `config`, `doctor`,
+/// `decap` and `demo` need no agent; `status`, `stats`, `service list`, `backend list` and `detach` work without one from the
 /// pinned maps.
 #[derive(Debug, Parser)]
 #[command(
@@ -116,6 +117,10 @@ enum Verb {
     Doctor(doctor::Arguments),
     Simulate(simulate::Arguments),
     Decap(decap::Arguments),
+    Demo(demo::Arguments),
+    /// A server of the demo's network.
+    #[command(hide = true)]
+    LabServer(demo::Server),
     Completions(completions::Arguments),
 }
 
@@ -163,6 +168,8 @@ fn run(verb: Verb, context: &Context) -> anyhow::Result<Outcome> {
         Verb::Doctor(arguments) => doctor::run(&arguments, context),
         Verb::Simulate(arguments) => simulate::run(arguments, context),
         Verb::Decap(arguments) => decap::run(&arguments, context),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::LabServer(arguments) => demo::serve(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
     }
 }

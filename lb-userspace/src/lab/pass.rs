@@ -1,12 +1,12 @@
 //! A program that passes everything, on the devices that veth needs it on: packets that `XDP_TX` or a redirect
 //! puts on a veth pair are lost unless the other end takes part in XDP.
 
+use crate::datapath::object;
 use anyhow::Context;
 use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
-use xlb::datapath::object;
 
-use crate::netns::Netns;
+use super::netns::Netns;
 
 /// The passing program on some devices of a namespace; off again when dropped.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::narrate::Narrator;
 use super::scene::{Scene, wait_begun};
-use crate::load::Attempts;
+use crate::lab::load::Attempts;
 
 /// How backends are checked.
 #[derive(Clone, Copy, Debug)]
@@ -203,7 +203,7 @@ fn judge(attempts: &Attempts, at: Instant, settings: Settings, event: Event) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Attempt;
+    use crate::lab::load::Attempt;
 
     #[test]
     fn what_is_allowed_follows_from_the_check_timings() {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use super::narrate::Narrator;
-use crate::agent::Agent;
-use crate::cleanup::Folder;
-use crate::config::{Config, every_way};
-use crate::lab::{Lab, LabOptions};
-use crate::load::{Load, LoadOptions};
-use crate::server::Server;
-use crate::wait::wait_until;
+use crate::lab::agent::Agent;
+use crate::lab::cleanup::Folder;
+use crate::lab::config::{Config, every_way};
+use crate::lab::load::{Load, LoadOptions};
+use crate::lab::network::{Lab, LabOptions};
+use crate::lab::server::Server;
+use crate::lab::wait::wait_until;
 
 /// Dropped from the top: the agent goes before its network.
 #[derive(Debug)]

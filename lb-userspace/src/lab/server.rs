@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 
-use crate::cleanup::Folder;
-use crate::lab::Host;
-use crate::process::{Process, binary};
-use crate::wait::wait_for;
+use super::cleanup::Folder;
+use super::network::Host;
+use super::process::{Process, binary};
+use super::wait::wait_for;
 
 /// The HTTP server of a backend, on every address of its host.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ impl Server {
     /// # Errors
     /// Where it does not.
     pub fn http(host: &Host, port: u16, folder: &Arc<Folder>) -> anyhow::Result<Self> {
-        let mut command = host.netns.command(binary("xlb-lab")?);
-        command.args([&host.name, &format!("[::]:{port}")]);
+        let mut command = host.netns.command(binary("xlb")?);
+        command.args(["lab-server", "http", &host.name, &format!("[::]:{port}")]);
         let process = Process::spawn(&format!("{}-http-{port}", host.name), &mut command, folder)?;
         wait_for("the HTTP server", || {
             ensure!(process.ended()?.is_none(), "it ended:\n{}", process.log());

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::narrate::Narrator;
 use super::scene::{Scene, wait_begun};
-use crate::load::{Load, LoadOptions};
+use crate::lab::load::{Load, LoadOptions};
 
 const REQUESTS: u64 = 300;
 

@@ -15,10 +15,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 
-use crate::agent::PinFolder;
-use crate::netns::{Netns, ip, run};
-use crate::pass::Pass;
-use crate::process::binary;
+use super::agent::PinFolder;
+use super::netns::{Netns, ip, run};
+use super::pass::Pass;
+use super::process::binary;
 
 /// Service addresses over IPv4, all of them on every backend.
 pub const VIPS_V4: [Ipv4Addr; 3] = [

@@ -1,10 +1,11 @@
-//! What `xlb-lab` serves: a small web server that says who it is.
+//! The servers of the lab, each a process of its own (`xlb lab-server`), so that it can be killed.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::{Args, ValueEnum};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -13,11 +14,40 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+/// What to serve, as whom, where.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// What to serve.
+    what: What,
+    /// Who it says it is.
+    name: String,
+    /// Where it listens.
+    #[arg(value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// A small web server that says who it is.
+    Http,
+}
+
+/// Serves for ever.
+///
+/// # Errors
+/// Where the address cannot be listened on.
+pub async fn run(options: &Options) -> anyhow::Result<()> {
+    let Options { what, name, listen } = options;
+    match what {
+        What::Http => http(*listen, name).await,
+    }
+}
+
 /// Answers every request with the server's name, and the path `/healthz` too.
 ///
 /// # Errors
 /// Where the address cannot be listened on.
-pub async fn http(listen: SocketAddr, name: &str) -> anyhow::Result<()> {
+async fn http(listen: SocketAddr, name: &str) -> anyhow::Result<()> {
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| listen.to_string())?;

@@ -10,23 +10,23 @@ mod scene;
 mod traffic;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::{Parser, ValueEnum};
+use clap::{Args, ValueEnum};
 
-use crate::cleanup;
+use crate::lab::cleanup;
 use failover::{DEFAULTS, FAST};
 use narrate::Narrator;
 use report::Report;
 use scene::Scene;
 
-/// Shows xlb at work on a small network of namespaces: who serves how many, and what clients notice when a backend
-/// dies, is drained, or the agent is killed. Needs root. Leaves nothing behind.
-#[derive(Debug, Parser)]
-#[command(name = "xlb-demo", version)]
-struct Options {
+/// Show xlb at work on a small network of namespaces.
+///
+/// Who serves how many, and what clients notice when a backend dies, is drained, or the agent is killed. Needs root.
+/// Leaves nothing behind.
+#[derive(Debug, Args)]
+pub struct Options {
     /// Only this part.
     #[arg(long, value_enum, value_name = "PART")]
     only: Option<Part>,
@@ -47,27 +47,11 @@ enum Part {
     Restart,
 }
 
-/// Runs the demo: 0 where every promise was kept, 1 where one was broken or something failed.
-#[must_use]
-pub fn main() -> ExitCode {
-    let options = Options::parse();
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!(
-            "the demo makes network namespaces and loads XDP programs: run it as root (sudo -E cargo xtask demo)"
-        );
-        return ExitCode::FAILURE;
-    }
-    match run(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("\nthe demo failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(options: &Options) -> anyhow::Result<bool> {
+/// Runs the demo; whether every promise was kept.
+///
+/// # Errors
+/// Where something cannot be set up or measured.
+pub fn run(options: &Options) -> anyhow::Result<bool> {
     cleanup::start();
     let begun = Instant::now();
     let wanted = |part| options.only.is_none_or(|only| only == part);

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::Path;
 
-use xlb::model::{Forward, Protocol};
+use crate::model::{Forward, Protocol};
 
-use crate::lab::{DEVICE, Host, VIPS_V4, VIPS_V6};
+use super::network::{DEVICE, Host, VIPS_V4, VIPS_V6};
 
 /// A configuration whose folders and socket the agent's guard fills in.
 #[derive(Clone, Debug)]

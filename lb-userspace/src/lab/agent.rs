@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output};
 use std::sync::Arc;
 
+use crate::api::types::Status;
 use anyhow::{Context, bail, ensure};
-use xlb::api::types::Status;
 
-use crate::cleanup::{BPFFS, Cleanup, Folder, unique};
-use crate::config::Config;
-use crate::netns::Netns;
-use crate::process::{Process, binary};
-use crate::wait::{wait_for, wait_until};
+use super::cleanup::{BPFFS, Cleanup, Folder, unique};
+use super::config::Config;
+use super::netns::Netns;
+use super::process::{Process, binary};
+use super::wait::{wait_for, wait_until};
 
 /// An agent with folders and pins of its own, which go with the guard.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use std::{panic, thread};
 use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns};
 
-use crate::cleanup::{Cleanup, delete_netns, unique};
+use super::cleanup::{Cleanup, delete_netns, unique};
 
 /// A named namespace, deleted with its last guard. Its devices go with it.
 #[derive(Clone, Debug)]

@@ -12,8 +12,8 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::cleanup::{Cleanup, Folder};
-use crate::wait::PATIENCE;
+use super::cleanup::{Cleanup, Folder};
+use super::wait::PATIENCE;
 
 /// A running program. It must be started by a thread that outlives it: the kernel ends it with that thread.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::netns::Netns;
+use super::netns::Netns;
 
 /// What to do.
 #[derive(Clone, Debug)]

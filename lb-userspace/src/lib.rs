@@ -15,3 +15,4 @@ pub mod lab;
 pub mod maglev;
 pub mod model;
 pub mod net;
+pub mod observe;

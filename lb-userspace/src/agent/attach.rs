@@ -15,6 +15,7 @@ use crate::datapath::{Error, load};
 use crate::net::announce::{self, frames};
 use crate::net::link::{self, Link, LinkChange, LinkEvent, XdpMode};
 use crate::net::{neighbor, route};
+use crate::observe::Kind;
 
 /// How long carrier and gateway are watched after attaching.
 const WATCH: Duration = Duration::from_secs(10);
@@ -57,7 +58,7 @@ impl Agent {
                 Err(error) => {
                     // All or nothing: what was attached just now comes off again.
                     for interface in fresh {
-                        self.take_off(&interface)?;
+                        self.take_off(&interface, "attaching to another interface failed")?;
                     }
                     return Err(error.into());
                 }
@@ -84,9 +85,11 @@ impl Agent {
     }
 
     /// Takes the program off one interface.
-    pub(super) fn take_off(&mut self, interface: &str) -> Result<(), Error> {
+    pub(super) fn take_off(&mut self, interface: &str, why: &str) -> Result<(), Error> {
         attach::detach(&self.pins, interface)?;
         self.forget_attachment(interface);
+        let interface = interface.into();
+        self.emit(Kind::Detached { interface }.because(why));
         Ok(())
     }
 
@@ -141,6 +144,11 @@ impl Agent {
             if done.native { "native" } else { "generic" },
             done.program_id
         );
+        self.emit(Kind::Attached {
+            interface: interface.into(),
+            mode: if done.native { "native" } else { "generic" }.into(),
+            program_id: done.program_id,
+        });
         self.attachments.insert(interface.into(), done);
         if fresh {
             self.watches.retain(|watch| watch.interface != interface);
@@ -269,6 +277,8 @@ impl Agent {
                 if self.attachments.contains_key(name) {
                     log::warn!("interface {name} is gone; it is attached to again when it returns");
                     self.forget_attachment(name);
+                    let interface = name.clone();
+                    self.emit(Kind::InterfaceLost { interface }.because("it is gone"));
                 }
             }
             LinkChange::Appeared | LinkChange::Up => {
@@ -284,7 +294,11 @@ impl Agent {
                     Err(error) => log::error!("interface {name} is back, but attaching failed: {error}"),
                 }
             }
-            LinkChange::Down => log::warn!("interface {name} carries no packets"),
+            LinkChange::Down => {
+                log::warn!("interface {name} carries no packets");
+                let interface = name.clone();
+                self.emit(Kind::InterfaceLost { interface }.because("it is down, or its carrier is gone"));
+            }
             LinkChange::Other => {}
         }
     }
@@ -302,7 +316,7 @@ impl Agent {
             log::error!(
                 "interface {interface}: its pin was removed, nothing is forwarded there any longer; restart the agent to attach again"
             );
-            self.give_up(&interface);
+            self.give_up(&interface, "its pin was removed");
         }
         if let Some(Unconfirmed { interfaces, .. }) = self
             .unconfirmed
@@ -310,7 +324,7 @@ impl Agent {
         {
             log::error!("no confirmation came: detaching from {}", interfaces.join(", "));
             for interface in interfaces {
-                self.give_up(&interface);
+                self.give_up(&interface, "no confirmation came");
             }
         }
         for mut watch in std::mem::take(&mut self.watches) {
@@ -326,7 +340,7 @@ impl Agent {
                             "interface {}: {what} since the program was attached: detaching",
                             watch.interface
                         );
-                        self.give_up(&watch.interface);
+                        self.give_up(&watch.interface, &what);
                         continue;
                     }
                 }
@@ -354,8 +368,8 @@ impl Agent {
         None
     }
 
-    fn give_up(&mut self, interface: &str) {
-        if let Err(error) = self.take_off(interface) {
+    fn give_up(&mut self, interface: &str, why: &str) {
+        if let Err(error) = self.take_off(interface, why) {
             log::error!("interface {interface}: {error}");
         }
         self.given_up.insert(interface.into());

@@ -18,6 +18,7 @@ mod reconcile;
 mod reload;
 mod report;
 mod startup;
+mod tell;
 mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,7 @@ use crate::model::BackendId;
 use crate::net::link::LinkEvent;
 use crate::net::netlink::Netlink;
 use crate::net::{NextHops, Resolver};
+use crate::observe::{Bus, Kind};
 use lb_common::hash::HashKey;
 
 /// What the command line says.
@@ -120,8 +122,12 @@ struct Agent {
     /// The maps are behind what is known: something changed, or writing them failed.
     behind: bool,
     started: std::time::SystemTime,
+    /// It adopted a pinned data plane.
+    warm: bool,
     /// Services whose backends are all DOWN, to log the change once.
     all_down: BTreeSet<crate::model::ServiceKey>,
+    /// What happened, for everybody who wants to know.
+    events: Bus,
     /// Held: the reader of the program's log ends with it.
     trace: Option<trace::Trace>,
 }
@@ -191,6 +197,13 @@ impl Agent {
     /// Leaves forwarding as the configuration says, or takes it away.
     fn stop(mut self, end: End) -> anyhow::Result<()> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let result = self.leave(end);
+        let forwarding = !self.pins.links().unwrap_or_default().is_empty();
+        self.emit(Kind::AgentStopped { forwarding });
+        result
+    }
+
+    fn leave(&mut self, end: End) -> anyhow::Result<()> {
         if end == End::Detached {
             return Ok(());
         }
@@ -203,7 +216,7 @@ impl Agent {
                 return self.take_away().context("detaching");
             }
             for interface in &interfaces {
-                self.take_off(interface)?;
+                self.take_off(interface, "stopped before a confirmation came")?;
             }
         }
         if self.config.agent.on_stop == OnStop::Detach {

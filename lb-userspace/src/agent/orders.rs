@@ -91,7 +91,7 @@ impl Agent {
         let ids = self.find(order)?;
         let mut statuses = self.statuses.clone();
         let mut lines = Vec::new();
-        for (id, weight) in ids {
+        for (id, weight) in ids.iter().copied() {
             let status = statuses.entry(id).or_default();
             let before = *status;
             let line = match order.order {
@@ -149,6 +149,10 @@ impl Agent {
         };
         for line in &lines {
             log::info!("{line} (ordered)");
+        }
+        for (id, weight) in &ids {
+            let was = before.get(id).copied().unwrap_or_default();
+            self.emit_orders(id, &was, &self.statuses[id], *weight);
         }
         for id in stopped {
             let unchecked = Observed {

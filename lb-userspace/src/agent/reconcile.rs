@@ -11,6 +11,7 @@ use crate::datapath::apply::{Change, ChangeKind};
 use crate::health::Report;
 use crate::model::{AdminState, BackendId, OperState};
 use crate::net::NextHops;
+use crate::observe::Kind;
 
 impl Agent {
     pub(super) fn take_report(&mut self, report: Report) {
@@ -49,8 +50,15 @@ impl Agent {
         self.behind |= *status != before;
         if let Some((from, to)) = changed {
             *since = Some(SystemTime::now());
-            let line = format!("{from} -> {to} ({} {})", check.code, check.detail);
-            log::info!("backend {}: {line}", self.describe(&id));
+            let cause = format!("{} {}", check.code, check.detail);
+            let kind = Kind::BackendState {
+                from,
+                to,
+                code: check.code,
+                latency_ms: f64::from(latency_us) / 1000.0,
+            };
+            log::info!("backend {}: {from} -> {to} ({cause})", self.describe(&id));
+            self.emit(self.about(&id, kind).because(cause));
         }
         // A probe that could not be sent is no verdict: the round waits for another, up to its deadline. A
         // backend that is not checked is UP without a result.
@@ -90,8 +98,22 @@ impl Agent {
                 .get(address)
                 .and_then(|view| view.hop.clone().ok().or_else(|| view.last.clone()));
             match (self.hops.get(address).map(|view| view.hop.is_ok()), hop) {
-                (Some(true), Err(why)) => log::warn!("next hop of {address} lost: {why}"),
-                (Some(false), Ok(hop)) => log::info!("next hop of {address} is {hop}"),
+                (Some(true), Err(why)) => {
+                    log::warn!("next hop of {address} lost: {why}");
+                    let kind = Kind::NextHop {
+                        address: *address,
+                        resolved: false,
+                    };
+                    self.emit(kind.because(why.to_string()));
+                }
+                (Some(false), Ok(hop)) => {
+                    log::info!("next hop of {address} is {hop}");
+                    let kind = Kind::NextHop {
+                        address: *address,
+                        resolved: true,
+                    };
+                    self.emit(kind.because(hop.to_string()));
+                }
                 _ => {}
             }
             self.hops.insert(
@@ -143,6 +165,7 @@ impl Agent {
         self.behind = false;
         for change in &changes {
             log::info!("{}", describe_change(change));
+            self.emit_change(change);
         }
         let all_down: BTreeSet<_> = desired
             .services
@@ -152,6 +175,7 @@ impl Agent {
             .collect();
         for key in all_down.difference(&self.all_down) {
             let service = &desired.services[key];
+            self.emit_all_down(service);
             if service.candidates.is_empty() {
                 log::error!(
                     "service {}: no backend may take flows and none was UP before; packets are dropped (no_backend)",
@@ -162,6 +186,11 @@ impl Agent {
                     "service {}: no backend may take new flows; those that are READY and were UP before keep them",
                     service.name
                 );
+            }
+        }
+        for key in self.all_down.difference(&all_down) {
+            if let Some(service) = desired.services.get(key) {
+                self.emit(Kind::AllDownOver.service(service.name.as_str()));
             }
         }
         self.all_down = all_down;

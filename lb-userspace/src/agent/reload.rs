@@ -12,6 +12,7 @@ use crate::datapath::apply::{Change, ChangeKind};
 use crate::datapath::attach;
 use crate::model::{BackendId, OperState};
 use crate::net::link;
+use crate::observe::Kind;
 
 impl Agent {
     /// Reads the configuration again. A bad one is rejected whole and the running one goes on; a good one takes
@@ -33,6 +34,7 @@ impl Agent {
             Ok(config) => config,
             Err(error) => {
                 log::error!("reload refused, the running configuration goes on: {error:#}");
+                self.emit(Kind::ReloadRefused.because(format!("{error:#}")));
                 return refuse(reply, bad_config(&error));
             }
         };
@@ -125,6 +127,10 @@ impl Agent {
             return Err(error);
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        self.emit(Kind::AgentStarted {
+            version: env!("CARGO_PKG_VERSION").into(),
+            warm: self.warm,
+        });
         log::info!("ready");
         Ok(())
     }
@@ -141,7 +147,7 @@ impl Agent {
         let mut unwanted = self.pins.links()?;
         unwanted.retain(|interface| !self.config.agent.interfaces.contains(interface));
         for interface in &unwanted {
-            self.take_off(interface)?;
+            self.take_off(interface, "the configuration does not name it")?;
             log::info!("detached from {interface}: the configuration does not name it");
         }
         let mut renamed: Vec<_> = self.attachments.keys().cloned().collect();
@@ -160,6 +166,7 @@ impl Agent {
         let result = self.put_in_force(&old).await;
         if let Err(error) = &result {
             log::error!("reload failed, the configuration of before goes on: {error:#}");
+            self.emit(Kind::ReloadRefused.because(format!("{error:#}")));
             self.config = old;
             self.statuses = statuses;
             self.observed = observed;
@@ -191,6 +198,10 @@ impl Agent {
             self.announce().await;
         }
         done.changed = !done.changes.is_empty();
+        self.emit_membership(old);
+        self.emit(Kind::Reloaded {
+            changes: done.changes.clone(),
+        });
         log::info!(
             "configuration reloaded: {}",
             if done.changed {

@@ -22,6 +22,7 @@ use crate::health::{self, CheckSpec, HttpCheck, Policy, Prober, Target};
 use crate::model::{AdminState, BackendId, OperState};
 use crate::net::netlink::Netlink;
 use crate::net::{Resolver, link};
+use crate::observe::Bus;
 
 /// Beyond the longest timeout, how long a round waits for results at most.
 const ROUND_MARGIN: Duration = Duration::from_secs(2);
@@ -48,8 +49,8 @@ impl Agent {
         let result = async {
             let (agent, hops, links) = Self::bring_up(options, config, pins.clone(), lock, reports).await?;
             let path = &agent.config.agent.api_socket;
-            let socket =
-                server::serve(path, commands).with_context(|| format!("API socket {}", path.display()))?;
+            let socket = server::serve(path, commands, agent.events.clone())
+                .with_context(|| format!("API socket {}", path.display()))?;
             Ok((agent, hops, links, socket))
         }
         .await;
@@ -86,6 +87,7 @@ impl Agent {
             .map(|count| trace::start(&mut ebpf, count))
             .transpose()?;
 
+        let warm = !dataplane.remembered().is_empty();
         let (statuses, observed) = restore(&config, &dataplane);
         let netlink = Netlink::open()?;
         let links = link::watch_links().await.context("watching the interfaces")?;
@@ -113,7 +115,9 @@ impl Agent {
             groups: BTreeSet::new(),
             behind: true,
             started: SystemTime::now(),
+            warm,
             all_down: BTreeSet::new(),
+            events: Bus::with([]),
             trace,
             config,
             options,

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::types::{BackendOrder, Done, Failure, Stats, Status};
+use crate::observe::bus::Batch;
 
 /// How long the agent may take to say what it knows.
 const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -120,6 +121,16 @@ impl Client {
     /// [`Error`].
     pub async fn order(&self, order: &BackendOrder) -> Result<Done, Error> {
         self.post("/v1/backends", json(order)).await
+    }
+
+    /// The events after number `since`; where there is none, those of the next `wait`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn events(&self, since: u64, wait: Duration) -> Result<Batch, Error> {
+        let path = format!("/v1/events?since={since}&wait={}", wait.as_secs());
+        self.ask(Method::GET, &path, Bytes::new(), READ_LIMIT + wait)
+            .await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {

@@ -1,25 +1,55 @@
-//! The server side: routes on a Unix socket that hand each request to the agent's loop.
+//! The server side: routes on a Unix socket that hand each request to the agent's loop; events come from the bus.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRef, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::{Command, Refusal, Reply};
 use super::types::{BackendOrder, Failure};
+use crate::observe::Bus;
 
 /// The socket's group, if the machine has it.
 const GROUP: &str = "xlb";
 
 type Commands = mpsc::Sender<Command>;
+
+/// What the routes need.
+#[derive(Clone, Debug)]
+struct Api {
+    commands: Commands,
+    events: Events,
+}
+
+impl FromRef<Api> for Commands {
+    fn from_ref(api: &Api) -> Self {
+        api.commands.clone()
+    }
+}
+
+impl FromRef<Api> for Events {
+    fn from_ref(api: &Api) -> Self {
+        api.events.clone()
+    }
+}
+
+/// Where events come from.
+#[derive(Clone, Debug)]
+struct Events {
+    bus: Bus,
+    /// Goes away when the server stops: those who wait for events then get what there is.
+    serving: watch::Receiver<()>,
+}
 
 /// A served socket; the file goes with this.
 #[derive(Debug)]
@@ -59,7 +89,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Where the socket cannot be made, or another process listens on it.
-pub fn serve(path: &Path, commands: Commands) -> io::Result<Socket> {
+pub fn serve(path: &Path, commands: Commands, bus: Bus) -> io::Result<Socket> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -78,10 +108,16 @@ pub fn serve(path: &Path, commands: Commands) -> io::Result<Socket> {
         nix::unistd::chown(path, None, Some(group.gid))?;
     }
     let (stop, stopped) = oneshot::channel::<()>();
+    let (alive, serving) = watch::channel(());
+    let api = Api {
+        commands,
+        events: Events { bus, serving },
+    };
     let task = tokio::spawn(async move {
-        let served = axum::serve(listener, router(commands)).with_graceful_shutdown(async {
+        let served = axum::serve(listener, router(api)).with_graceful_shutdown(async {
             // A dropped sender stops it too.
             let _ = stopped.await;
+            drop(alive);
         });
         if let Err(error) = served.await {
             log::error!("API: {error}");
@@ -107,7 +143,7 @@ fn remove_dead(path: &Path) -> io::Result<()> {
     }
 }
 
-fn router(commands: Commands) -> Router {
+fn router(api: Api) -> Router {
     Router::new()
         .route(
             "/v1/status",
@@ -130,19 +166,57 @@ fn router(commands: Commands) -> Router {
             post(|State(c): State<Commands>| ask(c, Command::Detach)),
         )
         .route("/v1/backends", post(order))
+        .route("/v1/events", get(events))
         .fallback(|| async {
             answer::<()>(Err(Refusal::NotFound(
                 "there is no such path; see docs/api.md".into(),
             )))
         })
         .method_not_allowed_fallback(|| async {
-            let failure = Failure {
-                error: "this path has another method".into(),
-                faults: Vec::new(),
-            };
-            (StatusCode::METHOD_NOT_ALLOWED, Json(failure)).into_response()
+            failure(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path has another method".into(),
+            )
         })
-        .with_state(commands)
+        .with_state(api)
+}
+
+/// Events in one answer; who is further behind asks again.
+const EVENTS_AT_ONCE: usize = 1000;
+/// How long a request may wait for an event.
+const LONGEST_WAIT_S: u64 = 60;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    /// Number of the last event that is known already.
+    #[serde(default)]
+    since: u64,
+    /// So many seconds to wait where there is none after it.
+    #[serde(default)]
+    wait: u64,
+}
+
+async fn events(
+    State(mut events): State<Events>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Response {
+    let EventsQuery { since, wait } = match query {
+        Ok(Query(query)) => query,
+        Err(rejection) => return failure(rejection.status(), rejection.body_text()),
+    };
+    let limit = Duration::from_secs(wait.min(LONGEST_WAIT_S));
+    tokio::select! {
+        () = events.bus.beyond(since) => {}
+        _ = events.serving.changed() => {}
+        () = tokio::time::sleep(limit) => {}
+    }
+    answer(Ok(events.bus.since(since, EVENTS_AT_ONCE)))
+}
+
+fn failure(status: StatusCode, error: String) -> Response {
+    let faults = Vec::new();
+    (status, Json(Failure { error, faults })).into_response()
 }
 
 async fn order(
@@ -151,13 +225,7 @@ async fn order(
 ) -> Response {
     match body {
         Ok(Json(order)) => ask(commands, |reply| Command::Backend(order, reply)).await,
-        Err(rejection) => {
-            let failure = Failure {
-                error: rejection.body_text(),
-                faults: Vec::new(),
-            };
-            (rejection.status(), Json(failure)).into_response()
-        }
+        Err(rejection) => failure(rejection.status(), rejection.body_text()),
     }
 }
 
@@ -185,6 +253,58 @@ fn answer<T: serde::Serialize>(result: Result<T, Refusal>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::client::Client;
+    use crate::observe::Kind;
+
+    #[tokio::test]
+    async fn events_come_at_once_later_or_when_the_server_stops() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("xlb.sock");
+        let (commands, _obeyed) = mpsc::channel(1);
+        let bus = Bus::with([]);
+        let socket = serve(&path, commands, bus.clone()).unwrap();
+        let client = Client::new(&path);
+        bus.emit(Kind::Isolated);
+        let batch = client.events(0, Duration::from_secs(50)).await.unwrap();
+        assert_eq!((batch.events.len(), batch.last), (1, 1));
+        let none = client.events(1, Duration::ZERO).await.unwrap();
+        assert_eq!((none.events.len(), none.last), (0, 1));
+
+        let waiting = async |since| client.events(since, Duration::from_secs(50)).await.unwrap();
+        let emit = async { bus.emit(Kind::IsolationOver) };
+        let (batch, last) = tokio::join!(waiting(1), emit);
+        assert_eq!((batch.events[0].seq, batch.last), (last, last));
+
+        // A request that waits gets its answer; one that was not taken up yet would not.
+        let close = async {
+            while bus.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+            socket.close().await;
+        };
+        let (batch, ()) = tokio::join!(waiting(last), close);
+        assert_eq!((batch.events.len(), batch.last), (0, last));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_number_is_refused_with_a_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("xlb.sock");
+        let (commands, _obeyed) = mpsc::channel(1);
+        let _socket = serve(&path, commands, Bus::with([])).unwrap();
+        let url = [
+            "--unix-socket",
+            path.to_str().unwrap(),
+            "http://xlb/v1/events?since=x",
+        ];
+        let said = tokio::process::Command::new("curl")
+            .arg("--silent")
+            .args(url)
+            .output()
+            .await;
+        let said: Failure = serde_json::from_slice(&said.unwrap().stdout).unwrap();
+        assert!(said.error.contains("since"), "{}", said.error);
+    }
 
     #[test]
     fn only_a_socket_makes_room_for_another() {

@@ -17,6 +17,18 @@ pub(super) enum Tone {
     Bad,
 }
 
+/// Text in the colour of its tone, outside of a table.
+pub(super) fn toned(text: &str, tone: Tone, screen: &Screen) -> String {
+    let code = match tone {
+        Tone::Plain => return text.to_owned(),
+        _ if !screen.colour => return text.to_owned(),
+        Tone::Good => 32,
+        Tone::Warning => 33,
+        Tone::Bad => 31,
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
 /// One cell.
 #[derive(Clone, Debug)]
 pub(super) struct Cell {

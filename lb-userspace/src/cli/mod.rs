@@ -24,6 +24,7 @@ mod demo;
 mod detach;
 mod doctor;
 mod done;
+mod events;
 mod grid;
 mod human;
 mod logging;
@@ -108,6 +109,7 @@ enum Verb {
     Agent(agent::Arguments),
     Status(status::Arguments),
     Stats(stats::Arguments),
+    Events(events::Arguments),
     Service(service::Arguments),
     Backend(backend::Arguments),
     Reload(reload::Arguments),
@@ -159,6 +161,7 @@ fn run(verb: Verb, context: &Context) -> anyhow::Result<Outcome> {
         Verb::Agent(arguments) => agent::run(arguments),
         Verb::Status(arguments) => status::run(&arguments, context),
         Verb::Stats(arguments) => stats::run(&arguments, context),
+        Verb::Events(arguments) => events::run(&arguments, context),
         Verb::Service(arguments) => service::run(&arguments, context),
         Verb::Backend(arguments) => backend::run(arguments, context),
         Verb::Reload(arguments) => reload::run(&arguments, context),
@@ -174,14 +177,14 @@ fn run(verb: Verb, context: &Context) -> anyhow::Result<Outcome> {
     }
 }
 
-/// Writes to standard output. A reader that has seen enough (`xlb status | head`) is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
+/// Writes to standard output. A reader that has seen enough (`xlb status | head`) is no failure; gives back whether
+/// somebody still reads.
+fn print(text: &str) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(anyhow::Error::new(error).context("writing to standard output"))
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(anyhow::Error::new(error).context("writing to standard output")),
+        Ok(()) => Ok(true),
     }
 }
 

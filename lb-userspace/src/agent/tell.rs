@@ -1,0 +1,110 @@
+//! Telling what happened: one line wherever it does.
+//!
+//! `self.emit(Kind::Isolated)`, `self.emit(Kind::AllDownOver.service(name))`,
+//! `self.emit(self.about(&id, kind).because("refused"))`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::Agent;
+use crate::config::Config;
+use crate::control::{BackendStatus, DesiredService};
+use crate::datapath::apply::{Change, ChangeKind};
+use crate::model::BackendId;
+use crate::observe::{Draft, Kind};
+
+impl Agent {
+    /// Tells everybody who follows the events. Never waits.
+    pub(super) fn emit(&self, draft: impl Into<Draft>) {
+        self.events.emit(draft);
+    }
+
+    /// Something about a backend.
+    pub(super) fn about(&self, id: &BackendId, kind: Kind) -> Draft {
+        let service = self.config.services.iter().find(|s| s.key == id.service);
+        let name = service.map_or_else(|| id.service.to_string(), |service| service.name.clone());
+        kind.service(name).backend(SocketAddr::new(id.address, id.port))
+    }
+
+    /// An order, or what else changed what an operator may say of a backend. `weight` is the file's.
+    pub(super) fn emit_orders(&self, id: &BackendId, was: &BackendStatus, is: &BackendStatus, weight: u16) {
+        if was.admin != is.admin {
+            let kind = Kind::BackendAdmin {
+                from: was.admin,
+                to: is.admin,
+            };
+            self.emit(self.about(id, kind));
+        }
+        if was.runtime_weight != is.runtime_weight {
+            let kind = Kind::BackendWeight {
+                from: was.runtime_weight.unwrap_or(weight),
+                to: is.runtime_weight.unwrap_or(weight),
+                file: weight,
+            };
+            self.emit(self.about(id, kind));
+        }
+    }
+
+    /// The backends and weights that a configuration changed of services that go on.
+    pub(super) fn emit_membership(&self, old: &Config) {
+        let members = |config: &Config| -> BTreeMap<BackendId, (String, u16)> {
+            let services = config.services.iter();
+            services
+                .flat_map(|s| {
+                    s.backends
+                        .iter()
+                        .map(|b| (b.id(s.key), (s.name.clone(), b.weight)))
+                })
+                .collect()
+        };
+        let (was, is) = (members(old), members(&self.config));
+        let tell = |id: &BackendId, service: &str, kind: Kind| {
+            let place = SocketAddr::new(id.address, id.port);
+            self.emit(kind.service(service).backend(place));
+        };
+        for (id, (service, weight)) in &is {
+            let runtime = self.statuses.get(id).and_then(|status| status.runtime_weight);
+            match was.get(id) {
+                None => tell(id, service, Kind::BackendAdded { weight: *weight }),
+                Some((_, before)) if before != weight => {
+                    let kind = Kind::BackendWeight {
+                        from: runtime.unwrap_or(*before),
+                        to: runtime.unwrap_or(*weight),
+                        file: *weight,
+                    };
+                    tell(id, service, kind);
+                }
+                Some(_) => {}
+            }
+        }
+        for (id, (service, _)) in &was {
+            if !is.contains_key(id) {
+                tell(id, service, Kind::BackendRemoved);
+            }
+        }
+    }
+
+    /// What a change of the maps did to a service.
+    pub(super) fn emit_change(&self, change: &Change) {
+        let kind = match change.kind {
+            ChangeKind::Added { slots } => Kind::ServiceAdded { slots },
+            ChangeKind::Removed => Kind::ServiceRemoved,
+            ChangeKind::Table {
+                moved,
+                slots,
+                generation,
+            } => Kind::TableSwitched {
+                generation,
+                moved_slots: moved as u64,
+                slots: u64::from(slots),
+            },
+        };
+        self.emit(kind.service(change.name.as_str()));
+    }
+
+    /// No backend of a service may take new flows.
+    pub(super) fn emit_all_down(&self, service: &DesiredService) {
+        let kept = !service.candidates.is_empty();
+        self.emit(Kind::AllDown { kept }.service(service.name.as_str()));
+    }
+}

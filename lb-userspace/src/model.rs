@@ -119,6 +119,31 @@ impl fmt::Display for Scheduler {
     }
 }
 
+/// What a service remembers of its flows.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Tracking {
+    /// Nothing: a change of the table breaks the flows of the slots that move.
+    None,
+    /// The flows of slots that moved, while they may live elsewhere.
+    #[default]
+    Moved,
+    /// Every flow.
+    Full,
+}
+
+impl fmt::Display for Tracking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Moved => "moved",
+            Self::Full => "full",
+        })
+    }
+}
+
 /// Operational state: what the checks say.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,

@@ -2,6 +2,7 @@
 //! hold. The agent's loop, `simulate` and the tests all call [`desired`].
 
 mod desired;
+pub mod step;
 
 pub use desired::{
     BackendStatus, Desired, DesiredBackend, DesiredService, Earlier, HopView, Inputs, desired, owners,

@@ -16,3 +16,4 @@ pub mod maglev;
 pub mod model;
 pub mod net;
 pub mod observe;
+pub mod state;

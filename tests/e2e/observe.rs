@@ -2,14 +2,18 @@
 
 mod support;
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::Context;
-use lb_tests::cleanup::Folder;
+use anyhow::{Context, ensure};
+use lb_tests::cleanup::{Cleanup, Folder};
 use lb_tests::lab::{Lab, LabOptions};
+use lb_tests::netns::run;
 use lb_tests::server::Server;
 use lb_tests::unprivileged;
-use lb_tests::wait::wait_for;
+use lb_tests::wait::{wait_for, wait_until};
 use serde_json::Value;
 use support::{FAST, Xlb, addresses, service};
 
@@ -99,5 +103,114 @@ fn a_death_and_an_order_are_events_with_their_cause() -> anyhow::Result<()> {
         said.contains("UP -> DOWN (L4CON") && said.contains("READY -> DRAIN"),
         "{said}"
     );
+    Ok(())
+}
+
+/// What a reboot takes away: the agent, at once, and everything pinned.
+fn reboot(xlb: &Xlb) -> anyhow::Result<()> {
+    xlb.process()?.kill()?;
+    fs::remove_dir_all(&xlb.pins)?;
+    Ok(())
+}
+
+#[test]
+fn orders_survive_a_reboot_from_the_moment_they_are_answered() -> anyhow::Result<()> {
+    if unprivileged("orders_survive_a_reboot_from_the_moment_they_are_answered") {
+        return Ok(());
+    }
+    let mut world = World::new()?;
+    let mut xlb = Xlb::started(&world.lab, "", &world.web())?;
+    let [b1, b2] = [0, 1].map(|n: usize| world.lab.backends[n].v4.to_string());
+    xlb.verb(&format!("backend set-weight web {b2} 7"))?;
+    xlb.verb(&format!("backend drain web {b1}"))?;
+    let since = xlb.backend("web", &b1)?["changed"].clone();
+    reboot(&xlb)?;
+    xlb.start()?;
+    let back = xlb.backend("web", &b1)?;
+    assert_eq!((&back["admin"], &back["state"]), (&"DRAIN".into(), &"UP".into()));
+    // Nobody saw it change.
+    assert_eq!(back["changed"], since);
+    assert_eq!(xlb.backend("web", &b2)?["effective_weight"], 7);
+
+    // A verdict of before the reboot does not outlive the first result after it.
+    reboot(&xlb)?;
+    world.kill(1)?;
+    xlb.start()?;
+    assert_eq!(xlb.backend("web", &b2)?["state"], "DOWN");
+    let down = event(&xlb, "DOWN", |e| e["detail"]["to"] == "DOWN")?;
+    assert_eq!(down["detail"]["from"], "UP");
+
+    // A torn checkpoint: the one before it says the same of the first order.
+    xlb.verb(&format!("backend set-weight web {b2} 8 --force"))?;
+    reboot(&xlb)?;
+    let checkpoint = xlb.folder.file("state/checkpoint");
+    let whole = fs::read(&checkpoint)?;
+    fs::write(&checkpoint, &whole[..whole.len() / 2])?;
+    xlb.start()?;
+    assert_eq!(xlb.backend("web", &b1)?["admin"], "DRAIN");
+    assert!(xlb.log().contains("torn or damaged"), "{}", xlb.log());
+    assert!(xlb.folder.file("state/checkpoint.damaged").exists());
+    Ok(())
+}
+
+/// A small file system, until the guard goes.
+fn small_disk(folder: &Path) -> anyhow::Result<Cleanup> {
+    fs::create_dir_all(folder)?;
+    let place = folder.to_path_buf();
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64k", "xlb-test"])
+        .arg(&place))?;
+    Ok(Cleanup::new(move || {
+        let _ = run(Command::new("umount").arg("-l").arg(place));
+    }))
+}
+
+#[test]
+fn a_full_disk_is_said_and_stops_nothing() -> anyhow::Result<()> {
+    if unprivileged("a_full_disk_is_said_and_stops_nothing") {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let mut xlb = Xlb::new(&world.lab, "", &world.web())?;
+    let state = xlb.folder.file("state");
+    let disk = small_disk(&state)?;
+    // One page after the other, until none is left.
+    let page = [0; 4096];
+    let full = (0..64).any(|n| fs::write(state.join(format!("ballast-{n}")), page).is_err());
+    ensure!(full, "the disk is larger than it was asked for");
+    xlb.start()?;
+    let b1 = world.lab.backends[0].v4.to_string();
+    let said = xlb.run(&["backend", "drain", "web", &b1])?;
+    ensure!(said.status.success());
+    let text = [said.stdout, said.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    assert!(
+        text.contains("READY -> DRAIN") && text.contains("state_dir"),
+        "{text}"
+    );
+    let status = xlb.status()?;
+    assert!(
+        status["agent"]["warnings"].to_string().contains("state_dir"),
+        "{status}"
+    );
+    event(&xlb, "the complaint", |e| {
+        e["kind"] == "state_dir" && e["detail"]["writable"] == false
+    })?;
+
+    for n in 0..64 {
+        let _ = fs::remove_file(state.join(format!("ballast-{n}")));
+    }
+    let said = xlb.verb(&format!("backend ready web {b1}"))?;
+    assert!(!said.contains("state_dir"), "{said}");
+    event(&xlb, "the end of it", |e| {
+        e["kind"] == "state_dir" && e["detail"]["writable"] == true
+    })?;
+    wait_until("no warning", || {
+        Ok(!xlb.status()?["agent"]["warnings"]
+            .to_string()
+            .contains("state_dir"))
+    })?;
+    xlb.process()?.stop()?;
+    drop(disk);
     Ok(())
 }

@@ -1,8 +1,6 @@
 //! The secret of the hash: from the configuration, else its pin, else the state folder, else made.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -11,6 +9,7 @@ use lb_common::hash::{HashKey, KEY_WORDS};
 use crate::config::Config;
 use crate::datapath::maps;
 use crate::datapath::pins::PinDir;
+use crate::state::durable;
 
 const FILE: &str = "hash_key";
 const BYTES: usize = KEY_WORDS * 8;
@@ -43,8 +42,14 @@ pub fn settle(config: &Config, pins: &PinDir) -> anyhow::Result<HashKey> {
     if pinned.is_none_or(|pinned| pinned.0 != key.0) {
         maps::pin_hash_key(pins, &key)?;
     }
-    if stored.is_none_or(|stored| stored.0 != key.0) {
-        store(state_dir, &key).with_context(|| format!("keeping the hash key in {}", path.display()))?;
+    if stored.is_none_or(|stored| stored.0 != key.0)
+        && let Err(error) = durable::replace(state_dir, FILE, &key.to_bytes())
+    {
+        // Packets need the key now, and it is pinned; what is lost is that flows keep their backends over a reboot.
+        log::error!(
+            "keeping the hash key in {}: {error}; unless a later start can write it, a reboot moves every flow",
+            path.display()
+        );
     }
     Ok(key)
 }
@@ -66,28 +71,17 @@ fn read(path: &Path) -> anyhow::Result<Option<HashKey>> {
     Ok(Some(HashKey::from_bytes(bytes)))
 }
 
-/// Written beside, flushed, renamed, and the folder flushed: a power cut leaves the old file or the new.
-fn store(folder: &Path, key: &HashKey) -> std::io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".hash_key")
-        .permissions(fs::Permissions::from_mode(0o600))
-        .tempfile_in(folder)?;
-    file.write_all(&key.to_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(folder.join(FILE))?;
-    fs::File::open(folder)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
     fn a_stored_key_comes_back_and_is_private() {
         let folder = tempfile::tempdir().unwrap();
         let key = HashKey::from_bytes(&[7; BYTES]);
-        store(folder.path(), &key).unwrap();
+        durable::replace(folder.path(), FILE, &key.to_bytes()).unwrap();
         let path = folder.path().join(FILE);
         assert_eq!(read(&path).unwrap().unwrap().0, key.0);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);

@@ -13,6 +13,7 @@
 
 mod attach;
 mod hashkey;
+mod keep;
 mod orders;
 mod reconcile;
 mod reload;
@@ -47,6 +48,7 @@ use crate::net::link::LinkEvent;
 use crate::net::netlink::Netlink;
 use crate::net::{NextHops, Resolver};
 use crate::observe::{Bus, Kind};
+use crate::state::Keeper;
 use lb_common::hash::HashKey;
 
 /// What the command line says.
@@ -64,6 +66,8 @@ pub struct AgentOptions {
 struct Observed {
     check: CheckStatus,
     changed: Option<std::time::SystemTime>,
+    /// Its state is from before a reboot: the first result decides.
+    hearsay: bool,
 }
 
 /// Waiting for checks: at start for all backends, at a reload for the new ones.
@@ -128,6 +132,8 @@ struct Agent {
     all_down: BTreeSet<crate::model::ServiceKey>,
     /// What happened, for everybody who wants to know.
     events: Bus,
+    /// Writes down what must outlive a reboot.
+    keeper: Keeper,
     /// Held: the reader of the program's log ends with it.
     trace: Option<trace::Trace>,
 }
@@ -197,9 +203,13 @@ impl Agent {
     /// Leaves forwarding as the configuration says, or takes it away.
     fn stop(mut self, end: End) -> anyhow::Result<()> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let checkpoint = (!self.starting()).then(|| self.checkpoint());
         let result = self.leave(end);
         let forwarding = !self.pins.links().unwrap_or_default().is_empty();
         self.emit(Kind::AgentStopped { forwarding });
+        if let Some(checkpoint) = checkpoint {
+            self.keeper.finish(checkpoint);
+        }
         result
     }
 

@@ -21,7 +21,10 @@ impl Agent {
             Command::Status(reply) => drop(reply.send(self.status().await)),
             Command::Stats(reply) => drop(reply.send(self.stats())),
             Command::Reload(reply) => self.begin_reload(Some(reply)).await,
-            Command::Backend(order, reply) => drop(reply.send(self.order(&order))),
+            Command::Backend(order, reply) => {
+                let result = self.order(&order);
+                self.answer_when_kept(reply, result);
+            }
             Command::Confirm(reply) => drop(reply.send(self.confirm())),
             Command::Detach(reply) => {
                 if let Err(error) = self.take_away() {
@@ -67,6 +70,7 @@ impl Agent {
         {
             self.after_change().await?;
         }
+        self.keep(Instant::now());
         if second {
             if self.pins.path(crate::datapath::pins::AGENT_META.pin).exists() {
                 self.beat()?;

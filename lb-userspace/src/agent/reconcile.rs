@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
-use super::{Agent, Observed};
+use super::Agent;
 use crate::api::types::CheckStatus;
 use crate::control::{self, Desired, HopView, Inputs};
 use crate::datapath::apply::{Change, ChangeKind};
@@ -20,44 +20,46 @@ impl Agent {
             return;
         }
         let Report {
-            id,
-            result,
-            state,
-            changed,
-            ..
+            id, result, state, ..
         } = report;
-        let observed = self.observed.entry(id).or_default();
         let latency_us = u32::try_from(result.latency.as_micros()).unwrap_or(u32::MAX);
-        let code = result.code as u8;
-        if observed.check.code != result.code
-            && let Err(error) = self.dataplane.note_check(&id, code, latency_us)
+        let observed = self.observed.entry(id).or_default();
+        if (observed.hearsay || observed.check.code != result.code)
+            && let Err(error) = self.dataplane.note_check(&id, result.code as u8, latency_us)
         {
             log::warn!("keeping the check result of {}: {error}", self.describe(&id));
         }
-        let Observed {
-            check,
-            changed: since,
-        } = self.observed.entry(id).or_default();
-        *check = CheckStatus {
+        let status = self.statuses.entry(id).or_default();
+        let before = *status;
+        let observed = self.observed.entry(id).or_default();
+        // A probe that could not be sent takes nothing back from what was known before a reboot.
+        if state != OperState::Unknown || !observed.hearsay {
+            status.state = state;
+            observed.hearsay = false;
+        }
+        status.ever_up |= state == OperState::Up;
+        let after = *status;
+        let check = CheckStatus {
             code: result.code,
             latency_ms: Some(f64::from(latency_us) / 1000.0),
             detail: result.detail,
         };
-        let status = self.statuses.entry(id).or_default();
-        let before = *status;
-        status.state = state;
-        status.ever_up |= state == OperState::Up;
-        self.behind |= *status != before;
-        if let Some((from, to)) = changed {
-            *since = Some(SystemTime::now());
-            let cause = format!("{} {}", check.code, check.detail);
+        let cause = format!("{} {}", check.code, check.detail);
+        observed.check = check;
+        if after != before {
+            self.behind = true;
+            self.keeper.mark();
+        }
+        if after.state != before.state {
+            observed.changed = Some(SystemTime::now());
+            let (from, to) = (before.state, after.state);
+            log::info!("backend {}: {from} -> {to} ({cause})", self.describe(&id));
             let kind = Kind::BackendState {
                 from,
                 to,
-                code: check.code,
+                code: result.code,
                 latency_ms: f64::from(latency_us) / 1000.0,
             };
-            log::info!("backend {}: {from} -> {to} ({cause})", self.describe(&id));
             self.emit(self.about(&id, kind).because(cause));
         }
         // A probe that could not be sent is no verdict: the round waits for another, up to its deadline. A

@@ -198,6 +198,7 @@ impl Agent {
             self.announce().await;
         }
         done.changed = !done.changes.is_empty();
+        self.keeper.mark();
         self.emit_membership(old);
         self.emit(Kind::Reloaded {
             changes: done.changes.clone(),

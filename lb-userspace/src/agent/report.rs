@@ -64,7 +64,12 @@ impl Agent {
                     .as_secs()
             }),
             config: self.options.config.display().to_string(),
-            warnings: self.config.warnings(),
+            warnings: self
+                .config
+                .warnings()
+                .into_iter()
+                .chain(self.keeper.failed())
+                .collect(),
         }
     }
 

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
-use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, Observed, ReportSender, Round, hashkey, trace};
+use super::keep::{self, Restored};
+use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
 use crate::api::command::Command;
 use crate::api::server::{self, Socket};
 use crate::config::{self, Announce, CheckKind, Config, Machine};
-use crate::control::BackendStatus;
 use crate::datapath::apply::Dataplane;
 use crate::datapath::load::{self, Features, Sizes};
 use crate::datapath::maps::Maps;
@@ -23,6 +23,7 @@ use crate::model::{AdminState, BackendId, OperState};
 use crate::net::netlink::Netlink;
 use crate::net::{Resolver, link};
 use crate::observe::Bus;
+use crate::state::{Checkpoint, Keeper};
 
 /// Beyond the longest timeout, how long a round waits for results at most.
 const ROUND_MARGIN: Duration = Duration::from_secs(2);
@@ -88,7 +89,11 @@ impl Agent {
             .transpose()?;
 
         let warm = !dataplane.remembered().is_empty();
-        let (statuses, observed) = restore(&config, &dataplane);
+        let kept = Checkpoint::load(&config.agent.state_dir);
+        let Restored { statuses, observed } = keep::restore(&config, &dataplane.remembered(), kept.as_ref());
+        let events = Bus::with([]);
+        let seq = kept.as_ref().map_or(0, |checkpoint| checkpoint.seq);
+        let keeper = Keeper::new(&config.agent.state_dir, seq, events.clone());
         let netlink = Netlink::open()?;
         let links = link::watch_links().await.context("watching the interfaces")?;
         let (resolver, hops) = Resolver::spawn();
@@ -117,7 +122,8 @@ impl Agent {
             started: SystemTime::now(),
             warm,
             all_down: BTreeSet::new(),
-            events: Bus::with([]),
+            events,
+            keeper,
             trace,
             config,
             options,
@@ -182,12 +188,22 @@ impl Agent {
                         address: backend.address,
                         port: backend.port,
                         check: check_spec(&backend.check),
-                        previous: Some(status.state).filter(|state| *state != OperState::Unknown),
+                        previous: Some(status.state).filter(|_| self.first_hand(&id)),
                     });
                 }
             }
         }
         targets.into_values().collect()
+    }
+
+    /// Whether the state of a backend is a verdict of checks that go on: one of this boot.
+    fn first_hand(&self, id: &BackendId) -> bool {
+        let hearsay = self.observed.get(id).is_some_and(|observed| observed.hearsay);
+        let known = self
+            .statuses
+            .get(id)
+            .is_some_and(|status| status.state != OperState::Unknown);
+        known && !hearsay
     }
 
     /// Writes down that we live.
@@ -295,34 +311,6 @@ async fn refuse_foreign_programs(config: &Config, pins: &PinDir) -> anyhow::Resu
         }
     }
     Ok(())
-}
-
-/// States as the last agent left them; backends without a check are UP.
-fn restore(
-    config: &Config,
-    dataplane: &Dataplane,
-) -> (BTreeMap<BackendId, BackendStatus>, BTreeMap<BackendId, Observed>) {
-    let remembered = dataplane.remembered();
-    let mut statuses = BTreeMap::new();
-    for service in &config.services {
-        for backend in &service.backends {
-            let id = backend.id(service.key);
-            let mut status = remembered
-                .get(&id)
-                .map_or_else(BackendStatus::default, |known| BackendStatus {
-                    state: known.state,
-                    admin: known.admin,
-                    runtime_weight: known.runtime_weight,
-                    ever_up: known.ever_up,
-                });
-            if backend.check.kind == CheckKind::None {
-                status.state = OperState::Up;
-                status.ever_up = true;
-            }
-            statuses.insert(id, status);
-        }
-    }
-    (statuses, BTreeMap::new())
 }
 
 /// Thousands of probes are thousands of sockets.

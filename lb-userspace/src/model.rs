@@ -253,6 +253,12 @@ impl CheckCode {
             Self::Unk | Self::Ini | Self::Sockerr => None,
         }
     }
+
+    /// Whether nothing came back.
+    #[must_use]
+    pub fn silent(self) -> bool {
+        matches!(self, Self::L4tout | Self::L6tout | Self::L7tout)
+    }
 }
 
 impl fmt::Display for CheckCode {

@@ -49,8 +49,8 @@ fn any_wish() -> impl Strategy<Value = Wish> {
     let status = (state, admin, any::<bool>()).prop_map(|(state, admin, ever_up)| BackendStatus {
         state,
         admin,
-        runtime_weight: None,
         ever_up: ever_up || state == OperState::Up,
+        ..BackendStatus::UNSEEN
     });
     prop::option::weighted(0.7, status)
 }
@@ -121,15 +121,16 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
         statuses: &statuses,
         hops: &hops,
         earlier: &dataplane.earlier(),
+        backups: &BTreeSet::new(),
+        now: Instant::now(),
     })
 }
 
 /// Every backend of every service is UP.
 const ALL_UP: World = [[Some(BackendStatus {
     state: OperState::Up,
-    admin: AdminState::Ready,
-    runtime_weight: None,
     ever_up: true,
+    ..BackendStatus::UNSEEN
 }); BACKENDS.len()]; SERVICES.len()];
 
 /// Nothing is configured.

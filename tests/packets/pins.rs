@@ -5,6 +5,7 @@
 //!   near ---- far     XDP goes on `near`
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
@@ -28,7 +29,7 @@ use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::{self, Maps};
 use xlb::datapath::pins::PinDir;
 use xlb::datapath::{Error, decap, object};
-use xlb::model::{AdminState, OperState};
+use xlb::model::OperState;
 use xlb::net::NextHop;
 
 use crate::world::{config, root};
@@ -233,9 +234,9 @@ fn folders_elsewhere_are_refused() {
 fn desired(config: &Config, dataplane: &Dataplane) -> control::Desired {
     let up = BackendStatus {
         state: OperState::Up,
-        admin: AdminState::Ready,
         runtime_weight: Some(7),
         ever_up: true,
+        ..BackendStatus::UNSEEN
     };
     let all = || {
         config
@@ -266,6 +267,8 @@ fn desired(config: &Config, dataplane: &Dataplane) -> control::Desired {
             .collect(),
         hops: &hops.collect(),
         earlier: &dataplane.earlier(),
+        backups: &BTreeSet::new(),
+        now: Instant::now(),
     })
 }
 

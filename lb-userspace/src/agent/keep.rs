@@ -50,9 +50,14 @@ pub(super) fn restore(
                 status.ever_up = true;
             }
             if let Some(kept) = kept.filter(|kept| kept.state == status.state) {
+                let changed = kept.changed.map(Timestamp::system);
+                if status.state == OperState::Down {
+                    let since = changed.and_then(|changed| SystemTime::now().duration_since(changed).ok());
+                    status.down_since = since.and_then(|since| Instant::now().checked_sub(since));
+                }
                 let observed = Observed {
                     check: kept.check.clone(),
-                    changed: kept.changed.map(Timestamp::system),
+                    changed,
                     hearsay: !pinned.contains_key(&id),
                 };
                 restored.observed.insert(id, observed);
@@ -75,6 +80,7 @@ fn of_pins(pinned: &Remembered) -> BackendStatus {
         admin,
         runtime_weight,
         ever_up,
+        ..BackendStatus::UNSEEN
     }
 }
 
@@ -84,6 +90,7 @@ fn of_checkpoint(kept: &KeptBackend) -> BackendStatus {
         admin: kept.admin,
         runtime_weight: kept.runtime_weight,
         ever_up: kept.ever_up,
+        ..BackendStatus::UNSEEN
     }
 }
 
@@ -98,6 +105,7 @@ impl Agent {
                 admin,
                 runtime_weight,
                 ever_up,
+                ..
             } = self.statuses.get(&id).copied().unwrap_or_default();
             let observed = self.observed.get(&id).cloned().unwrap_or_default();
             KeptBackend {

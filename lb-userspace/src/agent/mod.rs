@@ -12,6 +12,7 @@
 //! pins: program, link, tables, and the states of the backends.
 
 mod attach;
+mod choice;
 mod hashkey;
 mod keep;
 mod orders;
@@ -43,7 +44,7 @@ use crate::datapath::attach::Attachment;
 use crate::datapath::load::{Features, Sizes};
 use crate::datapath::pins::PinDir;
 use crate::health::{Prober, Report};
-use crate::model::BackendId;
+use crate::model::{BackendId, ServiceKey};
 use crate::net::link::LinkEvent;
 use crate::net::netlink::Netlink;
 use crate::net::{NextHops, Resolver};
@@ -128,12 +129,14 @@ struct Agent {
     started: std::time::SystemTime,
     /// It adopted a pinned data plane.
     warm: bool,
-    /// Services whose backends are all DOWN, to log the change once.
-    all_down: BTreeSet<crate::model::ServiceKey>,
     /// What happened, for everybody who wants to know.
     events: Bus,
     /// Writes down what must outlive a reboot.
     keeper: Keeper,
+    /// How the backends of each service were chosen last.
+    chosen: BTreeMap<ServiceKey, choice::Chosen>,
+    /// Backends are starting slowly: their weights grow with time alone.
+    ramping: bool,
     /// Held: the reader of the program's log ends with it.
     trace: Option<trace::Trace>,
 }

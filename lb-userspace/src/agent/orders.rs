@@ -1,12 +1,13 @@
 //! Commands of operators: admin states, weights, confirmation, and the clock's tick.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::reload::done;
 use super::{Agent, End, Observed};
 use crate::api::command::{Command, Refusal};
 use crate::api::types::{BackendOrder, Done, Order, WeightOrder};
-use crate::control::{self, Inputs};
+use crate::control::BackendStatus;
 use crate::model::{AdminState, BackendId, OperState};
 
 /// How often service addresses are announced. Switches that look into multicast forget a group that nobody
@@ -71,6 +72,9 @@ impl Agent {
             self.after_change().await?;
         }
         self.keep(Instant::now());
+        if self.ramping && !self.starting() {
+            self.reconcile_or_log();
+        }
         if second {
             if self.pins.path(crate::datapath::pins::AGENT_META.pin).exists() {
                 self.beat()?;
@@ -223,16 +227,8 @@ impl Agent {
     }
 
     /// Refuses what would leave a service that serves without a serving backend.
-    fn refuse_to_empty(
-        &self,
-        statuses: &std::collections::BTreeMap<BackendId, control::BackendStatus>,
-    ) -> Result<(), Refusal> {
-        let after = control::desired(&Inputs {
-            services: &self.config.services,
-            statuses,
-            hops: &self.hops,
-            earlier: &self.dataplane.earlier(),
-        });
+    fn refuse_to_empty(&self, statuses: &BTreeMap<BackendId, BackendStatus>) -> Result<(), Refusal> {
+        let after = self.desired_with(statuses);
         let before = self.desired();
         for (key, service) in &after.services {
             let served = before.services.get(key).is_some_and(|service| !service.all_down);

@@ -1,12 +1,12 @@
 //! From what came in (results of checks, next hops) to the maps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
 use super::Agent;
 use crate::api::types::CheckStatus;
-use crate::control::{self, Desired, HopView, Inputs};
+use crate::control::{self, BackendStatus, Desired, HopView, Inputs};
 use crate::datapath::apply::{Change, ChangeKind};
 use crate::health::Report;
 use crate::model::{AdminState, BackendId, OperState};
@@ -20,8 +20,13 @@ impl Agent {
             return;
         }
         let Report {
-            id, result, state, ..
+            id,
+            result,
+            ended,
+            state,
+            ..
         } = report;
+        let starting = self.starting();
         let latency_us = u32::try_from(result.latency.as_micros()).unwrap_or(u32::MAX);
         let observed = self.observed.entry(id).or_default();
         if (observed.hearsay || observed.check.code != result.code)
@@ -38,6 +43,18 @@ impl Agent {
             observed.hearsay = false;
         }
         status.ever_up |= state == OperState::Up;
+        match (before.state, status.state) {
+            (OperState::Up | OperState::Unknown, OperState::Down) => {
+                (status.down_since, status.up_since) = (Some(ended), None);
+            }
+            (OperState::Down | OperState::Unknown, OperState::Up) => {
+                status.down_since = None;
+                // What is UP when the agent starts does not start with it.
+                status.up_since = (!starting).then_some(ended);
+            }
+            _ => {}
+        }
+        status.host_silent = status.state == OperState::Down && result.code.silent();
         let after = *status;
         let check = CheckStatus {
             code: result.code,
@@ -152,11 +169,19 @@ impl Agent {
 
     /// What the maps must hold by all that is known.
     pub(super) fn desired(&self) -> Desired {
+        self.desired_with(&self.statuses)
+    }
+
+    /// What they would have to hold if the states were these.
+    pub(super) fn desired_with(&self, statuses: &BTreeMap<BackendId, BackendStatus>) -> Desired {
+        let backups = self.chosen.iter().filter(|(_, chosen)| chosen.backups);
         control::desired(&Inputs {
             services: &self.config.services,
-            statuses: &self.statuses,
+            statuses,
             hops: &self.hops,
             earlier: &self.dataplane.earlier(),
+            backups: &backups.map(|(key, _)| *key).collect(),
+            now: Instant::now(),
         })
     }
 
@@ -169,33 +194,7 @@ impl Agent {
             log::info!("{}", describe_change(change));
             self.emit_change(change);
         }
-        let all_down: BTreeSet<_> = desired
-            .services
-            .iter()
-            .filter(|(_, s)| s.all_down)
-            .map(|(key, _)| *key)
-            .collect();
-        for key in all_down.difference(&self.all_down) {
-            let service = &desired.services[key];
-            self.emit_all_down(service);
-            if service.candidates.is_empty() {
-                log::error!(
-                    "service {}: no backend may take flows and none was UP before; packets are dropped (no_backend)",
-                    service.name
-                );
-            } else {
-                log::error!(
-                    "service {}: no backend may take new flows; those that are READY and were UP before keep them",
-                    service.name
-                );
-            }
-        }
-        for key in self.all_down.difference(&all_down) {
-            if let Some(service) = desired.services.get(key) {
-                self.emit(Kind::AllDownOver.service(service.name.as_str()));
-            }
-        }
-        self.all_down = all_down;
+        self.note_choices(&desired);
         Ok(changes)
     }
 

@@ -1,6 +1,6 @@
 //! What the agent says of itself: `status` and `stats`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
 use lb_common::layout::Counters;
@@ -12,8 +12,9 @@ use crate::api::types::{
     AgentStatus, BackendStats, BackendStatus, InterfaceStatus, ServiceStats, ServiceStatus, Stats, Status,
 };
 use crate::control::DesiredService;
+use crate::control::slow_start::STEPS;
 use crate::datapath::maps::add;
-use crate::model::BackendId;
+use crate::model::{BackendId, OperState};
 use crate::net::{ethtool, link};
 
 impl Agent {
@@ -85,6 +86,7 @@ impl Agent {
             .unwrap_or((0, Counters::default()));
         let shares = self.shares(&key);
         let slots: usize = shares.values().sum();
+        let taking: BTreeSet<_> = wanted.candidates.iter().map(|c| (c.address, c.port)).collect();
         let mut backends = Vec::new();
         for backend in &service.backends {
             let id = backend.id(key);
@@ -105,9 +107,13 @@ impl Agent {
                 port: id.port,
                 weight: want.weight,
                 effective_weight: want.effective_weight(),
+                role: want.role,
+                slow_start_percent: (want.steps < STEPS).then_some(want.steps * 100 / STEPS),
+                old_flows: Some(want.old_flows),
+                host_answers: (want.status.state == OperState::Down).then_some(!want.status.host_silent),
                 state: want.status.state,
                 admin: want.status.admin,
-                serving: want.eligible(),
+                serving: want.eligible() && taking.contains(&(id.address, id.port)),
                 unresolved: want.unresolved.clone(),
                 check: observed.check,
                 share_percent: if slots == 0 {
@@ -133,6 +139,8 @@ impl Agent {
             table_size: slots as u32,
             generation,
             all_down: wanted.all_down,
+            selection: Some(wanted.why),
+            backups_in_use: wanted.backups,
             packets: total.packets,
             bytes: total.bytes,
             new_flows: total.new_flows,

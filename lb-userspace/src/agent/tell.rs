@@ -104,7 +104,7 @@ impl Agent {
 
     /// No backend of a service may take new flows.
     pub(super) fn emit_all_down(&self, service: &DesiredService) {
-        let kept = !service.candidates.is_empty();
+        let kept = service.why == crate::control::Why::Last;
         self.emit(Kind::AllDown { kept }.service(service.name.as_str()));
     }
 }

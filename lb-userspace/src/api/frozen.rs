@@ -17,6 +17,7 @@ use super::types::{
     AgentStatus, BackendStats, BackendStatus, CheckStatus, InterfaceStatus, ReasonStats, ServiceStats,
     ServiceStatus, Stats, Status,
 };
+use crate::config::Role;
 use crate::datapath::apply::{self, Remembered};
 use crate::datapath::maps::{Maps, add};
 use crate::datapath::pins::PinDir;
@@ -301,6 +302,8 @@ fn service_status(service: &Service) -> ServiceStatus {
         table_size: service.table_size,
         generation: service.meta.generation,
         all_down: !backends.iter().any(|backend| backend.serving),
+        selection: None,
+        backups_in_use: false,
         packets,
         bytes,
         new_flows,
@@ -329,6 +332,11 @@ fn backend_status(backend: &Member, table_size: u32) -> BackendStatus {
         port: place.port(),
         weight: meta.weight,
         effective_weight,
+        // The maps do not say these.
+        role: Role::Primary,
+        slow_start_percent: None,
+        old_flows: None,
+        host_answers: None,
         state,
         admin,
         serving: state == OperState::Up && admin == AdminState::Ready && effective_weight > 0 && resolved,

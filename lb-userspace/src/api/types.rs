@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Role;
+use crate::control::{OldFlows, Why};
 use crate::model::{AdminState, CheckCode, Forward, OperState, Protocol, Scheduler};
 
 /// `GET /v1/status`.
@@ -59,6 +61,11 @@ pub struct ServiceStatus {
     pub generation: u64,
     /// All backends are DOWN; the table is the one of before.
     pub all_down: bool,
+    /// Why just those take new flows that do: `serving` (by verdict), `panic`, `last`, `sorry`, `nobody`; `null`
+    /// where no agent runs.
+    pub selection: Option<Why>,
+    /// Its backups are in use.
+    pub backups_in_use: bool,
     pub packets: u64,
     pub bytes: u64,
     pub new_flows: u64,
@@ -74,6 +81,14 @@ pub struct BackendStatus {
     pub weight: u16,
     /// In force: the one set at runtime, else the configuration's.
     pub effective_weight: u16,
+    /// `primary`, `backup` or `sorry`.
+    pub role: Role,
+    /// How much of its weight it has while it starts slowly, in per cent; `null`: all of it.
+    pub slow_start_percent: Option<u32>,
+    /// What becomes of the flows it has: `keep`, `move` or `reset`; `null` where no agent runs.
+    pub old_flows: Option<OldFlows>,
+    /// While DOWN: whether its host answers at all.
+    pub host_answers: Option<bool>,
     pub state: OperState,
     pub admin: AdminState,
     /// Whether it takes new flows.

@@ -83,6 +83,8 @@ impl From<ServiceStatus> for Summary {
             table_size,
             generation,
             all_down,
+            selection: _,
+            backups_in_use: _,
             packets,
             bytes,
             new_flows,

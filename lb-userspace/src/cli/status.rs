@@ -8,7 +8,8 @@ use clap::Args;
 use super::block_on;
 use super::outcome::{Context, Outcome};
 use super::source::{self, Pins};
-use crate::api::types::BackendStatus;
+use crate::api::types::{BackendStatus, ServiceStatus};
+use crate::config::Role;
 use crate::model::{AdminState, OperState};
 
 pub(super) use table::{backend_grid, backend_row, serving};
@@ -38,6 +39,12 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
         return check::run(status, context);
     }
     context.show(&status?, table::render)
+}
+
+/// The backends that should serve: all but those that stand by.
+fn counted(service: &ServiceStatus) -> impl Iterator<Item = &BackendStatus> {
+    let counted = |backend: &&BackendStatus| backend.serving || backend.role == Role::Primary;
+    service.backends.iter().filter(counted)
 }
 
 /// Whether it takes no new flows although nobody took it out.

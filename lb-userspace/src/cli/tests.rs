@@ -7,6 +7,8 @@ use super::*;
 use crate::api::types::{
     AgentStatus, BackendStatus, CheckStatus, Failure, InterfaceStatus, ServiceStatus, Status,
 };
+use crate::config::Role;
+use crate::control::{OldFlows, Why};
 use crate::model::{AdminState, CheckCode, Forward, OperState, Protocol, Scheduler};
 
 pub(super) fn screen(width: Option<u16>) -> Screen {
@@ -24,6 +26,10 @@ pub(super) fn example_backend(address: &str) -> BackendStatus {
         port: 80,
         weight: 10,
         effective_weight: 10,
+        role: Role::Primary,
+        slow_start_percent: None,
+        old_flows: Some(OldFlows::Keep),
+        host_answers: None,
         state: OperState::Up,
         admin: AdminState::Ready,
         serving: true,
@@ -59,6 +65,8 @@ fn example_service(
         table_size: 4093,
         generation: 7,
         all_down: false,
+        selection: Some(Why::Serving),
+        backups_in_use: false,
         packets: 24_690,
         bytes: 2_469_134,
         new_flows: 2408,

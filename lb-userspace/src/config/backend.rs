@@ -9,7 +9,7 @@ use super::check::{CheckType, Layer, LayerRead, refuse_misfits};
 use super::fault::{At, Report, Reported};
 use super::keys;
 use super::machine::Machine;
-use super::types::{Backend, Check, CheckKind};
+use super::types::{Backend, Check, CheckKind, Role};
 use super::value;
 use super::walk::Walk;
 
@@ -82,6 +82,7 @@ impl<'b> Backends<'b> {
         let address = walk.need(&keys::BACKEND_ADDRESS, value::routable_address);
         let port = walk.maybe(&keys::BACKEND_PORT, value::integer);
         let weight = walk.or_default(&keys::WEIGHT, value::integer);
+        let backup = walk.or_default(&keys::BACKUP, value::boolean);
         let LayerRead { layer, .. } = LayerRead::of(walk, self.service.check_type, self.report);
 
         if let Ok(address) = address {
@@ -97,7 +98,23 @@ impl<'b> Backends<'b> {
             address: address?.value,
             port: self.service.port?.value,
             weight: weight?,
+            role: if backup? { Role::Backup } else { Role::Primary },
             check: check?,
+        })
+    }
+
+    /// The backend that answers when nobody serves.
+    pub fn sorry(&mut self, address: At<IpAddr>) -> Result<Backend, Reported> {
+        self.judge_address(address);
+        Ok(Backend {
+            address: address.value,
+            port: self.service.port?.value,
+            weight: 1,
+            role: Role::Sorry,
+            check: Check {
+                kind: CheckKind::None,
+                ..Check::built_in(self.service.protocol?)
+            },
         })
     }
 

@@ -183,7 +183,17 @@ pub static MAX_BACKENDS: Key = Key::with_default(
 pub static DEFAULTS: Table = Table {
     id: "defaults",
     header: "[defaults]",
-    keys: &[&CHECK_TABLE],
+    keys: &[
+        &ON_DOWN,
+        &ON_ALL_DOWN,
+        &QUORUM,
+        &QUORUM_HYSTERESIS,
+        &BACKUP_MODE,
+        &PANIC_THRESHOLD,
+        &MAX_EJECTION_PERCENT,
+        &SLOW_START,
+        &CHECK_TABLE,
+    ],
     planned: &SERVICE_PLANNED,
 };
 
@@ -198,21 +208,24 @@ pub static SERVICE: Table = Table {
         &FORWARD,
         &SCHEDULER,
         &TABLE_SIZE,
+        &ON_DOWN,
+        &ON_ALL_DOWN,
+        &SORRY,
+        &QUORUM,
+        &QUORUM_HYSTERESIS,
+        &BACKUP_MODE,
+        &PANIC_THRESHOLD,
+        &MAX_EJECTION_PERCENT,
+        &SLOW_START,
         &CHECK_TABLE,
         &BACKENDS,
     ],
     planned: &SERVICE_PLANNED,
 };
-static SERVICE_PLANNED: [&str; 12] = [
+static SERVICE_PLANNED: [&str; 6] = [
     "pool",
     "tracking",
-    "on_down",
-    "on_all_down",
-    "quorum",
-    "panic_threshold",
-    "max_ejection_percent",
     "persistence",
-    "sorry",
     "tcp_idle_timeout",
     "udp_idle_timeout",
     "witness",
@@ -258,6 +271,72 @@ pub static TABLE_SIZE: Key = Key::optional(
     "The slots of the lookup table. When absent the smallest size of at least 100 x the backends, 4093 at \
      least, when the service is first seen.",
 );
+pub static ON_DOWN: Key = Key::with_default(
+    "on_down",
+    Shape::Choice {
+        built: &["auto", "rehash", "keep", "reset"],
+        planned: &[],
+    },
+    "\"auto\"",
+    "What becomes of the flows of a backend that goes DOWN. auto: they stay while its host answers (it refuses, or \
+     its answer is wrong) and move where it is silent; UDP always moves. rehash: they move. keep: they stay. \
+     reset: they are reset.",
+);
+pub static ON_ALL_DOWN: Key = Key::with_default(
+    "on_all_down",
+    Shape::Choice {
+        built: &["last", "drop", "sorry"],
+        planned: &[],
+    },
+    "\"last\"",
+    "Who takes new flows when no backend serves. last: those of before the failures. drop: nobody. sorry: the \
+     backend named by `sorry`.",
+);
+pub static SORRY: Key = Key::optional(
+    "sorry",
+    Shape::Address,
+    "A backend that answers when no other serves; it is not checked. With on_all_down = \"last\" only where there \
+     is nothing of before.",
+);
+pub static QUORUM: Key = Key::with_default(
+    "quorum",
+    Shape::Integer { min: 1, max: 65535 },
+    "1",
+    "Backups are used while fewer backends than this serve that are no backups.",
+);
+pub static QUORUM_HYSTERESIS: Key = Key::with_default(
+    "quorum_hysteresis",
+    Shape::Integer { min: 0, max: 65535 },
+    "0",
+    "How many more than the quorum must serve until backups in use are left again.",
+);
+pub static BACKUP_MODE: Key = Key::with_default(
+    "backup_mode",
+    Shape::Choice {
+        built: &["all", "first"],
+        planned: &[],
+    },
+    "\"all\"",
+    "Which backups are used: all that serve, or the first of the file that does.",
+);
+pub static PANIC_THRESHOLD: Key = Key::with_default(
+    "panic_threshold",
+    Shape::Integer { min: 0, max: 100 },
+    "0",
+    "When a smaller part than this of the backends serves, in per cent, verdicts are not believed and all that \
+     are READY and were UP before take flows; 0: never.",
+);
+pub static MAX_EJECTION_PERCENT: Key = Key::with_default(
+    "max_ejection_percent",
+    Shape::Integer { min: 0, max: 100 },
+    "100",
+    "The greatest part of the backends, in per cent, that verdicts may take out; the latest to go DOWN stay.",
+);
+pub static SLOW_START: Key = Key::optional(
+    "slow_start",
+    Shape::Duration,
+    "A backend that comes UP takes its weight over this time, in ten steps; at once when absent.",
+);
 pub static CHECK_TABLE: Key = Key::optional(
     "check",
     Shape::Table(&CHECK),
@@ -268,7 +347,7 @@ pub static BACKENDS: Key = Key::required("backend", Shape::Tables(&BACKEND), "Th
 pub static BACKEND: Table = Table {
     id: "backend",
     header: "[[service.backend]]",
-    keys: &[&BACKEND_ADDRESS, &BACKEND_PORT, &WEIGHT, &CHECK_TABLE],
+    keys: &[&BACKEND_ADDRESS, &BACKEND_PORT, &WEIGHT, &BACKUP, &CHECK_TABLE],
     planned: &["max_connections"],
 };
 pub static BACKEND_ADDRESS: Key = Key::required("address", Shape::Address, "The backend's own address.");
@@ -282,6 +361,12 @@ pub static WEIGHT: Key = Key::with_default(
     Shape::Integer { min: 0, max: 65535 },
     "1",
     "The backend's share of new flows, relative to the other weights; 0: none.",
+);
+pub static BACKUP: Key = Key::with_default(
+    "backup",
+    Shape::Boolean,
+    "false",
+    "A backup: used only while fewer than `quorum` others serve.",
 );
 
 pub static CHECK: Table = Table {

@@ -18,6 +18,7 @@ mod keys;
 mod machine;
 mod nearest;
 mod parse;
+mod pool;
 mod schema;
 mod service;
 mod shape;
@@ -35,6 +36,6 @@ pub use machine::Machine;
 pub use parse::MAX_CONFIG_BYTES;
 pub use schema::schema;
 pub use types::{
-    Agent, Announce, Backend, Check, CheckKind, Config, HashKey, HttpCheck, HttpMethod, OnStop, Service,
-    StatusRange, StatusSet, XdpMode,
+    Agent, Announce, Backend, BackupMode, Check, CheckKind, Config, HashKey, HttpCheck, HttpMethod,
+    OnAllDown, OnDown, OnStop, PoolRules, Role, Service, StatusRange, StatusSet, XdpMode,
 };

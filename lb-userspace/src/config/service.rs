@@ -10,7 +10,8 @@ use super::check::{CheckType, Layer, LayerRead};
 use super::fault::{At, Report, Reported};
 use super::keys::{self, Key};
 use super::machine::Machine;
-use super::types::{Backend, Check, Service};
+use super::pool::RulesLayer;
+use super::types::{Backend, Check, OnAllDown, PoolRules, Role, Service};
 use super::value;
 use super::walk::Walk;
 
@@ -41,23 +42,14 @@ impl<'r> Services<'r> {
 
     /// The services of the file `root`.
     pub fn read(&mut self, root: &Walk<'_, '_>) -> Result<Vec<Service>, Reported> {
-        let defaults = match root.table(&keys::DEFAULTS_TABLE) {
-            Ok(Some(walk)) => LayerRead::of(&walk, Ok(None), self.report),
-            Ok(None) => LayerRead {
-                check_type: Ok(None),
-                layer: Ok(Layer::default()),
-            },
-            Err(reported) => LayerRead {
-                check_type: Err(reported),
-                layer: Err(reported),
-            },
-        };
+        let defaults = Defaults::read(root, self.report);
         let walks = root.tables(&keys::SERVICES)?;
         let services: Vec<_> = walks
             .into_iter()
             .map(|walk| self.service(&walk?, &defaults))
             .collect();
-        defaults.layer?;
+        defaults.check.layer?;
+        defaults.rules?;
         services.into_iter().collect()
     }
 
@@ -81,7 +73,7 @@ impl<'r> Services<'r> {
         }
     }
 
-    fn service(&mut self, walk: &Walk<'_, '_>, defaults: &LayerRead) -> Result<Service, Reported> {
+    fn service(&mut self, walk: &Walk<'_, '_>, defaults: &Defaults) -> Result<Service, Reported> {
         self.service_offsets.push(walk.offset);
         let name = walk.need(&keys::NAME, value::name);
         let address = walk.need(&keys::SERVICE_ADDRESS, value::routable_address);
@@ -90,8 +82,10 @@ impl<'r> Services<'r> {
         let forward = walk.need(&keys::FORWARD, value::choice);
         let scheduler = walk.or_default(&keys::SCHEDULER, value::choice);
         let table_size = walk.maybe(&keys::TABLE_SIZE, value::integer);
+        let sorry = walk.maybe(&keys::SORRY, value::routable_address);
+        let rules = self.rules(walk, defaults, &sorry);
         let LayerRead { check_type, layer } =
-            LayerRead::of(walk, base_type(defaults.check_type, &protocol), self.report);
+            LayerRead::of(walk, base_type(defaults.check.check_type, &protocol), self.report);
 
         if let Ok(name) = &name {
             self.refuse_second_name(name);
@@ -110,11 +104,11 @@ impl<'r> Services<'r> {
             port,
             protocol: protocol.map(|at| at.value),
             forward: forward.map(|at| at.value),
-            defaults: defaults.layer.as_ref().map_err(|&reported| reported),
+            defaults: defaults.check.layer.as_ref().map_err(|&reported| reported),
             layer: layer.as_ref().map_err(|&reported| reported),
             check_type,
         };
-        let backends = self.backends(walk, &context);
+        let backends = self.backends(walk, &context, sorry);
 
         layer?;
         Ok(Service {
@@ -127,6 +121,7 @@ impl<'r> Services<'r> {
             forward: forward?.value,
             scheduler: scheduler?,
             table_size: table_size?.map(|at| at.value),
+            rules: rules?,
             backends: backends?,
         })
     }
@@ -176,7 +171,45 @@ impl<'r> Services<'r> {
             .is_some_and(|machine| machine.addresses.contains(&address))
     }
 
-    fn backends(&mut self, walk: &Walk<'_, '_>, context: &Context<'_>) -> Result<Vec<Backend>, Reported> {
+    /// What the service says of its backends as a whole.
+    fn rules(
+        &self,
+        walk: &Walk<'_, '_>,
+        defaults: &Defaults,
+        sorry: &Result<Option<At<IpAddr>>, Reported>,
+    ) -> Result<PoolRules, Reported> {
+        let own = RulesLayer::read(walk)?;
+        let defaults = defaults.rules.as_ref().map_err(|&reported| reported)?;
+        let mut rules = own.over(&defaults.over(&PoolRules::default()));
+        let said = own.on_all_down.or(defaults.on_all_down);
+        match (sorry, said) {
+            (Ok(Some(_)), None) => rules.on_all_down = OnAllDown::Sorry,
+            (Ok(Some(sorry)), Some(said)) if said.value == OnAllDown::Drop => {
+                self.report.fault_with_rest(
+                    sorry.offset,
+                    "the sorry backend is never used: on_all_down is \"drop\"",
+                    "on_all_down = \"sorry\" with it, or no `sorry`",
+                );
+            }
+            (Ok(None), Some(said)) if said.value == OnAllDown::Sorry => {
+                let place = own.on_all_down.map_or(walk.offset, |own| own.offset);
+                self.report.fault_with_rest(
+                    place,
+                    "on_all_down is \"sorry\" and the service has no sorry backend",
+                    "`sorry = \"ADDRESS\"` with it, or another on_all_down",
+                );
+            }
+            _ => {}
+        }
+        Ok(rules)
+    }
+
+    fn backends(
+        &mut self,
+        walk: &Walk<'_, '_>,
+        context: &Context<'_>,
+        sorry: Result<Option<At<IpAddr>>, Reported>,
+    ) -> Result<Vec<Backend>, Reported> {
         let walks = walk.tables(&keys::BACKENDS)?;
         if walks.is_empty() {
             context.judge_service_check(self.report);
@@ -195,7 +228,51 @@ impl<'r> Services<'r> {
                 reader.read(&walk)
             })
             .collect();
-        backends.into_iter().collect()
+        let sorry = sorry?.map(|sorry| {
+            self.backend_offsets.push(sorry.offset);
+            reader.sorry(sorry)
+        });
+        let backends: Vec<Backend> = backends.into_iter().chain(sorry).collect::<Result<_, _>>()?;
+        if backends.iter().all(|backend| backend.role != Role::Primary) {
+            return Err(self.report.fault_with_rest(
+                walk.offset,
+                "every backend of the service is a backup",
+                "at least one [[service.backend]] without `backup = true`",
+            ));
+        }
+        Ok(backends)
+    }
+}
+
+/// `[defaults]`.
+#[derive(Debug)]
+struct Defaults {
+    check: LayerRead,
+    rules: Result<RulesLayer, Reported>,
+}
+
+impl Defaults {
+    fn read(root: &Walk<'_, '_>, report: &Report<'_>) -> Self {
+        match root.table(&keys::DEFAULTS_TABLE) {
+            Ok(Some(walk)) => Self {
+                check: LayerRead::of(&walk, Ok(None), report),
+                rules: RulesLayer::read(&walk),
+            },
+            Ok(None) => Self {
+                check: LayerRead {
+                    check_type: Ok(None),
+                    layer: Ok(Layer::default()),
+                },
+                rules: Ok(RulesLayer::default()),
+            },
+            Err(reported) => Self {
+                check: LayerRead {
+                    check_type: Err(reported),
+                    layer: Err(reported),
+                },
+                rules: Err(reported),
+            },
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::keys::Table;
 /// What a value may be.
 #[derive(Debug)]
 pub enum Shape {
+    Boolean,
     Integer {
         min: i64,
         max: i64,
@@ -50,6 +51,7 @@ impl Shape {
     #[must_use]
     pub fn expected(&self) -> String {
         match self {
+            Self::Boolean => "true or false".to_owned(),
             Self::Integer { min, max } if min == max => format!("{min}"),
             Self::Integer { min, max } => format!("an integer from {min} to {max}"),
             Self::OneOf(values) => format!("one of {}", join(values.iter().map(u32::to_string))),
@@ -87,6 +89,7 @@ impl Shape {
     #[must_use]
     pub fn schema(&self) -> Value {
         match self {
+            Self::Boolean => json!({"type": "boolean"}),
             Self::Integer { min, max } => json!({"type": "integer", "minimum": min, "maximum": max}),
             Self::OneOf(values) => json!({"enum": values}),
             Self::Choice { built, .. } => json!({"enum": built}),

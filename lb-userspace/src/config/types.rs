@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey};
@@ -87,8 +88,90 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// One of [`SIZES`](crate::maglev::SIZES); `None`: chosen when the service is first seen.
     pub table_size: Option<u32>,
-    /// At least one, none twice, in the order of the file.
+    pub rules: PoolRules,
+    /// At least one that is no sorry backend, none twice, in the order of the file.
     pub backends: Vec<Backend>,
+}
+
+/// How the backends of a service are dealt with as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolRules {
+    /// What becomes of the flows of a backend that goes DOWN.
+    pub on_down: OnDown,
+    /// Who takes new flows when no backend serves.
+    pub on_all_down: OnAllDown,
+    /// Backups are used while fewer primaries serve; from 1.
+    pub quorum: u32,
+    /// So many more than the quorum must serve until backups are left again.
+    pub quorum_hysteresis: u32,
+    pub backup_mode: BackupMode,
+    /// At most 100; 0: no panic.
+    pub panic_threshold_percent: u8,
+    /// At most 100, which is no limit.
+    pub max_ejection_percent: u8,
+    /// Over this time a backend that comes UP takes its weight.
+    pub slow_start: Option<Duration>,
+}
+
+impl Default for PoolRules {
+    fn default() -> Self {
+        Self {
+            on_down: OnDown::Auto,
+            on_all_down: OnAllDown::Last,
+            quorum: 1,
+            quorum_hysteresis: 0,
+            backup_mode: BackupMode::All,
+            panic_threshold_percent: 0,
+            max_ejection_percent: 100,
+            slow_start: None,
+        }
+    }
+}
+
+/// What becomes of the flows of a backend that goes DOWN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDown {
+    /// They stay while its host answers.
+    Auto,
+    /// They go to the owner of their slot.
+    Rehash,
+    Keep,
+    /// They are reset in the service's name.
+    Reset,
+}
+
+/// Who takes new flows when no backend serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnAllDown {
+    /// Those that served before the failures began.
+    Last,
+    Drop,
+    Sorry,
+}
+
+/// Which backups are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupMode {
+    All,
+    /// The first of the file that serves.
+    First,
+}
+
+/// The part of a backend in its service.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    #[default]
+    Primary,
+    /// Used while fewer primaries serve than the quorum.
+    Backup,
+    /// Answers when nobody serves; not checked.
+    Sorry,
 }
 
 /// A backend of a service.
@@ -98,6 +181,7 @@ pub struct Backend {
     /// The service's.
     pub port: u16,
     pub weight: u16,
+    pub role: Role,
     pub check: Check,
 }
 

@@ -81,6 +81,14 @@ fn number(integer: &DeInteger<'_>) -> Option<i64> {
     i64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
+/// True or false.
+pub(super) fn boolean(key: &Key, _: &Shape, value: &DeValue<'_>) -> Result<bool, String> {
+    match value {
+        DeValue::Boolean(boolean) => Ok(*boolean),
+        _ => Err(wrong_kind(key, value)),
+    }
+}
+
 /// Any string.
 fn string<'v>(key: &Key, value: &'v DeValue<'_>) -> Result<&'v str, String> {
     value.as_str().ok_or_else(|| wrong_kind(key, value))

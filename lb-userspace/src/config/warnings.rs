@@ -2,7 +2,7 @@
 
 use crate::maglev;
 
-use super::types::{Check, CheckKind, Config, Service};
+use super::types::{Check, CheckKind, Config, Role, Service};
 
 /// How many slots of a lookup table a backend should have, so that shares follow the weights.
 const SLOTS_PER_BACKEND: usize = 100;
@@ -32,19 +32,28 @@ fn service_warnings(service: &Service) -> Vec<String> {
             service.backends.len()
         ));
     }
-    if service.backends.iter().all(|backend| backend.weight == 0) {
+    let checked: Vec<_> = service
+        .backends
+        .iter()
+        .filter(|backend| backend.role != Role::Sorry)
+        .collect();
+    if checked.iter().all(|backend| backend.weight == 0) {
         warnings.push(format!(
             "service {name}: every backend has weight 0; it takes no new flows"
         ));
     }
-    let count = |is: fn(&Check) -> bool| {
-        service
-            .backends
-            .iter()
-            .filter(|backend| is(&backend.check))
-            .count()
-    };
-    let of = service.backends.len();
+    let count = |is: fn(&Check) -> bool| checked.iter().filter(|backend| is(&backend.check)).count();
+    let of = checked.len();
+    let primaries = checked
+        .iter()
+        .filter(|backend| backend.role == Role::Primary)
+        .count();
+    let quorum = service.rules.quorum as usize;
+    if primaries < quorum && primaries < of {
+        warnings.push(format!(
+            "service {name}: the quorum is {quorum} of {primaries} backends, so its backups are always used"
+        ));
+    }
     let unchecked = count(|check| check.kind == CheckKind::None);
     if unchecked > 0 {
         warnings.push(format!(

@@ -1,11 +1,14 @@
 //! Configuration, states, next hops and what was before -> what the data plane must be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use lb_common::layout::Backend as Record;
 
-use crate::config;
+use super::eligible::{self, Before, Choice, Member, Why};
+use super::{OldFlows, keeps_old_flows, slow_start};
+use crate::config::{self, Role};
 use crate::datapath::record::{self, Hop};
 use crate::maglev::{self, Candidate};
 use crate::model::{AdminState, BackendId, Forward, OperState, Scheduler, ServiceKey};
@@ -20,6 +23,26 @@ pub struct BackendStatus {
     pub runtime_weight: Option<u16>,
     /// It was UP at some time: it may take part when all are DOWN.
     pub ever_up: bool,
+    /// While DOWN: its host answers nothing at all. `false` where it refuses or answers wrongly, and until its
+    /// silence is known.
+    pub host_silent: bool,
+    /// While DOWN: since when, where this agent saw it go DOWN.
+    pub down_since: Option<Instant>,
+    /// While UP: since when, where this agent saw it come UP after its first round of checks.
+    pub up_since: Option<Instant>,
+}
+
+impl BackendStatus {
+    /// Of a backend that nothing is known of.
+    pub const UNSEEN: Self = Self {
+        state: OperState::Unknown,
+        admin: AdminState::Ready,
+        runtime_weight: None,
+        ever_up: false,
+        host_silent: false,
+        down_since: None,
+        up_since: None,
+    };
 }
 
 /// The way to a backend's address.
@@ -44,6 +67,9 @@ pub struct Inputs<'a> {
     pub statuses: &'a BTreeMap<BackendId, BackendStatus>,
     pub hops: &'a BTreeMap<IpAddr, HopView>,
     pub earlier: &'a BTreeMap<ServiceKey, Earlier>,
+    /// Services whose backups were in use.
+    pub backups: &'a BTreeSet<ServiceKey>,
+    pub now: Instant,
 }
 
 /// What the maps must hold.
@@ -62,8 +88,14 @@ pub struct DesiredService {
     pub size: u32,
     /// The backends that own slots. Empty: nobody serves, packets are dropped.
     pub candidates: Vec<Candidate>,
-    /// No backend may take new flows; the table is the one of before the failures began.
+    /// Why just these.
+    pub why: Why,
+    /// No backend takes new flows by its verdict: who does is up to `on_all_down`.
     pub all_down: bool,
+    /// Its backups are in use.
+    pub backups: bool,
+    /// So many of the candidates are DOWN, and take part because of `max_ejection_percent`.
+    pub spared: usize,
     pub backends: BTreeMap<BackendId, DesiredBackend>,
 }
 
@@ -72,8 +104,13 @@ pub struct DesiredService {
 pub struct DesiredBackend {
     /// Weight from the configuration.
     pub weight: u16,
+    pub role: Role,
     pub status: BackendStatus,
+    /// What becomes of the flows it has.
+    pub old_flows: OldFlows,
     pub record: Record,
+    /// How much of its weight it has while it starts slowly, in [`slow_start::STEPS`].
+    pub steps: u32,
     /// Why packets cannot be sent to it at present.
     pub unresolved: Option<String>,
     /// Longest packet of a client that fits the way to it, in bytes.
@@ -87,22 +124,35 @@ impl DesiredBackend {
         self.status.runtime_weight.unwrap_or(self.weight)
     }
 
-    /// Whether it takes new flows.
+    /// Whether it may take new flows by its verdict; whether it does depends on the others too.
     #[must_use]
     pub fn eligible(&self) -> bool {
-        self.status.state == OperState::Up
-            && self.status.admin == AdminState::Ready
-            && self.effective_weight() > 0
-            && self.unresolved.is_none()
+        let Member {
+            may_serve, healthy, ..
+        } = self.member();
+        may_serve && healthy
     }
 
-    /// Whether it takes part when no backend is eligible: not where an operator took it out, nor where it
-    /// never was UP.
-    fn last_resort(&self) -> bool {
-        self.status.ever_up
-            && self.status.admin == AdminState::Ready
-            && self.effective_weight() > 0
-            && self.record != Record::UNRESOLVED
+    fn member(&self) -> Member {
+        let Self {
+            weight: _,
+            role,
+            status,
+            old_flows: _,
+            steps: _,
+            record,
+            unresolved,
+            packet_mtu: _,
+        } = self;
+        Member {
+            role: *role,
+            may_serve: status.admin == AdminState::Ready
+                && self.effective_weight() > 0
+                && *record != Record::UNRESOLVED,
+            healthy: status.state == OperState::Up && unresolved.is_none(),
+            ever_up: status.ever_up,
+            down_since: status.down_since,
+        }
     }
 }
 
@@ -134,49 +184,60 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         .table_size
         .or(earlier.map(|earlier| earlier.size))
         .unwrap_or_else(|| maglev::size_for(service.backends.len()));
+    let ids: Vec<BackendId> = service.backends.iter().map(|b| b.id(service.key)).collect();
     let backends: BTreeMap<_, _> = service
         .backends
         .iter()
-        .map(|backend| {
-            let id = BackendId {
-                service: service.key,
-                address: backend.address,
-                port: backend.port,
-            };
-            let status = inputs.statuses.get(&id).copied().unwrap_or_default();
-            (
-                id,
-                resolve(service, backend, status, inputs.hops.get(&backend.address)),
-            )
+        .zip(&ids)
+        .map(|(backend, id)| {
+            let status = inputs.statuses.get(id).copied().unwrap_or_default();
+            let mut resolved = resolve(service, backend, status, inputs.hops.get(&backend.address));
+            resolved.steps = slow_start::steps(status.up_since, service.rules.slow_start, inputs.now);
+            (*id, resolved)
         })
         .collect();
-    let mut candidates = candidates(&backends, DesiredBackend::eligible);
-    let all_down = candidates.is_empty();
-    if all_down && earlier.is_some() {
-        candidates = self::candidates(&backends, DesiredBackend::last_resort);
-    }
+    let members: Vec<Member> = ids.iter().map(|id| backends[id].member()).collect();
+    let before = Before {
+        had_table: earlier.is_some(),
+        backups: inputs.backups.contains(&service.key),
+    };
+    let Choice {
+        takes,
+        why,
+        backups,
+        spared,
+    } = eligible::choose(&members, &service.rules, before);
+    let taking: BTreeSet<&BackendId> = ids
+        .iter()
+        .zip(takes)
+        .filter_map(|(id, takes)| takes.then_some(id))
+        .collect();
     DesiredService {
         name: service.name.clone(),
         forward: service.forward,
         scheduler: service.scheduler,
         size,
-        candidates,
-        all_down,
+        candidates: candidates(&backends, |id| taking.contains(id)),
+        why,
+        all_down: !matches!(why, Why::Serving | Why::Panic),
+        backups,
+        spared,
         backends,
     }
 }
 
 fn candidates(
     backends: &BTreeMap<BackendId, DesiredBackend>,
-    takes_part: impl Fn(&DesiredBackend) -> bool,
+    takes_part: impl Fn(&BackendId) -> bool,
 ) -> Vec<Candidate> {
-    backends
-        .iter()
-        .filter(|(_, backend)| takes_part(backend))
+    let taking = || backends.iter().filter(|(id, _)| takes_part(id));
+    let all_in_full = taking().all(|(_, backend)| backend.steps == slow_start::STEPS);
+    taking()
         .map(|(id, backend)| Candidate {
             address: id.address,
             port: id.port,
-            weight: u32::from(backend.effective_weight()),
+            // Weights count in proportion: a part of one is the multiple of all others.
+            weight: u32::from(backend.effective_weight()) * if all_in_full { 1 } else { backend.steps },
         })
         .collect()
 }
@@ -223,9 +284,17 @@ fn resolve(
             }
         }
     }
+    let old_flows = if record == Record::UNRESOLVED {
+        OldFlows::Move
+    } else {
+        keeps_old_flows(&status, service.rules.on_down, service.key.protocol)
+    };
     DesiredBackend {
         weight: backend.weight,
+        role: backend.role,
         status,
+        old_flows,
+        steps: slow_start::STEPS,
         record,
         unresolved,
         packet_mtu,

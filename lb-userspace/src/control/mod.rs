@@ -2,8 +2,13 @@
 //! hold. The agent's loop, `simulate` and the tests all call [`desired`].
 
 mod desired;
+pub mod eligible;
+mod old_flows;
+pub mod slow_start;
 pub mod step;
 
 pub use desired::{
     BackendStatus, Desired, DesiredBackend, DesiredService, Earlier, HopView, Inputs, desired, owners,
 };
+pub use eligible::Why;
+pub use old_flows::{OldFlows, keeps_old_flows};

@@ -353,8 +353,8 @@ fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control
     let up = BackendStatus {
         state: OperState::Up,
         admin: AdminState::Ready,
-        runtime_weight: None,
         ever_up: true,
+        ..BackendStatus::default()
     };
     let all = || {
         config
@@ -378,5 +378,7 @@ fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control
         statuses: &statuses,
         hops: &hops,
         earlier: &dataplane.earlier(),
+        backups: &BTreeSet::new(),
+        now: Instant::now(),
     })
 }

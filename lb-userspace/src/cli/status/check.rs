@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::is_missing;
+use super::{counted, is_missing};
 use crate::api::types::{ServiceStatus, Status};
 use crate::cli::outcome::{Context, Outcome};
 use crate::cli::{human, message};
@@ -80,8 +80,8 @@ fn judge(status: anyhow::Result<Status>) -> Answer {
     let (mut serving, mut total) = (0, 0);
     for service in &status.services {
         serving += service.backends.iter().filter(|backend| backend.serving).count();
-        total += service.backends.len();
-        if !service.backends.iter().any(|backend| backend.serving) {
+        total += counted(service).count();
+        if service.all_down || !service.backends.iter().any(|backend| backend.serving) {
             critical.push(format!("service {} has no serving backend", service.name));
         } else {
             warning.extend(missing(service));

@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
-use super::is_missing;
+use super::{counted, is_missing};
 use crate::api::types::{AgentStatus, BackendStatus, CheckStatus, InterfaceStatus, ServiceStatus, Status};
 use crate::cli::grid::{Cell, Column, Grid, Tone};
 use crate::cli::human;
 use crate::cli::outcome::Screen;
 use crate::cli::source::frozen_line;
+use crate::config::Role;
+use crate::control::{OldFlows, Why};
 use crate::model::{AdminState, CheckCode, OperState, Protocol};
 
 pub(super) fn render(status: &Status, screen: &Screen) -> String {
@@ -126,7 +128,9 @@ fn service_lines(service: &ServiceStatus) -> String {
         tracking: _,
         table_size,
         generation,
-        all_down,
+        all_down: _,
+        selection,
+        backups_in_use,
         packets,
         bytes,
         new_flows,
@@ -139,10 +143,17 @@ fn service_lines(service: &ServiceStatus) -> String {
         "{name}  {place}  {forward} {scheduler}  {}",
         serving(service)
     );
-    match (all_down, table_size) {
-        (_, 0) => text += "  NOBODY SERVES: packets are dropped\n",
-        (true, _) => text += "  ALL DOWN: the table of before the failures goes on\n",
-        (false, _) => {}
+    text += match (selection, table_size) {
+        (Some(Why::Nobody), _) | (_, 0) => "  NOBODY SERVES: packets are dropped\n",
+        (Some(Why::Last), _) => "  ALL DOWN: the table of before the failures goes on\n",
+        (Some(Why::Sorry), _) => "  ALL DOWN: the sorry backend answers\n",
+        (Some(Why::Panic), _) => {
+            "  PANIC: fewer serve than panic_threshold; all that are READY and were UP before take flows\n"
+        }
+        (Some(Why::Serving) | None, _) => "",
+    };
+    if *backups_in_use {
+        text += "  BACKUPS IN USE: fewer serve than the quorum\n";
     }
     let flows = match protocol {
         Protocol::Tcp => format!(", {} new flows", human::flows(*new_flows, *protocol)),
@@ -157,10 +168,10 @@ fn service_lines(service: &ServiceStatus) -> String {
     text
 }
 
-/// `2 of 3 backends serve`.
+/// `2 of 3 backends serve`; those that stand by are not counted.
 pub(in crate::cli) fn serving(service: &ServiceStatus) -> String {
     let serving = service.backends.iter().filter(|backend| backend.serving).count();
-    format!("{serving} of {} backends serve", service.backends.len())
+    format!("{serving} of {} backends serve", counted(service).count())
 }
 
 const COLUMNS: usize = 10;
@@ -193,6 +204,10 @@ pub(in crate::cli) fn backend_row(
         port,
         weight,
         effective_weight,
+        role,
+        slow_start_percent,
+        old_flows,
+        host_answers,
         state,
         admin,
         serving: _,
@@ -235,6 +250,23 @@ pub(in crate::cli) fn backend_row(
         human::bytes(*bytes).into(),
     ];
     let mut notes = Vec::new();
+    match role {
+        Role::Primary => {}
+        Role::Backup => notes.push("backup".to_owned()),
+        Role::Sorry => notes.push("sorry backend".to_owned()),
+    }
+    if let Some(percent) = slow_start_percent {
+        notes.push(format!("SLOW START: at {percent}% of its weight"));
+    }
+    if let (Some(answers), Some(old_flows)) = (host_answers, old_flows) {
+        let host = if *answers { "answers" } else { "is silent" };
+        let flows = match old_flows {
+            OldFlows::Keep => "stay with it",
+            OldFlows::Move => "go to others",
+            OldFlows::Reset => "are reset",
+        };
+        notes.push(format!("its host {host}; flows it has {flows}"));
+    }
     if let Some(why) = unresolved {
         notes.push(format!("UNRESOLVED: {why}"));
     }
@@ -318,7 +350,7 @@ mod tests {
         status.agent.confirm_within_s = Some(42);
         status.agent.warnings = vec!["odd".into()];
         status.interfaces[0].mode = "detached".into();
-        status.services[0].all_down = true;
+        status.services[0].selection = Some(Why::Last);
         status.services[1].table_size = 0;
         let text = render(&status, &screen(None));
         for words in [

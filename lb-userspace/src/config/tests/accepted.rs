@@ -4,8 +4,8 @@ use std::time::Duration;
 use crate::model::{Forward, Protocol, Scheduler};
 
 use super::super::{
-    Announce, Check, CheckKind, Config, HashKey, HttpCheck, HttpMethod, Machine, OnStop, StatusRange,
-    StatusSet, XdpMode, example,
+    Announce, Check, CheckKind, Config, HashKey, HttpCheck, HttpMethod, Machine, OnAllDown, OnDown, OnStop,
+    PoolRules, Role, StatusRange, StatusSet, XdpMode, example,
 };
 use super::{BACKEND, HEAD, WEB, parsed};
 
@@ -215,4 +215,35 @@ fn what_is_allowed_and_worth_saying() {
 fn this_machine_has_a_loopback() {
     let machine = Machine::read().unwrap();
     assert!(machine.interfaces.contains("lo"), "{machine:?}");
+}
+
+#[test]
+fn rules_of_a_service_come_from_it_else_from_the_defaults() {
+    let config = parsed(&format!(
+        "{HEAD}[defaults]\nquorum = 2\nslow_start = \"30s\"\non_down = \"keep\"\n{WEB}quorum = 3\n{BACKEND}"
+    ));
+    let expected = PoolRules {
+        quorum: 3,
+        slow_start: Some(Duration::from_secs(30)),
+        on_down: OnDown::Keep,
+        ..PoolRules::default()
+    };
+    assert_eq!(config.services[0].rules, expected);
+}
+
+#[test]
+fn a_sorry_backend_is_not_checked_and_changes_what_happens_when_all_are_down() {
+    let config = parsed(&format!(
+        "{HEAD}{WEB}sorry = \"10.0.1.99\"\n{BACKEND}[[service.backend]]\naddress = \"10.0.1.12\"\nbackup = true\n"
+    ));
+    let service = &config.services[0];
+    assert_eq!(service.rules.on_all_down, OnAllDown::Sorry);
+    let roles: Vec<_> = service.backends.iter().map(|backend| backend.role).collect();
+    assert_eq!(roles, [Role::Primary, Role::Backup, Role::Sorry]);
+    assert_eq!(service.backends[2].check.kind, CheckKind::None);
+    assert_eq!(config.warnings(), Vec::<String>::new());
+    let last = parsed(&format!(
+        "{HEAD}{WEB}sorry = \"10.0.1.99\"\non_all_down = \"last\"\n{BACKEND}"
+    ));
+    assert_eq!(last.services[0].rules.on_all_down, OnAllDown::Last);
 }

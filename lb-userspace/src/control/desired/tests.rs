@@ -25,9 +25,8 @@ fn three() -> Config {
 
 const UP: BackendStatus = BackendStatus {
     state: OperState::Up,
-    admin: AdminState::Ready,
-    runtime_weight: None,
     ever_up: true,
+    ..BackendStatus::UNSEEN
 };
 const DOWN: BackendStatus = BackendStatus {
     state: OperState::Down,
@@ -82,6 +81,8 @@ fn wanted(
             .map(|size| (service.key, Earlier { size }))
             .into_iter()
             .collect(),
+        backups: &BTreeSet::new(),
+        now: Instant::now(),
     });
     desired.services[&service.key].clone()
 }
@@ -219,6 +220,7 @@ fn any_status() -> impl Strategy<Value = BackendStatus> {
             runtime_weight,
             // The agent says so with the first UP.
             ever_up: ever_up || state == OperState::Up,
+            ..BackendStatus::default()
         },
     )
 }

@@ -31,19 +31,32 @@ fn of_services() {
             ),
             (
                 "keys that are not built",
-                service(
-                    "▶pool = 1\n▶quorum = 1\n▶panic_threshold = 1\n▶max_ejection_percent \
-                     = 1\n▶tracking = 1\n▶on_down = 1\n▶on_all_down = 1",
-                ),
+                service("▶pool = 1\n▶tracking = 1\n▶persistence = 1"),
                 &[
                     "`pool` of [[service]] is not built yet",
-                    "`quorum` of [[service]] is not built yet",
-                    "`panic_threshold` of",
-                    "`max_ejection_percent` of",
                     "`tracking` of",
-                    "`on_down` of",
-                    "`on_all_down` of",
+                    "`persistence` of",
                 ],
+            ),
+            (
+                "a sorry backend that is wanted and missing",
+                service("on_all_down = ▶\"sorry\""),
+                &["the service has no sorry backend; expected `sorry = \"ADDRESS\"`"],
+            ),
+            (
+                "a sorry backend that is never used",
+                service("on_all_down = \"drop\"\nsorry = ▶\"10.0.1.99\""),
+                &["the sorry backend is never used"],
+            ),
+            (
+                "a sorry backend that is a backend",
+                format!("{HEAD}{WEB}sorry = ▶\"10.0.1.11\"\n{BACKEND}"),
+                &["is 10.0.1.11 too; expected each backend of a service once"],
+            ),
+            (
+                "nothing but backups",
+                format!("{HEAD}▶{WEB}{BACKEND}backup = true\n"),
+                &["every backend of the service is a backup"],
             ),
             (
                 "ports",

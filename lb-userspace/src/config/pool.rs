@@ -1,0 +1,73 @@
+//! What a service says of its backends as a whole, in layers: `[defaults]`, `[[service]]`. What no layer says is
+//! [`PoolRules::default`].
+
+use std::time::Duration;
+
+use super::fault::{At, Reported};
+use super::keys;
+use super::types::{BackupMode, OnAllDown, OnDown, PoolRules};
+use super::value;
+use super::walk::Walk;
+
+/// What one table says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RulesLayer {
+    on_down: Option<At<OnDown>>,
+    pub on_all_down: Option<At<OnAllDown>>,
+    quorum: Option<At<u32>>,
+    quorum_hysteresis: Option<At<u32>>,
+    backup_mode: Option<At<BackupMode>>,
+    panic_threshold_percent: Option<At<u8>>,
+    max_ejection_percent: Option<At<u8>>,
+    slow_start: Option<At<Duration>>,
+}
+
+impl RulesLayer {
+    pub fn read(walk: &Walk<'_, '_>) -> Result<Self, Reported> {
+        let on_down = walk.maybe(&keys::ON_DOWN, value::choice);
+        let on_all_down = walk.maybe(&keys::ON_ALL_DOWN, value::choice);
+        let quorum = walk.maybe(&keys::QUORUM, value::integer);
+        let quorum_hysteresis = walk.maybe(&keys::QUORUM_HYSTERESIS, value::integer);
+        let backup_mode = walk.maybe(&keys::BACKUP_MODE, value::choice);
+        let panic_threshold_percent = walk.maybe(&keys::PANIC_THRESHOLD, value::integer);
+        let max_ejection_percent = walk.maybe(&keys::MAX_EJECTION_PERCENT, value::integer);
+        let slow_start = walk.maybe(&keys::SLOW_START, value::duration);
+        Ok(Self {
+            on_down: on_down?,
+            on_all_down: on_all_down?,
+            quorum: quorum?,
+            quorum_hysteresis: quorum_hysteresis?,
+            backup_mode: backup_mode?,
+            panic_threshold_percent: panic_threshold_percent?,
+            max_ejection_percent: max_ejection_percent?,
+            slow_start: slow_start?,
+        })
+    }
+
+    /// `base` with what this layer says.
+    pub fn over(&self, base: &PoolRules) -> PoolRules {
+        fn or<T: Copy>(own: Option<At<T>>, base: T) -> T {
+            own.map_or(base, |at| at.value)
+        }
+        let Self {
+            on_down,
+            on_all_down,
+            quorum,
+            quorum_hysteresis,
+            backup_mode,
+            panic_threshold_percent,
+            max_ejection_percent,
+            slow_start,
+        } = *self;
+        PoolRules {
+            on_down: or(on_down, base.on_down),
+            on_all_down: or(on_all_down, base.on_all_down),
+            quorum: or(quorum, base.quorum),
+            quorum_hysteresis: or(quorum_hysteresis, base.quorum_hysteresis),
+            backup_mode: or(backup_mode, base.backup_mode),
+            panic_threshold_percent: or(panic_threshold_percent, base.panic_threshold_percent),
+            max_ejection_percent: or(max_ejection_percent, base.max_ejection_percent),
+            slow_start: slow_start.map(|at| at.value).or(base.slow_start),
+        }
+    }
+}

@@ -11,4 +11,5 @@ pub mod decap;
 pub mod hash;
 pub mod layout;
 pub mod reason;
+pub mod reset;
 pub mod rule;

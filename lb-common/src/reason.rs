@@ -100,6 +100,8 @@ reasons! {
     TooBig = 15, "too_big", Drop;
     /// No room before the packet for the outer header, or the outgoing interface cannot transmit.
     CannotSend = 16, "cannot_send", Drop;
+    /// The backend of the connection is DOWN: the client was told by a reset in its name (`on_down = "reset"`).
+    ResetSent = 17, "reset_sent", Tx;
 }
 
 const _: () = assert!(Reason::COUNT <= crate::layout::REASON_SLOTS as usize);

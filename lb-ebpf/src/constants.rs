@@ -19,6 +19,10 @@ pub static EXPLAIN: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TRACE_DROPS: Global<u8> = Global::new(0);
 
+/// Not 0: some service has `on_down = "reset"`.
+#[unsafe(no_mangle)]
+pub static RESETS: Global<u8> = Global::new(0);
+
 /// The secret of the hash.
 #[unsafe(no_mangle)]
 pub static HASH_KEY: HashKey = HashKey([0; KEY_WORDS]);

@@ -13,8 +13,10 @@
 mod announce;
 mod bounds;
 mod constants;
+mod flow;
 mod forward;
 mod packet;
+mod reset;
 mod schedule;
 mod service;
 mod stats;
@@ -87,7 +89,11 @@ fn steer_ip(ctx: &XdpContext, ip: &packet::Ip) -> Result<Reason, Reason> {
     stats::explain_service(service);
     let table = service::table(service).ok_or(Reason::NoBackend)?;
     let hash = ip.hash(&flow);
-    let index = schedule::backend(table, hash).ok_or(Reason::NoBackend)?;
+    let index = schedule::backend(ctx, ip, &flow, service, table, hash).ok_or(Reason::NoBackend)?;
     stats::explain_backend(index);
-    forward::forward(ctx, ip, &flow, hash, index)
+    let reason = forward::forward(ctx, ip, &flow, hash, index)?;
+    if matches!(reason, Reason::ResetSent) {
+        flow::count_reset(service);
+    }
+    Ok(reason)
 }

@@ -31,7 +31,9 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// Flags of a TCP segment.
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// How many IPv6 extension headers are followed. RFC 8200 names each at most once, destination options
@@ -80,7 +82,8 @@ pub struct Flow {
     pub ports: u32,
     /// 1 for a TCP segment with SYN and without ACK, else 0.
     pub opens: u32,
-    /// Where the transport header begins, in bytes from the start of the frame.
+    /// Where the transport header begins, in bytes from the start of the frame; 0 for a flow that an ICMP error
+    /// quotes.
     pub transport: u32,
 }
 
@@ -104,7 +107,8 @@ pub enum NoFlow {
 #[derive(Clone, Copy)]
 struct Tcp {
     ports: [u8; 4],
-    sequence: [u8; 8],
+    sequence: [u8; 4],
+    acknowledgment: [u8; 4],
     offset_and_flags: [u8; 2],
     rest: [u8; 6],
 }
@@ -122,6 +126,66 @@ struct Udp {
 struct Extension {
     next: u8,
     length: u8,
+}
+
+/// What the rare paths must know of a TCP segment.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    /// As [`Flow::ports`].
+    pub ports: u32,
+    pub sequence: u32,
+    pub acknowledgment: u32,
+    /// Length of the TCP header in bytes, by itself: may be below 20, and beyond the packet.
+    pub header_len: u32,
+    pub flags: u8,
+}
+
+/// Reads the TCP header that [`Flow::transport`] tells the place of.
+#[inline(always)]
+pub fn segment(ctx: &XdpContext, transport: u32) -> Option<Segment> {
+    // The verifier takes an offset that comes out of memory only with a bound.
+    if transport > u32::from(u16::MAX) / 2 {
+        return None;
+    }
+    let Tcp {
+        ports,
+        sequence,
+        acknowledgment,
+        offset_and_flags: [offset, flags],
+        ..
+    } = read(ctx, transport as usize)?;
+    Some(Segment {
+        ports: u32::from_ne_bytes(ports),
+        sequence: u32::from_be_bytes(sequence),
+        acknowledgment: u32::from_be_bytes(acknowledgment),
+        header_len: u32::from(offset >> 4) * 4,
+        flags,
+    })
+}
+
+impl Segment {
+    /// SYN without ACK: the client opens a connection.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN
+    }
+
+    #[inline(always)]
+    pub fn fin(&self) -> bool {
+        self.flags & FIN != 0
+    }
+
+    #[inline(always)]
+    pub fn rst(&self) -> bool {
+        self.flags & RST != 0
+    }
+}
+
+/// Length of the frame in bytes.
+#[inline(always)]
+pub fn frame_len(ctx: &XdpContext) -> u32 {
+    // 16 bits, so that no arithmetic of one pointer alone comes out of it, which the verifier refuses.
+    u32::from((ctx.data_end() - ctx.data()) as u16)
 }
 
 /// Reads the Ethernet header.
@@ -326,6 +390,12 @@ impl Ip {
 }
 
 impl Flow {
+    /// Whether this is a TCP segment itself, not one that an ICMP error quotes.
+    #[inline(always)]
+    pub fn is_tcp_segment(&self) -> bool {
+        self.protocol == u32::from(TCP) && self.transport != 0
+    }
+
     /// Destination port in network order.
     #[inline(always)]
     pub fn destination_port(&self) -> u16 {

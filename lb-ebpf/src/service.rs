@@ -61,6 +61,15 @@ pub fn table(service: u32) -> Option<TableWord> {
     (table.size() != 0).then_some(table)
 }
 
+/// The table before the one in force, while a resize is under way.
+#[inline(always)]
+pub fn table_before(service: u32) -> Option<TableWord> {
+    let record = RECORDS.get_ptr(service)?;
+    // SAFETY: as in `table`.
+    let before = unsafe { core::ptr::read_volatile(&raw const (*record).before) };
+    (before.size() != 0).then_some(before)
+}
+
 /// A key on the stack: aligned, it is put together from words of 64 bits.
 #[repr(C, align(8))]
 struct OnStack(ServiceKey);

@@ -15,14 +15,16 @@ fn every_combination_of_features_passes_the_verifier() {
     let sizes = Sizes {
         services: 64,
         backends: 64,
+        flows: 1024,
     };
-    for bits in 0..16 {
+    for bits in 0..32 {
         let on = |bit: u32| bits & 1 << bit != 0;
         let features = Features {
             wildcard: on(0),
             announce: on(1),
             explain: on(2),
             trace_drops: on(3),
+            resets: on(4),
         };
         let mut ebpf = load::load(features, &HashKey([3; 8]), sizes, None).expect("an object that loads");
         attach::verify(&mut ebpf, "lb").unwrap_or_else(|error| panic!("{features:?}: {error:?}"));

@@ -38,6 +38,7 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/xlb";
 pub const SIZES: Sizes = Sizes {
     services: 64,
     backends: 64,
+    flows: 1024,
 };
 const KEY: HashKey = HashKey([5; 8]);
 

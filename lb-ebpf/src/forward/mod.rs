@@ -9,9 +9,11 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::layout::{Backend, MAX_INTERFACES, kind};
 use lb_common::reason::Reason;
+use lb_common::rule::Standing;
 
+use crate::constants::RESETS;
 use crate::packet::{Flow, Ip};
-use crate::stats;
+use crate::{reset, stats};
 
 /// Backends by their index; 0 is nobody.
 #[btf_map]
@@ -25,6 +27,12 @@ static EGRESS: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
 #[inline(always)]
 pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) -> Result<Reason, Reason> {
     let backend = BACKENDS.get(index).ok_or(Reason::NoBackend)?;
+    if RESETS.load() != 0
+        && matches!(Standing::from_bits(backend.standing), Standing::Resets)
+        && flow.is_tcp_segment()
+    {
+        return reset::answer(ctx, ip, flow);
+    }
     let bytes = (ctx.data_end() - ctx.data()) as u64;
     match backend.kind {
         kind::L2 => l2::rewrite(ctx, ip, backend)?,
@@ -43,4 +51,14 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
         }
         Err(_) => Err(Reason::CannotSend),
     }
+}
+
+/// What a backend still takes.
+#[inline(always)]
+pub fn standing(index: u32) -> Standing {
+    let Some(backend) = BACKENDS.get_ptr(index) else {
+        return Standing::Gone;
+    };
+    // SAFETY: a valid map value; volatile because the agent stores to it while we read.
+    Standing::from_bits(unsafe { core::ptr::read_volatile(&raw const (*backend).standing) })
 }

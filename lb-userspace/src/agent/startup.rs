@@ -78,6 +78,7 @@ impl Agent {
         let sizes = Sizes {
             services: config.agent.max_services,
             backends: config.agent.max_backends,
+            flows: load::FLOWS,
         };
         let mut ebpf = load::load(features, &key, sizes, Some(&pins))?;
         attach::verify(&mut ebpf, PROGRAM)?;
@@ -290,6 +291,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         announce: config.agent.announce == Announce::L2,
         explain: false,
         trace_drops,
+        resets: false,
     }
 }
 

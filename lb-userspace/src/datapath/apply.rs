@@ -11,7 +11,9 @@ use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use aya::maps::MapError;
-use lb_common::layout::{self, Backend as Record, BackendMeta, Counters, NAME_LEN, ServiceMeta, TableWord};
+use lb_common::layout::{
+    self, Backend as Record, BackendMeta, Counters, NAME_LEN, ServiceMeta, Slot, TableWord,
+};
 
 use super::Error;
 use super::identity;
@@ -456,7 +458,9 @@ impl Dataplane {
                 self.allocator.release(table, now);
                 return Err(error);
             }
-            self.maps.slabs.write(table, new_owners.into_iter());
+            self.maps
+                .slabs
+                .write(table, new_owners.into_iter().map(Slot::stable));
             table
         };
         self.maps.records.set_table(index, table);

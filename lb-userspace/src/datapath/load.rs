@@ -17,6 +17,8 @@ pub struct Features {
     pub explain: bool,
     /// Dropped packets can be logged.
     pub trace_drops: bool,
+    /// Some service answers for its dead backends with resets (`on_down = "reset"`).
+    pub resets: bool,
 }
 
 /// How large the maps are made; maps that are pinned already keep their sizes.
@@ -24,7 +26,13 @@ pub struct Features {
 pub struct Sizes {
     pub services: u32,
     pub backends: u32,
+    /// Entries of the flow table. Its memory is taken as flows come, but for 16 bytes each, rounded up to a power
+    /// of two.
+    pub flows: u32,
 }
+
+/// Entries of the flow table unless the configuration says otherwise.
+pub const FLOWS: u32 = 1_048_576;
 
 /// Loads the program and its maps, the pinned ones from `pins` where they exist.
 ///
@@ -37,7 +45,9 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         announce,
         explain,
         trace_drops,
+        resets,
     } = features;
+    let resets = flag(resets);
     let (wildcard, announce, explain, trace) =
         (flag(wildcard), flag(announce), flag(explain), flag(trace_drops));
     let mut loader = EbpfLoader::new();
@@ -46,10 +56,14 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .override_global("ANNOUNCE", &announce, true)
         .override_global("EXPLAIN", &explain, true)
         .override_global("TRACE_DROPS", &trace, true)
+        .override_global("RESETS", &resets, true)
         .override_global("HASH_KEY", &key.0, true)
         // A service and the mark of its address are two entries.
         .map_max_entries("SERVICES", sizes.services * 2)
         .map_max_entries("RECORDS", sizes.services)
+        .map_max_entries("FLOWS", sizes.flows)
+        .map_max_entries("FLOW_CONTROL", sizes.services)
+        .map_max_entries("FLOW_COUNTERS", sizes.services)
         // Index 0 is nobody.
         .map_max_entries("BACKENDS", sizes.backends + 1)
         .map_max_entries("COUNTERS", sizes.backends + 1);

@@ -7,12 +7,13 @@ use aya::{Ebpf, Pod};
 use aya_obj::generated::bpf_map_type;
 use lb_common::hash::HashKey;
 use lb_common::layout::{
-    self, AgentMeta, Backend, BackendMeta, Counters, Interface, SLAB_SLOTS, ServiceMeta, ServiceRecord, Slot,
-    TableWord,
+    self, AgentMeta, Backend, BackendMeta, Counters, FlowCounters, Interface, SLAB_SLOTS, ServiceMeta,
+    ServiceRecord, Slot, TableWord,
 };
 use lb_common::reason::Reason;
 
 use super::Error;
+use super::flows::{self, FlowControls, Flows};
 use super::load::Sizes;
 use super::mmap::Words;
 use super::pins::{self, PinDir, Pinned};
@@ -26,6 +27,9 @@ pub struct Maps {
     pub backends: Array<MapData, Backend>,
     pub counters: PerCpuArray<MapData, Counters>,
     pub reasons: PerCpuArray<MapData, u64>,
+    pub flows: Flows,
+    pub flow_control: FlowControls,
+    flow_counters: PerCpuArray<MapData, FlowCounters>,
     pub egress: DevMapHash<MapData>,
     pub interfaces: HashMap<MapData, u32, Interface>,
     pub service_meta: Array<MapData, ServiceMeta>,
@@ -83,6 +87,8 @@ impl Maps {
         pins: Option<PinDir>,
     ) -> Result<Self, Error> {
         let records = take(&pins::RECORDS)?;
+        let flow_control = take(&pins::FLOW_CONTROL)?;
+        let control = data_of(&flow_control)?;
         Ok(Self {
             services: take(&pins::SERVICES)?.try_into()?,
             records: Records::map(&records)?,
@@ -90,6 +96,9 @@ impl Maps {
             backends: take(&pins::BACKENDS)?.try_into()?,
             counters: take(&pins::COUNTERS)?.try_into()?,
             reasons: take(&pins::REASONS)?.try_into()?,
+            flows: Flows::new(take(&pins::FLOWS)?)?,
+            flow_control: FlowControls::map(control.fd(), max_entries(control))?,
+            flow_counters: take(&pins::FLOW_COUNTERS)?.try_into()?,
             egress: take(&pins::EGRESS)?.try_into()?,
             interfaces: take(&pins::INTERFACES)?.try_into()?,
             service_meta: take(&pins::SERVICE_META)?.try_into()?,
@@ -98,17 +107,41 @@ impl Maps {
         })
     }
 
+    /// The slots of a table; none where there is no such table.
+    #[must_use]
+    pub fn slots(&self, table: TableWord) -> Vec<Slot> {
+        self.slabs.slots(table)
+    }
+
     /// The owners of a table's slots, as indices of backends; none where there is no such table.
     #[must_use]
     pub fn owners(&self, table: TableWord) -> Vec<u32> {
-        if table == TableWord::NONE || !self.slabs.hold(table) {
-            return Vec::new();
-        }
-        let slab = &self.slabs.mapped[table.slab() as usize];
-        let start = table.offset() as usize;
-        (start..start + table.size() as usize)
-            .map(|i| Slot(slab.get(i)).current())
-            .collect()
+        self.slots(table).into_iter().map(Slot::current).collect()
+    }
+
+    /// What all CPUs together counted about the flow table, for a service.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn flow_counters(&self, service: u32) -> Result<FlowCounters, Error> {
+        let values: PerCpuValues<FlowCounters> = self.flow_counters.get(&service, 0)?;
+        Ok(values
+            .iter()
+            .fold(FlowCounters::default(), |sum, cpu| flows::add_counters(&sum, cpu)))
+    }
+
+    /// Begins the counts of a service anew: its index was another one's.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn clear_flow_counters(&mut self, service: u32) -> Result<(), Error> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, source)| Error::io(path)(source))?;
+        let zeros = PerCpuValues::try_from(vec![FlowCounters::default(); cpus]);
+        let zeros = zeros.map_err(|source| Error::Syscall {
+            call: "per-CPU counters",
+            source,
+        })?;
+        Ok(self.flow_counters.set(service, zeros, 0)?)
     }
 
     /// What all CPUs together counted for a backend.
@@ -182,6 +215,17 @@ impl Records {
     pub fn set_table(&self, service: u32, table: TableWord) {
         self.0.set(service as usize * WORDS_A_RECORD, table.0);
     }
+
+    /// The table before the one in force, while a resize is under way.
+    #[must_use]
+    pub fn before(&self, service: u32) -> TableWord {
+        TableWord(self.0.get(service as usize * WORDS_A_RECORD + 1))
+    }
+
+    /// To be written before [`TableWord::RESIZING`] is set, and cleared after that is.
+    pub fn set_before(&self, service: u32, before: TableWord) {
+        self.0.set(service as usize * WORDS_A_RECORD + 1, before.0);
+    }
 }
 
 /// The slabs that lookup tables lie in, memory-mapped.
@@ -245,12 +289,25 @@ impl Slabs {
     }
 
     /// Fills a table that no record names yet.
-    pub fn write(&self, table: TableWord, owners: impl Iterator<Item = u32>) {
+    pub fn write(&self, table: TableWord, slots: impl IntoIterator<Item = Slot>) {
         let slab = &self.mapped[table.slab() as usize];
         let start = table.offset() as usize;
-        for (slot, owner) in owners.take(table.size() as usize).enumerate() {
-            slab.set(start + slot, Slot::stable(owner).0);
+        for (index, slot) in slots.into_iter().take(table.size() as usize).enumerate() {
+            slab.set(start + index, slot.0);
         }
+    }
+
+    /// The slots of a table; none where there is no such table.
+    #[must_use]
+    pub fn slots(&self, table: TableWord) -> Vec<Slot> {
+        if table.size() == 0 || !self.hold(table) {
+            return Vec::new();
+        }
+        let slab = &self.mapped[table.slab() as usize];
+        let start = table.offset() as usize;
+        (start..start + table.size() as usize)
+            .map(|index| Slot(slab.get(index)))
+            .collect()
     }
 }
 
@@ -322,7 +379,7 @@ fn max_entries(data: &MapData) -> u32 {
     data.info().map_or(0, |info| info.max_entries())
 }
 
-fn data_of(map: &Map) -> Result<&MapData, MapError> {
+pub(super) fn data_of(map: &Map) -> Result<&MapData, MapError> {
     match map {
         Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => Ok(data),
         other => Err(MapError::InvalidMapType {

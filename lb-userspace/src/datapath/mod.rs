@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod attach;
 pub mod decap;
+pub mod flows;
 pub mod identity;
 pub mod load;
 pub mod maps;

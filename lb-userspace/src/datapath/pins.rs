@@ -43,6 +43,9 @@ pinned! {
     BACKENDS: "BACKENDS", "backends", Array, WORD, size_of::<layout::Backend>(), 0;
     COUNTERS: "COUNTERS", "counters", PerCpuArray, WORD, size_of::<layout::Counters>(), 0;
     REASONS: "REASONS", "reasons", PerCpuArray, WORD, size_of::<u64>(), 0;
+    FLOWS: "FLOWS", "flows", Hash, size_of::<layout::FlowKey>(), size_of::<layout::FlowEntry>(), NO_PREALLOC;
+    FLOW_CONTROL: "FLOW_CONTROL", "flow_control", Array, WORD, size_of::<layout::FlowControl>(), layout::MMAPABLE;
+    FLOW_COUNTERS: "FLOW_COUNTERS", "flow_counters", PerCpuArray, WORD, size_of::<layout::FlowCounters>(), 0;
     EGRESS: "EGRESS", "egress", DevMapHash, WORD, 2 * WORD, 0;
     INTERFACES: "INTERFACES", "interfaces", Hash, WORD, size_of::<layout::Interface>(), 0;
     SERVICE_META: "", "service_meta", Array, WORD, size_of::<layout::ServiceMeta>(), 0;
@@ -51,7 +54,7 @@ pinned! {
     HASH_KEY: "", "hash_key", Array, WORD, size_of::<lb_common::hash::HashKey>(), 0;
 }
 
-/// `BPF_F_NO_PREALLOC`, which a prefix tree must have.
+/// `BPF_F_NO_PREALLOC`: memory is taken as entries come. A prefix tree must have it.
 const NO_PREALLOC: u32 = 1;
 
 impl Pinned {

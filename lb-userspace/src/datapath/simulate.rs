@@ -59,6 +59,9 @@ const STAND_IN_KEY: HashKey = HashKey([
     0x3F84_D5B5_B547_0917,
 ]);
 
+/// Entries of the flow table.
+const FLOWS: u32 = 65_536;
+
 const PROGRAM: &str = "lb";
 
 /// What the simulation cannot know from the configuration.
@@ -215,6 +218,8 @@ impl Simulator {
             announce: config.agent.announce == Announce::L2,
             explain,
             trace_drops: false,
+            // No packet can tell the difference unless a test marks a backend so.
+            resets: explain,
         };
         let configured = config
             .agent
@@ -225,6 +230,7 @@ impl Simulator {
         let sizes = Sizes {
             services: config.agent.max_services,
             backends: config.agent.max_backends,
+            flows: FLOWS,
         };
         let mut ebpf = load::load(features, &key, sizes, None)?;
         attach::verify(&mut ebpf, PROGRAM)?;

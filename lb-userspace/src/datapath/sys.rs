@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
 
 /// `bpf(2)`.
@@ -73,6 +74,66 @@ pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
     attr.link_detach.link_fd = link.as_raw_fd().cast_unsigned();
     bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(|_| ())
+}
+
+/// Looks a key up and deletes it in one step (`BPF_MAP_LOOKUP_AND_DELETE_ELEM`; for hash maps Linux 5.14). `K` and
+/// `V` must have the sizes of the map's keys and values.
+///
+/// # Errors
+/// What the system call returns; `ENOENT` where the key is not there.
+pub(super) fn lookup_and_delete<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &mut V,
+) -> io::Result<()> {
+    // SAFETY: plain integers, for which all zeros is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the union's part for operations on one element, all of it zero until here.
+    let element = unsafe { &mut attr.__bindgen_anon_2 };
+    element.map_fd = map.as_raw_fd().cast_unsigned();
+    element.key = std::ptr::from_ref(key) as u64;
+    element.__bindgen_anon_1.value = std::ptr::from_mut(value) as u64;
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr).map(|_| ())
+}
+
+/// What [`lookup_batch`] read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Batch {
+    /// How many keys and values.
+    pub count: usize,
+    /// Nothing follows.
+    pub last: bool,
+}
+
+/// Reads keys and values of a hash map (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6) from a position that the call before gave
+/// (`None`: from the beginning), as many as there is room for, whole buckets only. `K` and `V` must have the sizes of
+/// the map's keys and values.
+///
+/// # Errors
+/// What the system call returns; `ENOSPC` where the next bucket alone has more than there is room for.
+pub(super) fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    position: Option<&u32>,
+    next: &mut u32,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<Batch> {
+    // SAFETY: plain integers, for which all zeros is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.batch.in_batch = position.map_or(0, |position| std::ptr::from_ref(position) as u64);
+    attr.batch.out_batch = std::ptr::from_mut(next) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = keys.len().min(values.len()) as u32;
+    attr.batch.map_fd = map.as_raw_fd().cast_unsigned();
+    let last = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: the part of the union that was filled above, where the kernel wrote the count.
+    let count = unsafe { attr.batch.count } as usize;
+    Ok(Batch { count, last })
 }
 
 /// Opens a pinned object (`BPF_OBJ_GET`).

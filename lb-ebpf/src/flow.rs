@@ -1,0 +1,262 @@
+//! The flow table, and the way of a packet whose slot moves.
+//!
+//! What is to be done says the pure rule in [`lb_common::rule`]; here it is asked and carried out. Elements of the
+//! map are recycled under their readers: the word with tag and backend is read once and its tag compared, so that
+//! no packet takes another flow's backend. State and time are stored in place; a store that comes after the element
+//! has become another flow's marks that flow as seen, or as closing, which ends its entry a while after its last
+//! packet at the earliest.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, xdp_md};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
+use lb_common::layout::{
+    FlowControl, FlowCounters, FlowEntry, FlowKey, FlowOwner, FlowSeen, MMAPABLE, Slot, TableWord,
+};
+use lb_common::rule::{self, Entry, Packet, State, Write};
+
+use crate::packet::{self, TCP};
+use crate::{forward, schedule, service};
+
+/// The flow table, shared by all CPUs. Memory is taken as flows come; a table that is full refuses.
+#[btf_map]
+static FLOWS: HashMap<FlowKey, FlowEntry, 1_048_576, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Allowances and refusals, by service.
+#[btf_map]
+static FLOW_CONTROL: Array<FlowControl, 1024, { MMAPABLE as usize }> = Array::new();
+
+/// What became of packets here, by service.
+#[btf_map]
+static FLOW_COUNTERS: PerCpuArray<FlowCounters, 1024> = PerCpuArray::new();
+
+/// The errors of `bpf_map_update_elem` that mean something of their own; the others are a lack of room.
+const EEXIST: i32 = -17;
+
+/// A packet whose slot moves, or whose table is being resized.
+#[repr(C, align(8))]
+pub struct Asked {
+    /// First, so that it is aligned: a key on the stack is put together from words of 64 bits.
+    pub key: FlowKey,
+    pub slot: Slot,
+    pub table: TableWord,
+    pub hash: u32,
+    /// [`crate::packet::Flow::transport`].
+    pub transport: u32,
+    pub protocol: u32,
+}
+
+/// The backend of a packet; 0: nobody.
+///
+/// A subprogram of its own: it runs for few packets, and inlined, once for each address family, it would take
+/// registers and stack from the path of all others.
+#[inline(never)]
+pub fn consult(ctx: *mut xdp_md, asked: &Asked) -> u32 {
+    let Some(packet) = read_packet(&XdpContext::new(ctx), asked) else {
+        return 0;
+    };
+    let slot = effective_slot(asked);
+    let key = &asked.key;
+    // Another CPU may make the same entry at the same moment: then the rule is asked once more.
+    for _ in 0..2 {
+        let place = FLOWS.get_ptr_mut(key);
+        let entry = place.and_then(|place| read_entry(place, asked.hash));
+        if entry.is_some() {
+            count(asked, |counters| counters.hits += 1);
+        }
+        let decision = rule::decide(slot, entry, packet, forward::standing);
+        let backend = decision.backend;
+        let (state, flags) = match decision.write {
+            Write::Nothing => return backend,
+            Write::Touch(state) => {
+                if let Some(place) = place {
+                    touch(place, state);
+                }
+                return backend;
+            }
+            Write::Occupied => {
+                count(asked, |counters| counters.occupied += 1);
+                note_refusal(asked, packet);
+                return decision.otherwise;
+            }
+            Write::Insert(state) => {
+                if !take_allowance(asked, packet) {
+                    count(asked, |counters| counters.refused_allowance += 1);
+                    note_refusal(asked, packet);
+                    return decision.otherwise;
+                }
+                (state, BPF_NOEXIST)
+            }
+            Write::Replace(state) => (state, BPF_ANY),
+        };
+        match put(asked, packet, backend, state, flags) {
+            Ok(()) => {
+                count_insert(asked, packet);
+                return backend;
+            }
+            Err(EEXIST) => {}
+            Err(_) => {
+                if flags == BPF_ANY {
+                    // Gone already where another CPU was faster.
+                    let _ = FLOWS.remove(key);
+                }
+                return refuse_full(asked, packet, decision.otherwise);
+            }
+        }
+    }
+    // An element under this key with another flow's tag, twice: as good as a table without room.
+    let home = rule::decide(slot, None, packet, forward::standing).otherwise;
+    refuse_full(asked, packet, home)
+}
+
+#[inline(always)]
+fn refuse_full(asked: &Asked, packet: Packet, otherwise: u32) -> u32 {
+    count(asked, |counters| counters.refused_full += 1);
+    note_refusal(asked, packet);
+    otherwise
+}
+
+#[inline(always)]
+fn count(asked: &Asked, what: impl FnOnce(&mut FlowCounters)) {
+    if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(asked.key.service) {
+        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
+        what(unsafe { &mut *counters });
+    }
+}
+
+/// The slot that counts: while the table is being resized, that of both tables together.
+#[inline(always)]
+fn effective_slot(asked: &Asked) -> Slot {
+    if !asked.table.is_resizing() {
+        return asked.slot;
+    }
+    let before = service::table_before(asked.key.service);
+    match before.and_then(|table| schedule::slot(table, asked.hash)) {
+        Some(before) => Slot::resizing(asked.slot, before),
+        None => asked.slot,
+    }
+}
+
+/// What the rule must know of the packet. The header is read again, because the path of all other packets has no
+/// use for sequence numbers.
+#[inline(always)]
+fn read_packet(ctx: &XdpContext, asked: &Asked) -> Option<Packet> {
+    if asked.transport == 0 {
+        return Some(Packet::Error);
+    }
+    if asked.protocol != u32::from(TCP) {
+        return Some(Packet::Datagram);
+    }
+    let segment = packet::segment(ctx, asked.transport)?;
+    Some(if segment.opens() {
+        Packet::Syn(segment.sequence)
+    } else if segment.fin() || segment.rst() {
+        Packet::Last {
+            sequence: segment.sequence,
+            reset: segment.rst(),
+        }
+    } else {
+        Packet::Data(segment.sequence)
+    })
+}
+
+/// The entry in an element of the map, unless the element is another flow's.
+#[inline(always)]
+fn read_entry(place: *mut FlowEntry, hash: u32) -> Option<Entry> {
+    // SAFETY: a valid, aligned map value of integers; volatile because others store to it while we read.
+    let (owner, seen, isn) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*place).owner),
+            core::ptr::read_volatile(&raw const (*place).seen),
+            core::ptr::read_volatile(&raw const (*place).isn),
+        )
+    };
+    (owner.hash() == hash).then_some(Entry {
+        backend: owner.backend(),
+        state: seen.state(),
+        isn,
+    })
+}
+
+#[inline(always)]
+fn touch(place: *mut FlowEntry, state: State) {
+    let seen = FlowSeen::new(state, now_ns());
+    // SAFETY: a valid, aligned map value; one store of one word, which others read whole.
+    unsafe { core::ptr::write_volatile(&raw mut (*place).seen, seen) };
+}
+
+#[inline(always)]
+fn put(asked: &Asked, packet: Packet, backend: u32, state: State, flags: u32) -> Result<(), i32> {
+    let key = &asked.key;
+    let entry = &FlowEntry {
+        owner: FlowOwner::new(asked.hash, backend),
+        seen: FlowSeen::new(state, now_ns()),
+        isn: match packet {
+            Packet::Syn(isn) => isn,
+            _ => 0,
+        },
+        reserved: 0,
+    };
+    FLOWS.insert(key, entry, u64::from(flags))
+}
+
+/// Takes one entry from the allowance of this kind of packet, if there is one left.
+#[inline(always)]
+fn take_allowance(asked: &Asked, packet: Packet) -> bool {
+    let Some(control) = FLOW_CONTROL.get_ptr_mut(asked.key.service) else {
+        return false;
+    };
+    // SAFETY: a valid map value; only its address is taken.
+    let left = unsafe {
+        match packet {
+            Packet::Syn(_) => &raw mut (*control).syn_left,
+            Packet::Datagram => &raw mut (*control).udp_left,
+            _ => &raw mut (*control).data_left,
+        }
+    };
+    // SAFETY: a valid, aligned word; volatile because other CPUs and the agent write it too.
+    unsafe {
+        let value = core::ptr::read_volatile(left);
+        if value != 0 {
+            core::ptr::write_volatile(left, value - 1);
+        }
+        value != 0
+    }
+}
+
+#[inline(always)]
+fn count_insert(asked: &Asked, packet: Packet) {
+    count(asked, |counters| match packet {
+        Packet::Syn(_) => counters.inserted_syn += 1,
+        Packet::Datagram => counters.inserted_udp += 1,
+        _ => counters.inserted_data += 1,
+    });
+}
+
+/// A refused entry keeps windows open, but not for UDP, which has no SYN that would tell new flows from old ones.
+#[inline(always)]
+fn note_refusal(asked: &Asked, packet: Packet) {
+    if matches!(packet, Packet::Datagram | Packet::Error) {
+        return;
+    }
+    if let Some(control) = FLOW_CONTROL.get_ptr_mut(asked.key.service) {
+        // SAFETY: a valid, aligned map value; volatile because the agent reads it.
+        unsafe { core::ptr::write_volatile(&raw mut (*control).refused_ns, now_ns()) };
+    }
+}
+
+/// Counts a reset that was sent in the name of a backend of a service.
+#[inline(always)]
+pub fn count_reset(service: u32) {
+    if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(service) {
+        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
+        unsafe { (*counters).resets += 1 };
+    }
+}
+
+#[inline(always)]
+fn now_ns() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_ns() }
+}

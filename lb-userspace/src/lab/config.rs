@@ -15,6 +15,8 @@ pub struct Config {
     pub xdp_mode: &'static str,
     pub announce: &'static str,
     pub on_stop: &'static str,
+    /// Further lines of `[agent]`.
+    pub agent: String,
     /// Lines of `[defaults.check]`.
     pub check: String,
     pub services: Vec<Service>,
@@ -27,6 +29,7 @@ impl Default for Config {
             xdp_mode: "native",
             announce: "none",
             on_stop: "keep",
+            agent: String::new(),
             check: String::new(),
             services: Vec::new(),
         }
@@ -48,6 +51,8 @@ pub struct Service {
     pub port: u16,
     pub protocol: Protocol,
     pub forward: Forward,
+    /// Further lines of `[[service]]`.
+    pub more: String,
     /// Lines of `[service.check]`; empty: what the protocol has by default.
     pub check: String,
     pub backends: Vec<Backend>,
@@ -77,6 +82,7 @@ impl Service {
             port: 80,
             protocol: Protocol::Tcp,
             forward,
+            more: String::new(),
             check: "type = \"http\"\npath = \"/healthz\"\n".into(),
             backends: backends.collect(),
         }
@@ -112,13 +118,14 @@ impl Config {
             xdp_mode,
             announce,
             on_stop,
+            agent,
             check,
             services,
         } = self;
         let mut text = format!(
             "schema = 1\n\n[agent]\ninterfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\n\
              announce = \"{announce}\"\non_stop = \"{on_stop}\"\napi_socket = \"{}\"\nstate_dir = \"{}\"\n\
-             pin_dir = \"{}\"\n\n[defaults.check]\n{check}\n",
+             pin_dir = \"{}\"\n{agent}\n[defaults.check]\n{check}\n",
             folder.join("xlb.sock").display(),
             folder.join("state").display(),
             pin_dir.display()
@@ -129,6 +136,7 @@ impl Config {
             port,
             protocol,
             forward,
+            more,
             check,
             backends,
         } in services
@@ -136,7 +144,7 @@ impl Config {
             let _ = write!(
                 text,
                 "[[service]]\nname = \"{name}\"\naddress = \"{address}\"\nport = {port}\n\
-                 protocol = \"{protocol}\"\nforward = \"{forward}\"\n\n"
+                 protocol = \"{protocol}\"\nforward = \"{forward}\"\n{more}\n"
             );
             if !check.is_empty() {
                 let _ = write!(text, "[service.check]\n{check}\n");

@@ -1,23 +1,24 @@
 //! The servers on the backends.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use anyhow::ensure;
+use nix::sys::signal::Signal;
 
 use super::cleanup::Folder;
 use super::network::Host;
 use super::process::{Process, binary};
 use super::wait::wait_for;
 
-/// The HTTP server of a backend, on every address of its host.
+/// A server of a backend.
 #[derive(Debug)]
 pub struct Server {
     process: Process,
 }
 
 impl Server {
-    /// Starts it and waits until it answers.
+    /// An HTTP server on every address of a host; waits until it answers.
     ///
     /// # Errors
     /// Where it does not.
@@ -30,6 +31,32 @@ impl Server {
             Ok(host.netns.enter(|| TcpStream::connect((host.v4, port)))?)
         })?;
         Ok(Self { process })
+    }
+
+    /// An echo server (see [`super::wire`]) on every address of a host for TCP, and on the given ones for UDP.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn echo(host: &Host, port: u16, udp: &[SocketAddr], folder: &Arc<Folder>) -> anyhow::Result<Self> {
+        let mut command = host.netns.command(binary("xlb")?);
+        command.args(["lab-server", "echo", &host.name, &format!("[::]:{port}")]);
+        command.args(udp.iter().map(ToString::to_string));
+        let process = Process::spawn(&format!("{}-echo-{port}", host.name), &mut command, folder)?;
+        wait_for("the echo server", || {
+            ensure!(process.ended()?.is_none(), "it ended:\n{}", process.log());
+            Ok(host.netns.enter(|| TcpStream::connect((host.v4, port)))?)
+        })?;
+        Ok(Self { process })
+    }
+
+    /// From then on an echo server accepts no connection and the kernel answers no SYN; those it has go on.
+    /// `false` ends that.
+    ///
+    /// # Errors
+    /// Where it ended before.
+    pub fn deafen(&self, deaf: bool) -> anyhow::Result<()> {
+        self.process
+            .signal(if deaf { Signal::SIGUSR1 } else { Signal::SIGUSR2 })
     }
 
     /// SIGKILL: from then on connections are refused.

@@ -1,5 +1,7 @@
 //! The servers of the lab, each a process of its own (`xlb lab-server`), so that it can be killed.
 
+mod echo;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,12 +26,17 @@ pub struct Options {
     /// Where it listens.
     #[arg(value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
+    /// Where the echo server takes datagrams.
+    #[arg(value_name = "ADDRESS:PORT")]
+    udp: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
     /// A small web server that says who it is.
     Http,
+    /// Answers each request of a connection with its name and a count.
+    Echo,
 }
 
 /// Serves for ever.
@@ -37,9 +44,15 @@ enum What {
 /// # Errors
 /// Where the address cannot be listened on.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
-    let Options { what, name, listen } = options;
+    let Options {
+        what,
+        name,
+        listen,
+        udp,
+    } = options;
     match what {
         What::Http => http(*listen, name).await,
+        What::Echo => echo::run(name, *listen, udp).await,
     }
 }
 

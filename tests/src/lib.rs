@@ -1,4 +1,6 @@
-//! What the end-to-end tests share: the lab of [`xlb::lab`], under short names.
+//! What the end-to-end tests share: the lab of [`xlb::lab`], under short names. And the benchmarks.
+
+pub mod bench;
 
 pub use xlb::lab::network as lab;
 pub use xlb::lab::{agent, cleanup, config, load, netns, pass, process, serve, server, wait};

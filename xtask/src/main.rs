@@ -1,7 +1,8 @@
-//! `cargo xtask`: set-up, build, test and demo of xlb, one command each.
+//! `cargo xtask`: set-up, build, test, demo and benchmarks of xlb, one command each.
 //!
 //! A verb does all the set-up that it needs itself, so a fresh machine needs no other command first.
 
+mod bench;
 mod build;
 mod demo;
 mod run;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Set-up, build, test and demo of xlb, one command each.
+/// Set-up, build, test, demo and benchmarks of xlb, one command each.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -32,6 +33,8 @@ enum Verb {
     Test(test::Options),
     /// Show xlb at work in a small network of namespaces.
     Demo(demo::Options),
+    /// Measure, beside the floor and the alternatives where there are any.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Verb::Build(options) => build::run(options),
         Verb::Test(options) => test::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Bench(options) => bench::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,75 @@
+//! The parts of `cargo xtask bench`, each a subcommand. A part prints its progress and writes its result as JSON;
+//! tables and pages are made by `cargo xtask bench`.
+
+pub mod consistency;
+#[path = "../../../xtask/src/bench/result.rs"]
+pub mod result;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use self::result::PartResult;
+use crate::cleanup;
+
+#[derive(Debug, Parser)]
+#[command(name = "xlb-bench", about = "The parts of cargo xtask bench")]
+struct Cli {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Debug, Subcommand)]
+enum Part {
+    Consistency {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: consistency::Options,
+    },
+}
+
+/// What every part takes.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Where the result goes; standard output when absent.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure less of everything.
+    #[arg(long)]
+    pub quick: bool,
+}
+
+/// Runs one part: 0 where it could be measured, whatever came out.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { part } = Cli::parse();
+    cleanup::start();
+    let (common, result) = match part {
+        Part::Consistency { common, options } => {
+            let result = consistency::run(common.quick, &options);
+            (common, result)
+        }
+    };
+    match result.and_then(|result| write(&common, &result)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the measurement failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(common: &Common, result: &PartResult) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(result)? + "\n";
+    match &common.json {
+        Some(path) => fs::write(path, text).with_context(|| path.display().to_string()),
+        None => {
+            println!("{text}");
+            Ok(())
+        }
+    }
+}

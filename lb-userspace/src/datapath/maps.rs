@@ -144,21 +144,6 @@ impl Maps {
         Ok(self.flow_counters.set(service, zeros, 0)?)
     }
 
-    /// The slots of a table; `None` where it lies in no slab that was there when these maps were opened.
-    #[must_use]
-    pub fn slots(&self, table: TableWord) -> Option<Vec<Slot>> {
-        if table == TableWord::NONE || !self.slabs.hold(table) {
-            return None;
-        }
-        let slab = &self.slabs.mapped[table.slab() as usize];
-        let start = table.offset() as usize;
-        Some(
-            (start..start + table.size() as usize)
-                .map(|i| Slot(slab.get(i)))
-                .collect(),
-        )
-    }
-
     /// What all CPUs together counted for a backend.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use lb_common::hash::{self, HashKey};
 use lb_common::layout::{Slot, TableWord};
 
@@ -109,13 +109,16 @@ impl Observer {
         if word == TableWord::NONE {
             return Ok(Table::default());
         }
-        if self.maps.slots(word).is_none() {
+        if !self.maps.slabs.hold(word) {
             // The agent made another slab since these were opened.
             self.maps = Maps::open(&self.pins)?;
         }
-        let Some(slots) = self.maps.slots(word) else {
-            bail!("the table of {} lies in no slab", self.targets[target].key);
-        };
+        ensure!(
+            self.maps.slabs.hold(word),
+            "the table of {} lies in no slab",
+            self.targets[target].key
+        );
+        let slots = self.maps.slots(word);
         let indices: HashSet<u32> = slots
             .iter()
             .flat_map(|slot| [slot.current(), slot.previous()])

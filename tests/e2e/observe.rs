@@ -7,15 +7,19 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use lb_tests::cleanup::{Cleanup, Folder};
 use lb_tests::lab::{Lab, LabOptions};
+use lb_tests::load::{Load, LoadOptions};
 use lb_tests::netns::run;
 use lb_tests::server::Server;
 use lb_tests::unprivileged;
 use lb_tests::wait::{wait_for, wait_until};
 use serde_json::Value;
 use support::{FAST, Xlb, addresses, service};
+use xlb::model::{CheckCode, OperState};
+use xlb::observe::history::Answer;
+use xlb::observe::{Timeline, Timestamp};
 
 const VIP: &str = "192.0.2.10";
 
@@ -106,11 +110,77 @@ fn a_death_and_an_order_are_events_with_their_cause() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn an_incident_has_its_course_and_outlives_a_reboot() -> anyhow::Result<()> {
+    if unprivileged("an_incident_has_its_course_and_outlives_a_reboot") {
+        return Ok(());
+    }
+    let mut world = World::new()?;
+    let mut xlb = Xlb::started(&world.lab, "", &world.web())?;
+    let b1 = world.lab.backends[0].v4.to_string();
+    let load = Load::start(
+        &world.lab.client.netns,
+        LoadOptions::new(vec![format!("{VIP}:80").parse()?]),
+    )?;
+    wait_until("requests", || Ok(load.begun() >= 100))?;
+    world.kill(0)?;
+    let rerouted = event(&xlb, "the course", |e| e["kind"] == "rerouted")?;
+    drop(load.finish()?);
+    let timeline: Timeline = serde_json::from_value(rerouted["detail"].clone())?;
+    let course = [
+        timeline.last_good,
+        timeline.first_bad,
+        Some(timeline.verdict),
+        timeline.table_switched,
+        timeline.first_packet,
+    ];
+    let course: Vec<Timestamp> = course.into_iter().flatten().collect();
+    assert!(course.len() == 5 && course.is_sorted(), "{timeline:?}");
+    assert!(
+        timeline.moved_slots > 0 && timeline.resolution_ms.is_some(),
+        "{timeline:?}"
+    );
+
+    reboot(&world, &xlb)?;
+    xlb.start()?;
+    let history: Answer = serde_json::from_str(&xlb.verb(&format!("health history web {b1} -o json"))?)?;
+    let [backend] = &history.backends[..] else {
+        bail!("{history:?}")
+    };
+    assert_eq!((backend.state, backend.failures), (OperState::Down, 1));
+    assert!(
+        backend.availability.is_some_and(|a| a > 0.0 && a < 1.0),
+        "{backend:?}"
+    );
+    let down = backend
+        .verdicts
+        .iter()
+        .find(|verdict| verdict.to == OperState::Down);
+    let down = down.context("no verdict")?;
+    assert_eq!(down.timeline.as_ref(), Some(&timeline));
+    assert_eq!(
+        down.results.last().map(|probe| probe.code),
+        Some(CheckCode::L4con)
+    );
+    let said = xlb.verb("health history web")?;
+    assert!(
+        said.contains("table switched") && said.contains("AVAILABILITY"),
+        "{said}"
+    );
+    let unknown = xlb.run(&["health", "history", "web", "10.9.9.9"])?;
+    assert_eq!(unknown.status.code(), Some(1));
+    Ok(())
+}
+
 /// What a reboot takes away: the agent, at once, and everything pinned.
-fn reboot(xlb: &Xlb) -> anyhow::Result<()> {
+fn reboot(world: &World, xlb: &Xlb) -> anyhow::Result<()> {
     xlb.process()?.kill()?;
     fs::remove_dir_all(&xlb.pins)?;
-    Ok(())
+    // The kernel lets go of the link of a process that died in a moment of its own.
+    wait_until("a bare interface", || {
+        let link = world.lab.lb.netns.run("ip -details link show eth0")?;
+        Ok(!link.contains("prog/xdp"))
+    })
 }
 
 #[test]
@@ -124,7 +194,7 @@ fn orders_survive_a_reboot_from_the_moment_they_are_answered() -> anyhow::Result
     xlb.verb(&format!("backend set-weight web {b2} 7"))?;
     xlb.verb(&format!("backend drain web {b1}"))?;
     let since = xlb.backend("web", &b1)?["changed"].clone();
-    reboot(&xlb)?;
+    reboot(&world, &xlb)?;
     xlb.start()?;
     let back = xlb.backend("web", &b1)?;
     assert_eq!((&back["admin"], &back["state"]), (&"DRAIN".into(), &"UP".into()));
@@ -133,7 +203,7 @@ fn orders_survive_a_reboot_from_the_moment_they_are_answered() -> anyhow::Result
     assert_eq!(xlb.backend("web", &b2)?["effective_weight"], 7);
 
     // A verdict of before the reboot does not outlive the first result after it.
-    reboot(&xlb)?;
+    reboot(&world, &xlb)?;
     world.kill(1)?;
     xlb.start()?;
     assert_eq!(xlb.backend("web", &b2)?["state"], "DOWN");
@@ -142,7 +212,7 @@ fn orders_survive_a_reboot_from_the_moment_they_are_answered() -> anyhow::Result
 
     // A torn checkpoint: the one before it says the same of the first order.
     xlb.verb(&format!("backend set-weight web {b2} 8 --force"))?;
-    reboot(&xlb)?;
+    reboot(&world, &xlb)?;
     let checkpoint = xlb.folder.file("state/checkpoint");
     let whole = fs::read(&checkpoint)?;
     fs::write(&checkpoint, &whole[..whole.len() / 2])?;

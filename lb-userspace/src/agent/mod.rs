@@ -14,6 +14,7 @@
 mod attach;
 mod choice;
 mod hashkey;
+mod incident;
 mod keep;
 mod orders;
 mod reconcile;
@@ -48,7 +49,8 @@ use crate::model::{BackendId, ServiceKey};
 use crate::net::link::LinkEvent;
 use crate::net::netlink::Netlink;
 use crate::net::{NextHops, Resolver};
-use crate::observe::{Bus, Kind};
+use crate::observe::incident::Follower;
+use crate::observe::{Archive, Bus, Kind, Trail};
 use crate::state::Keeper;
 use lb_common::hash::HashKey;
 
@@ -69,6 +71,8 @@ struct Observed {
     changed: Option<std::time::SystemTime>,
     /// Its state is from before a reboot: the first result decides.
     hearsay: bool,
+    /// Its last probes.
+    trail: Trail,
 }
 
 /// Waiting for checks: at start for all backends, at a reload for the new ones.
@@ -127,10 +131,14 @@ struct Agent {
     /// The maps are behind what is known: something changed, or writing them failed.
     behind: bool,
     started: std::time::SystemTime,
-    /// It adopted a pinned data plane.
-    warm: bool,
     /// What happened, for everybody who wants to know.
     events: Bus,
+    /// Events in the history and on disk.
+    archive: Archive,
+    /// Backends found DOWN whose table was not switched yet.
+    incidents: Vec<incident::Opened>,
+    /// Looks for the first packets after a switch.
+    follower: Follower,
     /// Writes down what must outlive a reboot.
     keeper: Keeper,
     /// How the backends of each service were chosen last.
@@ -213,6 +221,7 @@ impl Agent {
         if let Some(checkpoint) = checkpoint {
             self.keeper.finish(checkpoint);
         }
+        self.archive.finish();
         result
     }
 

@@ -72,6 +72,7 @@ impl Agent {
             self.after_change().await?;
         }
         self.keep(Instant::now());
+        self.end_incidents(Instant::now());
         if self.ramping && !self.starting() {
             self.reconcile_or_log();
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
-use super::Agent;
+use super::{Agent, incident};
 use crate::api::types::CheckStatus;
 use crate::control::{self, BackendStatus, Desired, HopView, Inputs};
 use crate::datapath::apply::{Change, ChangeKind};
@@ -19,6 +19,7 @@ impl Agent {
             // Sent before its checks were stopped.
             return;
         }
+        let probe = incident::probe(&report);
         let Report {
             id,
             result,
@@ -63,6 +64,7 @@ impl Agent {
         };
         let cause = format!("{} {}", check.code, check.detail);
         observed.check = check;
+        observed.trail.note(probe);
         if after != before {
             self.behind = true;
             self.keeper.mark();
@@ -70,14 +72,16 @@ impl Agent {
         if after.state != before.state {
             observed.changed = Some(SystemTime::now());
             let (from, to) = (before.state, after.state);
-            log::info!("backend {}: {from} -> {to} ({cause})", self.describe(&id));
             let kind = Kind::BackendState {
                 from,
                 to,
                 code: result.code,
                 latency_ms: f64::from(latency_us) / 1000.0,
+                results: observed.trail.recent(),
             };
+            log::info!("backend {}: {from} -> {to} ({cause})", self.describe(&id));
             self.emit(self.about(&id, kind).because(cause));
+            self.open_incident(id, from, to);
         }
         // A probe that could not be sent is no verdict: the round waits for another, up to its deadline. A
         // backend that is not checked is UP without a result.
@@ -194,6 +198,7 @@ impl Agent {
             log::info!("{}", describe_change(change));
             self.emit_change(change);
         }
+        self.follow_incidents(&changes, &desired);
         self.note_choices(&desired);
         Ok(changes)
     }

@@ -127,10 +127,8 @@ impl Agent {
             return Err(error);
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        self.emit(Kind::AgentStarted {
-            version: env!("CARGO_PKG_VERSION").into(),
-            warm: self.warm,
-        });
+        self.emit(Kind::AgentReady);
+        self.note_members();
         log::info!("ready");
         Ok(())
     }

@@ -22,7 +22,8 @@ use crate::health::{self, CheckSpec, HttpCheck, Policy, Prober, Target};
 use crate::model::{AdminState, BackendId, OperState};
 use crate::net::netlink::Netlink;
 use crate::net::{Resolver, link};
-use crate::observe::Bus;
+use crate::observe::incident::{Follower, Pinned};
+use crate::observe::{Archive, Timestamp};
 use crate::state::{Checkpoint, Keeper};
 
 /// Beyond the longest timeout, how long a round waits for results at most.
@@ -50,7 +51,7 @@ impl Agent {
         let result = async {
             let (agent, hops, links) = Self::bring_up(options, config, pins.clone(), lock, reports).await?;
             let path = &agent.config.agent.api_socket;
-            let socket = server::serve(path, commands, agent.events.clone())
+            let socket = server::serve(path, commands, agent.archive.clone())
                 .with_context(|| format!("API socket {}", path.display()))?;
             Ok((agent, hops, links, socket))
         }
@@ -92,7 +93,13 @@ impl Agent {
         let warm = !dataplane.remembered().is_empty();
         let kept = Checkpoint::load(&config.agent.state_dir);
         let Restored { statuses, observed } = keep::restore(&config, &dataplane.remembered(), kept.as_ref());
-        let events = Bus::with([]);
+        let archive = Archive::open(&config.agent.state_dir);
+        let events = archive.bus().clone();
+        tokio::spawn(archive.clone().follow());
+        let follower = Follower::spawn(
+            Pinned::open(&pins).map_err(datapath::Error::from)?,
+            events.clone(),
+        );
         let seq = kept.as_ref().map_or(0, |checkpoint| checkpoint.seq);
         let keeper = Keeper::new(&config.agent.state_dir, seq, events.clone());
         let netlink = Netlink::open()?;
@@ -121,15 +128,18 @@ impl Agent {
             groups: BTreeSet::new(),
             behind: true,
             started: SystemTime::now(),
-            warm,
             chosen: BTreeMap::new(),
             ramping: false,
             events,
+            archive,
+            incidents: Vec::new(),
+            follower,
             keeper,
             trace,
             config,
             options,
         };
+        agent.emit_start(warm, agent.last_life(kept.as_ref()));
         agent.beat()?;
         agent.adopted()?;
         let targets = agent.set_targets();
@@ -141,6 +151,20 @@ impl Agent {
         });
         log::info!("first round of checks: {} backends", targets.len());
         Ok((agent, hops, links))
+    }
+
+    /// The last sign of life of the agent before this one, as far as events do not have a later one.
+    fn last_life(&self, kept: Option<&Checkpoint>) -> Option<Timestamp> {
+        let beat = self
+            .dataplane
+            .maps
+            .agent_meta
+            .get(&0, 0)
+            .map_or(0, |meta| meta.alive_s);
+        let beat = Timestamp::of(SystemTime::UNIX_EPOCH + Duration::from_secs(beat.min(u64::from(u32::MAX))));
+        let written = kept.map_or(Timestamp(0), |checkpoint| checkpoint.written);
+        let last = beat.max(written).max(self.archive.history().last_time());
+        (last > Timestamp(0)).then_some(last)
     }
 
     /// Says what was found in the pins, and takes over what the last agent left beside them.

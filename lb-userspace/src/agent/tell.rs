@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use super::Agent;
 use crate::config::Config;
 use crate::control::{BackendStatus, DesiredService};
 use crate::datapath::apply::{Change, ChangeKind};
-use crate::model::BackendId;
-use crate::observe::{Draft, Kind};
+use crate::model::{BackendId, OperState};
+use crate::observe::{Draft, Kind, Timestamp};
 
 impl Agent {
     /// Tells everybody who follows the events. Never waits.
@@ -42,6 +43,32 @@ impl Agent {
                 file: weight,
             };
             self.emit(self.about(id, kind));
+        }
+    }
+
+    /// The agent came up; the one before it lived until `observed_until` at least.
+    pub(super) fn emit_start(&self, warm: bool, observed_until: Option<Timestamp>) {
+        self.emit(Kind::AgentStarted {
+            version: env!("CARGO_PKG_VERSION").into(),
+            warm,
+            observed_until,
+        });
+    }
+
+    /// Backends whose state has not changed for longer than events are kept are in the history all the same.
+    pub(super) fn note_members(&self) {
+        let now = Timestamp::of(SystemTime::now());
+        let mut history = self.archive.history();
+        for service in &self.config.services {
+            for backend in &service.backends {
+                let id = backend.id(service.key);
+                let state = self
+                    .statuses
+                    .get(&id)
+                    .map_or(OperState::Unknown, |status| status.state);
+                let place = SocketAddr::new(id.address, id.port);
+                history.know(&service.name, place, state, now);
+            }
         }
     }
 

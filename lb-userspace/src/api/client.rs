@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 
 use super::types::{BackendOrder, Done, Failure, Stats, Status};
 use crate::observe::bus::Batch;
+use crate::observe::history::{Answer, Selection};
 
 /// How long the agent may take to say what it knows.
 const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -131,6 +132,31 @@ impl Client {
         let path = format!("/v1/events?since={since}&wait={}", wait.as_secs());
         self.ask(Method::GET, &path, Bytes::new(), READ_LIMIT + wait)
             .await
+    }
+
+    /// Verdicts, incidents and availability of the backends that are asked for.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn history(&self, selection: &Selection, limit: usize) -> Result<Answer, Error> {
+        let Selection {
+            service,
+            address,
+            port,
+        } = selection;
+        let mut path = format!("/v1/history?limit={limit}");
+        // Names of services need no escaping, see `config::Shape::Name`; what is none is not found.
+        if let Some(service) = service {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            path += &format!("&service={}", service.replace(|c| !plain(c), "_"));
+        }
+        if let Some(address) = address {
+            path += &format!("&address={address}");
+        }
+        if let Some(port) = port {
+            path += &format!("&port={port}");
+        }
+        self.get(&path).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {

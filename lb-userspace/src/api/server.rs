@@ -1,6 +1,7 @@
 //! The server side: routes on a Unix socket that hand each request to the agent's loop; events come from the bus.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::{Command, Refusal, Reply};
 use super::types::{BackendOrder, Failure};
-use crate::observe::Bus;
+use crate::observe::Archive;
+use crate::observe::history::Selection;
 
 /// The socket's group, if the machine has it.
 const GROUP: &str = "xlb";
@@ -46,7 +48,7 @@ impl FromRef<Api> for Events {
 /// Where events come from.
 #[derive(Clone, Debug)]
 struct Events {
-    bus: Bus,
+    archive: Archive,
     /// Goes away when the server stops: those who wait for events then get what there is.
     serving: watch::Receiver<()>,
 }
@@ -89,7 +91,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Where the socket cannot be made, or another process listens on it.
-pub fn serve(path: &Path, commands: Commands, bus: Bus) -> io::Result<Socket> {
+pub fn serve(path: &Path, commands: Commands, archive: Archive) -> io::Result<Socket> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -111,7 +113,7 @@ pub fn serve(path: &Path, commands: Commands, bus: Bus) -> io::Result<Socket> {
     let (alive, serving) = watch::channel(());
     let api = Api {
         commands,
-        events: Events { bus, serving },
+        events: Events { archive, serving },
     };
     let task = tokio::spawn(async move {
         let served = axum::serve(listener, router(api)).with_graceful_shutdown(async {
@@ -167,6 +169,7 @@ fn router(api: Api) -> Router {
         )
         .route("/v1/backends", post(order))
         .route("/v1/events", get(events))
+        .route("/v1/history", get(history))
         .fallback(|| async {
             answer::<()>(Err(Refusal::NotFound(
                 "there is no such path; see docs/api.md".into(),
@@ -207,11 +210,48 @@ async fn events(
     };
     let limit = Duration::from_secs(wait.min(LONGEST_WAIT_S));
     tokio::select! {
-        () = events.bus.beyond(since) => {}
+        () = events.archive.bus().beyond(since) => {}
         _ = events.serving.changed() => {}
         () = tokio::time::sleep(limit) => {}
     }
-    answer(Ok(events.bus.since(since, EVENTS_AT_ONCE)))
+    answer(Ok(events.archive.bus().since(since, EVENTS_AT_ONCE)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HistoryQuery {
+    service: Option<String>,
+    address: Option<IpAddr>,
+    port: Option<u16>,
+    /// Verdicts of each backend at most.
+    limit: Option<usize>,
+}
+
+async fn history(
+    State(events): State<Events>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Response {
+    let HistoryQuery {
+        service,
+        address,
+        port,
+        limit,
+    } = match query {
+        Ok(Query(query)) => query,
+        Err(rejection) => return failure(rejection.status(), rejection.body_text()),
+    };
+    let selection = Selection {
+        service,
+        address,
+        port,
+    };
+    let found = events.archive.answer(&selection, limit.unwrap_or(usize::MAX));
+    if found.backends.is_empty() && selection != Selection::default() {
+        return answer::<()>(Err(Refusal::NotFound(
+            "nothing is kept of such a backend; see: xlb backend list".into(),
+        )));
+    }
+    answer(Ok(found))
 }
 
 fn failure(status: StatusCode, error: String) -> Response {
@@ -261,8 +301,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("xlb.sock");
         let (commands, _obeyed) = mpsc::channel(1);
-        let bus = Bus::with([]);
-        let socket = serve(&path, commands, bus.clone()).unwrap();
+        let archive = Archive::open(folder.path());
+        let bus = archive.bus().clone();
+        let socket = serve(&path, commands, archive).unwrap();
         let client = Client::new(&path);
         bus.emit(Kind::Isolated);
         let batch = client.events(0, Duration::from_secs(50)).await.unwrap();
@@ -291,7 +332,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("xlb.sock");
         let (commands, _obeyed) = mpsc::channel(1);
-        let _socket = serve(&path, commands, Bus::with([])).unwrap();
+        let _socket = serve(&path, commands, Archive::open(folder.path())).unwrap();
         let url = [
             "--unix-socket",
             path.to_str().unwrap(),

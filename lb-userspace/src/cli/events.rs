@@ -18,7 +18,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Show what happened: verdicts, orders, tables, interfaces, reloads.
 ///
-/// The agent keeps the last 4096 events.
+/// The agent keeps the last 16,384 events.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -161,6 +161,7 @@ mod tests {
             to: OperState::Down,
             code: CheckCode::L7rsp,
             latency_ms: 1.0,
+            results: Vec::new(),
         };
         let event = down
             .service("web")

@@ -26,6 +26,7 @@ mod doctor;
 mod done;
 mod events;
 mod grid;
+mod health;
 mod human;
 mod logging;
 mod outcome;
@@ -110,6 +111,7 @@ enum Verb {
     Status(status::Arguments),
     Stats(stats::Arguments),
     Events(events::Arguments),
+    Health(health::Arguments),
     Service(service::Arguments),
     Backend(backend::Arguments),
     Reload(reload::Arguments),
@@ -162,6 +164,7 @@ fn run(verb: Verb, context: &Context) -> anyhow::Result<Outcome> {
         Verb::Status(arguments) => status::run(&arguments, context),
         Verb::Stats(arguments) => stats::run(&arguments, context),
         Verb::Events(arguments) => events::run(&arguments, context),
+        Verb::Health(arguments) => health::run(arguments, context),
         Verb::Service(arguments) => service::run(&arguments, context),
         Verb::Backend(arguments) => backend::run(arguments, context),
         Verb::Reload(arguments) => reload::run(&arguments, context),

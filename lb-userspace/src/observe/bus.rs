@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::event::{Draft, Event, Timestamp};
 
 /// How many events are kept for readers.
-pub const ROOM: usize = 4096;
+pub const ROOM: usize = 16_384;
 
 /// The bus; clones are the same bus.
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::trail::Probe;
 use crate::model::{AdminState, CheckCode, OperState};
 
 /// A moment of the wall clock, in milliseconds since 1970; RFC 3339 with milliseconds, UTC, as text.
@@ -85,6 +86,23 @@ pub struct Event {
     pub kind: Kind,
 }
 
+/// The course of an incident, from the last probe that passed to packets that flow elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Timeline {
+    /// When the last probe that passed began; none where no agent of this boot saw one.
+    pub last_good: Option<Timestamp>,
+    /// When the first probe that failed began.
+    pub first_bad: Option<Timestamp>,
+    pub verdict: Timestamp,
+    /// When the table without it was in force; none where it had no slots, or they stayed.
+    pub table_switched: Option<Timestamp>,
+    pub moved_slots: u64,
+    /// When a packet was first seen at one of the backends that took over; none where no packet came for a while.
+    pub first_packet: Option<Timestamp>,
+    /// So much earlier that packet may have been: the counters are read from time to time.
+    pub resolution_ms: Option<f64>,
+}
+
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -97,11 +115,16 @@ pub enum Level {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", content = "detail", rename_all = "snake_case")]
 pub enum Kind {
-    /// The agent came up and is ready. `warm`: it adopted a pinned data plane.
+    /// The agent came up. `warm`: it adopted a pinned data plane.
     AgentStarted {
         version: String,
         warm: bool,
+        /// The last sign of life of the agent before: between the two nobody watched.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        observed_until: Option<Timestamp>,
     },
+    /// Its first round of checks is over, it forwards.
+    AgentReady,
     /// The agent ends. `forwarding`: packets go on without it.
     AgentStopped {
         forwarding: bool,
@@ -113,7 +136,12 @@ pub enum Kind {
         /// The result that decided.
         code: CheckCode,
         latency_ms: f64,
+        /// The last results before it, that one included, the oldest first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        results: Vec<Probe>,
     },
+    /// What followed after a backend was found DOWN; told when it is over.
+    Rerouted(Timeline),
     /// An operator, or an agent check, changed the admin state.
     BackendAdmin {
         from: AdminState,
@@ -226,6 +254,8 @@ impl Kind {
     pub fn level(&self) -> Level {
         match self {
             Self::AgentStarted { .. }
+            | Self::AgentReady
+            | Self::Rerouted(_)
             | Self::BackendAdmin { .. }
             | Self::BackendWeight { .. }
             | Self::BackendAdded { .. }
@@ -270,10 +300,28 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AgentStarted { version, warm: true } => {
-                write!(f, "agent {version} ready, the pinned data plane adopted")
+            Self::AgentStarted {
+                version, warm: true, ..
+            } => write!(f, "agent {version} started, the pinned data plane adopted"),
+            Self::AgentStarted { version, .. } => write!(f, "agent {version} started"),
+            Self::AgentReady => f.write_str("agent ready"),
+            Self::Rerouted(Timeline {
+                first_bad,
+                verdict,
+                table_switched,
+                first_packet,
+                ..
+            }) => {
+                let first_bad = first_bad.unwrap_or(*verdict);
+                match first_packet.or(*table_switched) {
+                    Some(end) => write!(
+                        f,
+                        "routed around {} ms after the first failing probe began",
+                        end.since(first_bad).as_millis()
+                    ),
+                    None => f.write_str("DOWN, but no slot of it went elsewhere"),
+                }
             }
-            Self::AgentStarted { version, warm: false } => write!(f, "agent {version} ready"),
             Self::AgentStopped { forwarding: true } => f.write_str("agent stopped, forwarding goes on"),
             Self::AgentStopped { forwarding: false } => f.write_str("agent stopped, nothing is forwarded"),
             Self::BackendState { from, to, .. } => write!(f, "{from} -> {to}"),
@@ -450,6 +498,7 @@ mod tests {
             to: OperState::Down,
             code: CheckCode::L4con,
             latency_ms: 0.5,
+            results: Vec::new(),
         }
         .service("web")
         .backend("[2001:db8::1]:80".parse().unwrap())

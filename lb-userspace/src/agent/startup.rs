@@ -12,13 +12,13 @@ use super::keep::{self, Restored};
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
 use crate::api::command::Command;
 use crate::api::server::{self, Socket};
-use crate::config::{self, Announce, CheckKind, Config, Machine};
+use crate::config::{Announce, Config, Machine};
 use crate::datapath::apply::Dataplane;
 use crate::datapath::load::{self, Features, Sizes};
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::{AGENT_META, PinDir};
 use crate::datapath::{self, attach};
-use crate::health::{self, CheckSpec, HttpCheck, Policy, Prober, Target};
+use crate::health::{CheckSpec, Prober, Target};
 use crate::model::{AdminState, BackendId, OperState};
 use crate::net::netlink::Netlink;
 use crate::net::{Resolver, link};
@@ -213,7 +213,7 @@ impl Agent {
                         id,
                         address: backend.address,
                         port: backend.port,
-                        check: check_spec(&backend.check),
+                        check: CheckSpec::of(&backend.check),
                         previous: Some(status.state).filter(|_| self.first_hand(&id)),
                     });
                 }
@@ -250,45 +250,6 @@ impl Agent {
             version,
         };
         Ok(self.dataplane.maps.agent_meta.set(0, meta, 0)?)
-    }
-}
-
-/// A check as the prober takes it. What the configuration accepts as an HTTP request can be sent.
-fn check_spec(check: &config::Check) -> CheckSpec {
-    let kind = match &check.kind {
-        CheckKind::None => health::CheckKind::None,
-        CheckKind::Tcp => health::CheckKind::Tcp,
-        CheckKind::Http(http) => {
-            let statuses = http
-                .expect_status
-                .0
-                .iter()
-                .map(|range| range.first..=range.last)
-                .collect();
-            let request = HttpCheck::new(
-                &http.method.to_string(),
-                &http.path,
-                http.host.as_deref(),
-                statuses,
-            );
-            health::CheckKind::Http(request.expect("validated with the configuration"))
-        }
-    };
-    let policy = Policy {
-        interval: check.interval,
-        timeout: check.timeout,
-        fast_interval: check.fast_interval,
-        fast_timeout: check.fast_timeout,
-        down_interval: check.down_interval,
-        rise: check.rise,
-        fall: check.fall,
-        jitter_percent: check.jitter_percent,
-    };
-    CheckSpec {
-        kind,
-        address: check.address,
-        port: check.port,
-        policy,
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::model::{Forward, Protocol};
 
-use super::check::{CheckType, Layer, LayerRead, refuse_misfits};
+use super::check::{CheckType, Layer, LayerRead, refuse_foreign_source, refuse_misfits};
 use super::fault::{At, Report, Reported};
 use super::keys;
 use super::machine::Machine;
@@ -41,12 +41,26 @@ impl Context<'_> {
         }
     }
 
-    /// The check of a backend whose own table is `layer`.
-    fn backend_check(&self, layer: &Layer, report: &Report<'_>) -> Result<Check, Reported> {
+    /// The check of the backend at `address` whose own table is `layer`.
+    fn backend_check(
+        &self,
+        layer: &Layer,
+        address: Result<IpAddr, Reported>,
+        report: &Report<'_>,
+    ) -> Result<Check, Reported> {
         let check = layer.over(&self.service_check()?);
-        refuse_misfits(&check, &[layer, self.layer?, self.defaults?], report);
+        let layers = [layer, self.layer?, self.defaults?];
+        refuse_misfits(&check, &layers, report);
+        if let Ok(address) = address {
+            refuse_foreign_source(&check, &layers, address, report);
+        }
         let port = self.port?;
-        if port.value == 0 && check.port.is_none() && check.kind != CheckKind::None {
+        let also = check.also.iter().map(|probe| (&probe.kind, probe.port));
+        let lacks_port = [(&check.kind, check.port)]
+            .into_iter()
+            .chain(also)
+            .any(|(kind, port)| port.is_none() && kind.needs_port());
+        if port.value == 0 && lacks_port {
             let kind = layer.kind.or(self.layer?.kind);
             report.fault_with_rest(
                 kind.map_or(port.offset, |kind| kind.offset),
@@ -91,7 +105,10 @@ impl<'b> Backends<'b> {
         if let Ok(Some(port)) = port {
             self.refuse_translation(port);
         }
-        let check = layer.and_then(|layer| self.service.backend_check(&layer, self.report));
+        let check = layer.and_then(|layer| {
+            let address = address.map(|at| at.value);
+            self.service.backend_check(&layer, address, self.report)
+        });
 
         port?;
         Ok(Backend {

@@ -2,15 +2,21 @@
 //!
 //! A layer says some keys; the others come from the layer below it and at last from
 //! [`Check::built_in`]. A layer that names another `type` than the one below starts with fresh
-//! type-specific keys: the path of an HTTP check means nothing to another one.
+//! type-specific keys: the path of an HTTP check means nothing to another one. The tables `[[check.also]]` of a
+//! layer stand in place of those below it.
+
+mod specific;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use self::specific::{Specific, misfit};
 use super::fault::{At, Report, Reported};
-use super::types::{Check, CheckKind, HttpCheck, HttpMethod, StatusRange, StatusSet};
+use super::types::{
+    Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, HttpCheck, Probe, Require, TlsCheck, UdpCheck,
+};
 use super::walk::Walk;
 use super::{keys, value};
 
@@ -21,6 +27,12 @@ pub(super) enum CheckType {
     None,
     Tcp,
     Http,
+    Https,
+    Udp,
+    Dns,
+    Icmp,
+    Grpc,
+    Exec,
 }
 
 impl CheckType {
@@ -30,6 +42,27 @@ impl CheckType {
             CheckKind::None => Self::None,
             CheckKind::Tcp => Self::Tcp,
             CheckKind::Http(_) => Self::Http,
+            CheckKind::Https(..) => Self::Https,
+            CheckKind::Udp(_) => Self::Udp,
+            CheckKind::Dns(_) => Self::Dns,
+            CheckKind::Icmp => Self::Icmp,
+            CheckKind::Grpc(_) => Self::Grpc,
+            CheckKind::Exec(_) => Self::Exec,
+        }
+    }
+
+    /// A check of this type whose keys are all absent.
+    fn fresh(self) -> CheckKind {
+        match self {
+            Self::None => CheckKind::None,
+            Self::Tcp => CheckKind::Tcp,
+            Self::Http => CheckKind::Http(HttpCheck::default()),
+            Self::Https => CheckKind::Https(HttpCheck::default(), TlsCheck::default()),
+            Self::Udp => CheckKind::Udp(UdpCheck::default()),
+            Self::Dns => CheckKind::Dns(DnsCheck::default()),
+            Self::Icmp => CheckKind::Icmp,
+            Self::Grpc => CheckKind::Grpc(GrpcCheck::default()),
+            Self::Exec => CheckKind::Exec(ExecCheck::default()),
         }
     }
 
@@ -38,6 +71,12 @@ impl CheckType {
             Self::None => "none",
             Self::Tcp => "tcp",
             Self::Http => "http",
+            Self::Https => "https",
+            Self::Udp => "udp",
+            Self::Dns => "dns",
+            Self::Icmp => "icmp",
+            Self::Grpc => "grpc",
+            Self::Exec => "exec",
         }
     }
 }
@@ -54,12 +93,16 @@ pub(super) struct Layer {
     rise: Option<At<u32>>,
     fall: Option<At<u32>>,
     jitter_percent: Option<At<u8>>,
-    port: Option<At<u16>>,
-    address: Option<At<IpAddr>>,
-    method: Option<At<HttpMethod>>,
-    path: Option<At<String>>,
-    host: Option<At<String>>,
-    expect_status: Option<StatusSet>,
+    require: Option<At<Require>>,
+    specific: Specific,
+    also: Option<Vec<Also>>,
+}
+
+/// A table `[[check.also]]`.
+#[derive(Debug)]
+struct Also {
+    kind: At<CheckType>,
+    specific: Specific,
 }
 
 /// A layer as read, and the type of check it leads to: known even where other keys are faulty.
@@ -102,7 +145,7 @@ impl LayerRead {
         }
         Self {
             check_type,
-            layer: own_type.and_then(|own_type| Layer::read(&walk, own_type)),
+            layer: own_type.and_then(|own_type| Layer::read(&walk, own_type, report)),
         }
     }
 }
@@ -110,24 +153,52 @@ impl LayerRead {
 /// Reports keys that a check of the type `check_type` does not have.
 fn refuse_foreign_keys(walk: &Walk<'_, '_>, check_type: Option<CheckType>, report: &Report<'_>) {
     let this_type = match check_type {
-        Some(CheckType::Http) => return,
-        Some(other) => format!("the type of this check is \"{}\"", other.name()),
+        Some(own) => format!("the type of this check is \"{}\"", own.name()),
         None => "this table has no `type`".to_owned(),
     };
-    for key in [&keys::METHOD, &keys::PATH, &keys::HOST, &keys::EXPECT_STATUS] {
+    for (key, types) in keys::SPECIFIC {
+        if check_type.is_some_and(|own| types.contains(&own.name())) {
+            continue;
+        }
         if let Some(offset) = walk.place(key) {
             let name = key.name;
+            let types: Vec<_> = types.iter().map(|name| format!("\"{name}\"")).collect();
+            let types = types.join(" or ");
             report.fault_with_rest(
                 offset,
-                format!("`{name}` is for checks of type \"http\", and {this_type}"),
-                format!("`type = \"http\"` with it, or no `{name}`"),
+                format!("`{name}` is for checks of type {types}, and {this_type}"),
+                format!("`type = {types}` with it, or no `{name}`"),
             );
         }
     }
 }
 
+impl Also {
+    fn read(walk: &Walk<'_, '_>, report: &Report<'_>) -> Result<Self, Reported> {
+        let kind = walk.need(&keys::ALSO_TYPE, value::choice);
+        if let Ok(kind) = kind {
+            refuse_foreign_keys(walk, Some(kind.value), report);
+        }
+        let specific = Specific::read(walk, report);
+        Ok(Self {
+            kind: kind?,
+            specific: specific?,
+        })
+    }
+
+    fn probe(&self) -> Probe {
+        let base = Probe {
+            kind: self.kind.value.fresh(),
+            port: None,
+            address: None,
+            source: None,
+        };
+        self.specific.over(self.kind.value, &base)
+    }
+}
+
 impl Layer {
-    fn read(walk: &Walk<'_, '_>, kind: Option<At<CheckType>>) -> Result<Self, Reported> {
+    fn read(walk: &Walk<'_, '_>, kind: Option<At<CheckType>>, report: &Report<'_>) -> Result<Self, Reported> {
         let interval = walk.maybe(&keys::INTERVAL, value::duration);
         let timeout = walk.maybe(&keys::TIMEOUT, value::duration);
         let fast_interval = walk.maybe(&keys::FAST_INTERVAL, value::duration);
@@ -136,12 +207,9 @@ impl Layer {
         let rise = walk.maybe(&keys::RISE, value::integer);
         let fall = walk.maybe(&keys::FALL, value::integer);
         let jitter_percent = walk.maybe(&keys::JITTER_PERCENT, value::integer);
-        let port = walk.maybe(&keys::CHECK_PORT, value::integer);
-        let address = walk.maybe(&keys::CHECK_ADDRESS, value::address);
-        let method = walk.maybe(&keys::METHOD, value::choice);
-        let path = walk.maybe(&keys::PATH, value::http_path);
-        let host = walk.maybe(&keys::HOST, value::host);
-        let expect_status = walk.list(&keys::EXPECT_STATUS, value::status);
+        let require = walk.maybe(&keys::REQUIRE, value::choice);
+        let specific = Specific::read(walk, report);
+        let also = Self::read_also(walk, report);
         Ok(Self {
             kind,
             interval: interval?,
@@ -152,18 +220,19 @@ impl Layer {
             rise: rise?,
             fall: fall?,
             jitter_percent: jitter_percent?,
-            port: port?,
-            address: address?,
-            method: method?,
-            path: path?,
-            host: host?,
-            expect_status: expect_status?.map(status_set),
+            require: require?,
+            specific: specific?,
+            also: also?,
         })
     }
 
-    fn type_over(&self, base: &Check) -> CheckType {
-        self.kind
-            .map_or_else(|| CheckType::of(&base.kind), |kind| kind.value)
+    fn read_also(walk: &Walk<'_, '_>, report: &Report<'_>) -> Result<Option<Vec<Also>>, Reported> {
+        if walk.place(&keys::ALSO_TABLES).is_none() {
+            return Ok(None);
+        }
+        let tables = walk.tables(&keys::ALSO_TABLES)?.into_iter();
+        let read: Vec<_> = tables.map(|walk| Also::read(&walk?, report)).collect();
+        read.into_iter().collect::<Result<_, _>>().map(Some)
     }
 
     /// `base` with what this layer says.
@@ -171,8 +240,21 @@ impl Layer {
         fn or<T: Copy>(own: Option<At<T>>, base: T) -> T {
             own.map_or(base, |at| at.value)
         }
+        let probe = Probe {
+            kind: base.kind.clone(),
+            port: base.port,
+            address: base.address,
+            source: base.source,
+        };
+        let check_type = or(self.kind, CheckType::of(&base.kind));
+        let Probe {
+            kind,
+            port,
+            address,
+            source,
+        } = self.specific.over(check_type, &probe);
         Check {
-            kind: self.kind_over(base),
+            kind,
             interval: or(self.interval, base.interval),
             timeout: or(self.timeout, base.timeout),
             fast_interval: or(self.fast_interval, base.fast_interval),
@@ -181,35 +263,39 @@ impl Layer {
             rise: or(self.rise, base.rise),
             fall: or(self.fall, base.fall),
             jitter_percent: or(self.jitter_percent, base.jitter_percent),
-            port: self.port.map(|at| at.value).or(base.port),
-            address: self.address.map(|at| at.value).or(base.address),
-        }
-    }
-
-    fn kind_over(&self, base: &Check) -> CheckKind {
-        match (self.type_over(base), &base.kind) {
-            (CheckType::None, _) => CheckKind::None,
-            (CheckType::Tcp, _) => CheckKind::Tcp,
-            (CheckType::Http, CheckKind::Http(http)) => CheckKind::Http(self.http_over(http.clone())),
-            (CheckType::Http, _) => CheckKind::Http(self.http_over(HttpCheck::default())),
-        }
-    }
-
-    fn http_over(&self, base: HttpCheck) -> HttpCheck {
-        HttpCheck {
-            method: self.method.map_or(base.method, |at| at.value),
-            path: self.path.as_ref().map_or(base.path, |at| at.value.clone()),
-            host: self.host.as_ref().map(|at| at.value.clone()).or(base.host),
-            expect_status: self
-                .expect_status
-                .as_ref()
-                .map_or(base.expect_status, StatusSet::clone),
+            port,
+            address,
+            source,
+            also: match &self.also {
+                Some(also) => also.iter().map(Also::probe).collect(),
+                None => base.also.clone(),
+            },
+            require: or(self.require, base.require),
         }
     }
 }
 
-fn status_set(items: Vec<At<StatusRange>>) -> StatusSet {
-    StatusSet(items.into_iter().map(|at| at.value).collect())
+/// Reports what does not fit the backend at `address` in its `check`, which `layers` (the strongest first) have made.
+pub(super) fn refuse_foreign_source(check: &Check, layers: &[&Layer], address: IpAddr, report: &Report<'_>) {
+    let own = |layer: &&Layer| layer.specific.source;
+    let also = layers.iter().find_map(|layer| layer.also.as_ref());
+    let sources = also.into_iter().flatten().map(|also| also.specific.source);
+    let places = [layers.iter().find_map(own)].into_iter().chain(sources);
+    let probes = check.also.iter().map(|probe| (probe.address, probe.source));
+    let probes = [(check.address, check.source)].into_iter().chain(probes);
+    for ((probed, source), place) in probes.zip(places) {
+        let probed = probed.unwrap_or(address);
+        let (Some(source), Some(place)) = (source, place) else {
+            continue;
+        };
+        if source.is_ipv4() != probed.is_ipv4() {
+            report.fault_with_rest(
+                place.offset,
+                format!("probes of {probed} cannot come from {source}"),
+                "two addresses of one family",
+            );
+        }
+    }
 }
 
 /// Reports what does not fit together in `check`, which `layers` (the strongest first) have made.
@@ -218,6 +304,7 @@ fn status_set(items: Vec<At<StatusRange>>) -> StatusSet {
 /// stretch the interval. `fast_timeout` may be longer than `fast_interval`: a backend that refuses is
 /// then found out fast, and one that is silent still has the time to answer.
 pub(super) fn refuse_misfits(check: &Check, layers: &[&Layer], report: &Report<'_>) {
+    refuse_incomplete(check, layers, report);
     let intervals = [
         (
             keys::INTERVAL.name,
@@ -243,6 +330,29 @@ pub(super) fn refuse_misfits(check: &Check, layers: &[&Layer], report: &Report<'
                 format!("`timeout` to be at most `{name}`"),
             );
         }
+    }
+}
+
+/// Reports probes that lack something.
+fn refuse_incomplete(check: &Check, layers: &[&Layer], report: &Report<'_>) {
+    let own = layers.iter().find_map(|layer| layer.kind);
+    let also = layers.iter().find_map(|layer| layer.also.as_ref());
+    let also_offsets = also.into_iter().flatten().map(|also| Some(also.kind.offset));
+    let offsets = [own.map(|kind| kind.offset)].into_iter().chain(also_offsets);
+    let kinds = [&check.kind]
+        .into_iter()
+        .chain(check.also.iter().map(|probe| &probe.kind));
+    for (kind, offset) in kinds.zip(offsets) {
+        if let (Some((message, expected)), Some(offset)) = (misfit(kind), offset) {
+            report.fault_with_rest(offset, message, expected);
+        }
+    }
+    if let (CheckKind::None, Some(first)) = (&check.kind, also.and_then(|also| also.first())) {
+        report.fault_with_rest(
+            first.kind.offset,
+            "the check beside it has the type \"none\"",
+            "another type there, or no [[check.also]]",
+        );
     }
 }
 

@@ -4,9 +4,13 @@
 //! ([`super::value`]) take their bounds from them, and [`super::schema()`] is made from them, so that
 //! what is accepted and what is documented cannot differ.
 
+mod check;
+
 use crate::maglev::SIZES;
 
 use super::shape::Shape;
+
+pub use check::*;
 
 /// One key of a table.
 #[derive(Debug)]
@@ -69,7 +73,7 @@ pub struct Table {
 }
 
 /// Every kind of table, the whole file first.
-pub static TABLES: [&Table; 6] = [&ROOT, &AGENT, &DEFAULTS, &SERVICE, &BACKEND, &CHECK];
+pub static TABLES: [&Table; 7] = [&ROOT, &AGENT, &DEFAULTS, &SERVICE, &BACKEND, &CHECK, &ALSO];
 
 pub static ROOT: Table = Table {
     id: "root",
@@ -367,130 +371,4 @@ pub static BACKUP: Key = Key::with_default(
     Shape::Boolean,
     "false",
     "A backup: used only while fewer than `quorum` others serve.",
-);
-
-pub static CHECK: Table = Table {
-    id: "check",
-    header: "[check]",
-    keys: &[
-        &TYPE,
-        &INTERVAL,
-        &TIMEOUT,
-        &FAST_INTERVAL,
-        &FAST_TIMEOUT,
-        &DOWN_INTERVAL,
-        &FALL,
-        &RISE,
-        &JITTER_PERCENT,
-        &CHECK_PORT,
-        &CHECK_ADDRESS,
-        &METHOD,
-        &PATH,
-        &HOST,
-        &EXPECT_STATUS,
-    ],
-    planned: &[
-        "expect_body",
-        "send",
-        "expect",
-        "query",
-        "command",
-        "sni",
-        "witness",
-    ],
-};
-pub static TYPE: Key = Key::optional(
-    "type",
-    Shape::Choice {
-        built: &["none", "tcp", "http"],
-        planned: &["https", "udp", "dns", "icmp", "exec", "grpc"],
-    },
-    "What is probed; when absent tcp for TCP services, none for UDP services. Another type than the table \
-     above has resets method, path, host and expect_status.",
-);
-pub static INTERVAL: Key = Key::with_default(
-    "interval",
-    Shape::Duration,
-    "\"2s\"",
-    "From one probe to the next.",
-);
-pub static TIMEOUT: Key = Key::with_default(
-    "timeout",
-    Shape::Duration,
-    "\"1s\"",
-    "How long a probe waits for its answer; at most interval.",
-);
-pub static FAST_INTERVAL: Key = Key::with_default(
-    "fast_interval",
-    Shape::Duration,
-    "\"200ms\"",
-    "Instead of interval while a verdict is in transition.",
-);
-pub static FAST_TIMEOUT: Key = Key::with_default(
-    "fast_timeout",
-    Shape::Duration,
-    "\"300ms\"",
-    "Instead of timeout while a verdict is in transition.",
-);
-pub static DOWN_INTERVAL: Key = Key::optional(
-    "down_interval",
-    Shape::Duration,
-    "Instead of interval while a backend is DOWN; interval when absent.",
-);
-pub static FALL: Key = Key::with_default(
-    "fall",
-    Shape::Integer { min: 1, max: 1000 },
-    "3",
-    "How many probes have to fail in a row until a backend is DOWN.",
-);
-pub static RISE: Key = Key::with_default(
-    "rise",
-    Shape::Integer { min: 1, max: 1000 },
-    "2",
-    "How many probes have to succeed in a row until a backend is UP.",
-);
-pub static JITTER_PERCENT: Key = Key::with_default(
-    "jitter_percent",
-    Shape::Integer { min: 0, max: 50 },
-    "10",
-    "By how much an interval is varied, so that probes spread.",
-);
-pub static CHECK_PORT: Key = Key::optional(
-    "port",
-    Shape::Integer { min: 1, max: 65535 },
-    "The port that is probed; the backend's when absent.",
-);
-pub static CHECK_ADDRESS: Key = Key::optional(
-    "address",
-    Shape::Address,
-    "The address that is probed; the backend's when absent.",
-);
-pub static METHOD: Key = Key::with_default(
-    "method",
-    Shape::Choice {
-        built: &["GET", "HEAD", "OPTIONS"],
-        planned: &[],
-    },
-    "\"GET\"",
-    "The method of an http check.",
-);
-pub static PATH: Key = Key::with_default(
-    "path",
-    Shape::HttpPath,
-    "\"/\"",
-    "The path and query of an http check.",
-);
-pub static HOST: Key = Key::optional(
-    "host",
-    Shape::Host,
-    "The Host header of an http check; the address and port probed when absent.",
-);
-pub static EXPECT_STATUS: Key = Key::with_default(
-    "expect_status",
-    Shape::List {
-        item: &Shape::Status,
-        unique: false,
-    },
-    "[\"200-399\"]",
-    "The statuses that pass an http check: numbers and ranges.",
 );

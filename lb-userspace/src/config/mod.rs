@@ -36,6 +36,7 @@ pub use machine::Machine;
 pub use parse::MAX_CONFIG_BYTES;
 pub use schema::schema;
 pub use types::{
-    Agent, Announce, Backend, BackupMode, Check, CheckKind, Config, HashKey, HttpCheck, HttpMethod,
-    OnAllDown, OnDown, OnStop, PoolRules, Role, Service, StatusRange, StatusSet, XdpMode,
+    Agent, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck, ExecCheck, GrpcCheck, HashKey,
+    Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop, Pattern, PoolRules, Probe, QueryType, Rcode,
+    Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck, XdpMode,
 };

@@ -37,6 +37,17 @@ pub enum Shape {
     Host,
     /// An HTTP status or a range of them.
     Status,
+    /// A header of an HTTP request, `Name: value`.
+    Header,
+    /// Not empty.
+    Text {
+        max_bytes: usize,
+    },
+    /// Text, or bytes in hexadecimal.
+    Payload,
+    Regex,
+    DomainName,
+    ServerName,
     /// At least one item.
     List {
         item: &'static Self,
@@ -79,6 +90,20 @@ impl Shape {
             }
             Self::Host => "a host name or an address, with `:PORT` or without".to_owned(),
             Self::Status => "a status from 100 to 599, or a range such as \"200-299\"".to_owned(),
+            Self::Header => {
+                "a header such as \"Name: value\", of printable ASCII, and none of Host, Connection, \
+                 Content-Length, Transfer-Encoding, Upgrade, Expect, TE, Trailer"
+                    .to_owned()
+            }
+            Self::Text { max_bytes } => format!("text of 1 to {max_bytes} bytes without a zero byte"),
+            Self::Payload => {
+                "1 to 1024 bytes: text, or \"hex:\" and two hexadecimal digits a byte".to_owned()
+            }
+            Self::Regex => "a regular expression (https://docs.rs/regex) of at most 1024 bytes".to_owned(),
+            Self::DomainName => {
+                "a domain name in ASCII, such as \"www.example.com\", or \".\" for the root".to_owned()
+            }
+            Self::ServerName => "a host name or an address, without a port".to_owned(),
             Self::List { item, .. } => format!("a list of at least one, each {}", item.expected()),
             Self::Table(table) => format!("a table, {}", table.header),
             Self::Tables(table) => format!("tables, {}", table.header),
@@ -107,6 +132,12 @@ impl Shape {
                 {"type": "integer", "minimum": 100, "maximum": 599},
                 {"type": "string", "pattern": "^[1-5][0-9][0-9]-[1-5][0-9][0-9]$"},
             ]}),
+            Self::Header => json!({"type": "string", "pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]+:[ -~]*$"}),
+            Self::Text { max_bytes } => json!({"type": "string", "minLength": 1, "maxLength": max_bytes}),
+            Self::Payload => json!({"type": "string", "minLength": 1, "maxLength": 2052}),
+            Self::Regex => json!({"type": "string", "format": "regex", "minLength": 1, "maxLength": 1024}),
+            Self::DomainName => json!({"type": "string", "pattern": "^[!-~]+$", "maxLength": 255}),
+            Self::ServerName => json!({"type": "string", "pattern": "^[A-Za-z0-9._:-]+$", "maxLength": 253}),
             Self::List { item, unique } => {
                 json!({"type": "array", "minItems": 1, "uniqueItems": unique, "items": item.schema()})
             }

@@ -1,5 +1,7 @@
 //! What a valid configuration says.
 
+mod check;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,7 +10,12 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey};
+use crate::model::{BackendId, Forward, Scheduler, ServiceKey};
+
+pub use check::{
+    Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern, Probe,
+    QueryType, Rcode, Require, StatusRange, StatusSet, TlsCheck, UdpCheck,
+};
 
 /// A whole configuration; only [`Config::parse`] and its relatives make sure that it is valid.
 #[derive(Clone, Debug, PartialEq)]
@@ -194,143 +201,5 @@ impl Backend {
             address: self.address,
             port: self.port,
         }
-    }
-}
-
-/// How a backend is checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Check {
-    pub kind: CheckKind,
-    pub interval: Duration,
-    /// At most `interval`.
-    pub timeout: Duration,
-    /// Instead of `interval` while a verdict is in transition.
-    pub fast_interval: Duration,
-    /// Instead of `timeout` while a verdict is in transition; may be longer than `fast_interval`, the
-    /// next probe then follows the timeout.
-    pub fast_timeout: Duration,
-    /// Instead of `interval` while the backend is DOWN; at least `timeout`.
-    pub down_interval: Option<Duration>,
-    /// From 1.
-    pub rise: u32,
-    /// From 1.
-    pub fall: u32,
-    /// At most 50.
-    pub jitter_percent: u8,
-    /// `None`: the backend's port, which is then not 0 (unless there is no check).
-    pub port: Option<u16>,
-    /// `None`: the backend's address.
-    pub address: Option<IpAddr>,
-}
-
-impl Check {
-    /// The check of a backend about which the file says nothing.
-    #[must_use]
-    pub fn built_in(protocol: Protocol) -> Self {
-        Self {
-            kind: match protocol {
-                Protocol::Tcp => CheckKind::Tcp,
-                Protocol::Udp => CheckKind::None,
-            },
-            interval: Duration::from_secs(2),
-            timeout: Duration::from_secs(1),
-            fast_interval: Duration::from_millis(200),
-            fast_timeout: Duration::from_millis(300),
-            down_interval: None,
-            rise: 2,
-            fall: 3,
-            jitter_percent: 10,
-            port: None,
-            address: None,
-        }
-    }
-}
-
-/// What a check does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CheckKind {
-    /// Nothing: the backend counts as UP.
-    None,
-    /// Connects.
-    Tcp,
-    /// Sends a request and looks at the status.
-    Http(HttpCheck),
-}
-
-/// The request of an http check, and what passes as an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpCheck {
-    pub method: HttpMethod,
-    /// Path and query; begins with `/`, printable ASCII without spaces.
-    pub path: String,
-    /// The Host header; `None`: the address and port probed.
-    pub host: Option<String>,
-    pub expect_status: StatusSet,
-}
-
-impl Default for HttpCheck {
-    fn default() -> Self {
-        Self {
-            method: HttpMethod::Get,
-            path: "/".to_owned(),
-            host: None,
-            expect_status: StatusSet(vec![StatusRange {
-                first: 200,
-                last: 399,
-            }]),
-        }
-    }
-}
-
-/// The method of an http check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum HttpMethod {
-    Get,
-    Head,
-    Options,
-}
-
-impl fmt::Display for HttpMethod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Options => "OPTIONS",
-        })
-    }
-}
-
-/// A range of HTTP statuses, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StatusRange {
-    pub first: u16,
-    pub last: u16,
-}
-
-/// The HTTP statuses that pass a check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StatusSet(pub Vec<StatusRange>);
-
-impl StatusSet {
-    #[must_use]
-    pub fn contains(&self, status: u16) -> bool {
-        self.0
-            .iter()
-            .any(|range| (range.first..=range.last).contains(&status))
-    }
-}
-
-impl fmt::Display for StatusSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, StatusRange { first, last }) in self.0.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "," };
-            if first == last {
-                write!(f, "{separator}{first}")?;
-            } else {
-                write!(f, "{separator}{first}-{last}")?;
-            }
-        }
-        Ok(())
     }
 }

@@ -3,6 +3,8 @@
 //! Each takes its bounds from the key's [`Shape`] and says only what is wrong; what would be right is
 //! [`Shape::expected`]. No message repeats a secret.
 
+mod check;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use super::keys::Key;
 use super::nearest;
 use super::shape::Shape;
 use super::types::{HashKey, StatusRange};
+
+pub(super) use check::{domain_name, header, payload, regex, server_name, text};
 
 /// Below, a probe would be a busy loop.
 pub const DURATION_MIN: Duration = Duration::from_millis(1);

@@ -1,25 +1,30 @@
-//! The `http` check: a request over HTTP/1.1 is answered with an expected status.
+//! The `http` and `https` checks: a request over HTTP/1.1 is answered as expected.
 //!
-//! The verdict falls when the head of the answer is there. The body is read out in the background, to
-//! a bound, because closing with unread data resets the connection, which servers log as an error.
+//! Where only the status is expected the verdict falls when the head of the answer is there. The body is then read out
+//! in the background, to a bound, because closing with unread data resets the connection, which servers log as an
+//! error. Where something is expected in the body the verdict falls when it is found, at the latest at the same bound.
 //! The request asks the server to close first, which leaves TIME-WAIT to it and none of our ports in use.
 
-use std::error::Error as _;
+mod describe;
+
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, CONNECTION, HOST, HeaderValue, USER_AGENT};
+use hyper::header::{ACCEPT, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout_at;
 
-use super::probe::{Limit, Outcome};
-use super::tcp;
+use self::describe::failed;
+use super::probe::{Limit, Outcome, Probe};
+use super::udp::contains;
+use super::{tcp, tls};
+use crate::config::{self, Pattern, TlsCheck};
 use crate::model::CheckCode;
 
 /// What the head of an answer may measure.
@@ -34,7 +39,10 @@ pub struct HttpCheck {
     method: Method,
     path: PathAndQuery,
     host: Option<HeaderValue>,
+    headers: HeaderMap,
     expect_status: Vec<RangeInclusive<u16>>,
+    expect_body: Option<Vec<u8>>,
+    expect_body_regex: Option<Pattern>,
 }
 
 /// A part of the request that HTTP does not allow.
@@ -71,8 +79,41 @@ impl HttpCheck {
                 .map_err(|_| InvalidHttpCheck::Method(method.to_owned()))?,
             path: parse_path(path).ok_or_else(|| InvalidHttpCheck::Path(path.to_owned()))?,
             host: parsed_host,
+            headers: HeaderMap::new(),
             expect_status,
+            expect_body: None,
+            expect_body_regex: None,
         })
+    }
+
+    /// The check of a valid configuration, which accepts only requests that can be sent.
+    ///
+    /// # Panics
+    ///
+    /// When the configuration was not validated.
+    #[must_use]
+    pub fn of(check: &config::HttpCheck) -> Self {
+        let config::HttpCheck {
+            method,
+            path,
+            host,
+            headers,
+            expect_status,
+            expect_body,
+            expect_body_regex,
+        } = check;
+        let statuses = expect_status.0.iter().map(|range| range.first..=range.last);
+        let request = Self::new(&method.to_string(), path, host.as_deref(), statuses.collect());
+        let mut check = request.expect("validated with the configuration");
+        for config::Header { name, value } in headers {
+            check.headers.append(
+                HeaderName::try_from(name).expect("validated with the configuration"),
+                HeaderValue::try_from(value).expect("validated with the configuration"),
+            );
+        }
+        check.expect_body = expect_body.as_ref().map(|text| text.clone().into_bytes());
+        check.expect_body_regex.clone_from(expect_body_regex);
+        check
     }
 
     fn request(&self, address: SocketAddr) -> Request<Empty<Bytes>> {
@@ -89,6 +130,11 @@ impl HttpCheck {
             HeaderValue::from_static(concat!("xlb/", env!("CARGO_PKG_VERSION"))),
         );
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        // In place of ours where the configuration has them.
+        for name in self.headers.keys() {
+            headers.remove(name);
+        }
+        headers.extend(self.headers.clone());
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         request
     }
@@ -109,6 +155,18 @@ impl HttpCheck {
         };
         Outcome::new(code, detail)
     }
+
+    fn looks_at_body(&self) -> bool {
+        self.expect_body.is_some() || self.expect_body_regex.is_some()
+    }
+
+    fn body_matches(&self, body: &[u8]) -> bool {
+        self.expect_body.as_ref().is_none_or(|part| contains(body, part))
+            && self
+                .expect_body_regex
+                .as_ref()
+                .is_none_or(|Pattern(regex)| regex.is_match(body))
+    }
 }
 
 fn parse_path(path: &str) -> Option<PathAndQuery> {
@@ -127,27 +185,50 @@ fn parse_path(path: &str) -> Option<PathAndQuery> {
     encoded.parse().ok()
 }
 
-pub(super) async fn check(check: &HttpCheck, address: SocketAddr, limit: Limit) -> Outcome {
-    let stream = match tcp::connect(address, limit).await {
-        Ok(stream) => stream,
-        Err(outcome) => return outcome,
-    };
-    let answer = exchange(stream, check.request(address), limit);
+pub(super) async fn check(check: &HttpCheck, probe: &Probe, limit: Limit) -> Outcome {
+    match tcp::connect(probe, limit).await {
+        Ok(stream) => ask(check, stream, probe.address, limit).await,
+        Err(outcome) => outcome,
+    }
+}
+
+pub(super) async fn check_over_tls(
+    check: &HttpCheck,
+    tls: &TlsCheck,
+    probe: &Probe,
+    limit: Limit,
+) -> Outcome {
+    let host = check.host.as_ref().and_then(|host| host.to_str().ok());
+    match tls::connect(tls, tls::Alpn::Http1, host, probe, limit).await {
+        Ok(stream) => ask(check, stream, probe.address, limit).await,
+        Err(outcome) => outcome,
+    }
+}
+
+async fn ask<S>(check: &HttpCheck, stream: S, address: SocketAddr, limit: Limit) -> Outcome
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let answer = exchange(check, stream, check.request(address), limit);
     match limit
         .run(answer, CheckCode::L7tout, "no answer to the request")
         .await
     {
-        Ok(Ok(status)) => check.judge(status),
-        Ok(Err(error)) => Outcome::new(CheckCode::L7rsp, describe(&error)),
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => failed(&error, "an answer"),
         Err(late) => late,
     }
 }
 
-async fn exchange(
-    stream: TcpStream,
+async fn exchange<S>(
+    check: &HttpCheck,
+    stream: S,
     request: Request<Empty<Bytes>>,
     limit: Limit,
-) -> hyper::Result<StatusCode> {
+) -> hyper::Result<Outcome>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEAD_BYTES)
         .handshake(TokioIo::new(stream))
@@ -155,20 +236,67 @@ async fn exchange(
     let mut connection = Box::pin(connection);
     let answer = sender.send_request(request);
     tokio::pin!(answer);
-    let response = tokio::select! {
+    let (response, open) = tokio::select! {
         biased;
-        response = &mut answer => response?,
+        response = &mut answer => (response?, true),
         // The request is told why its connection ended, or has its answer already.
-        _ = &mut connection => return Ok(answer.await?.status()),
+        _ = &mut connection => (answer.await?, false),
     };
-    let status = response.status();
-    tokio::spawn(timeout_at(limit.deadline, async move {
-        tokio::select! {
-            () = read_out(response) => {}
-            _ = connection => {}
+    let outcome = check.judge(response.status());
+    if !check.looks_at_body() || outcome.code != CheckCode::L7ok {
+        if open {
+            tokio::spawn(timeout_at(limit.deadline, async move {
+                tokio::select! {
+                    () = read_out(response) => {}
+                    _ = connection => {}
+                }
+            }));
         }
-    }));
-    Ok(status)
+        return Ok(outcome);
+    }
+    let judged = judge_body(check, response, outcome);
+    tokio::pin!(judged);
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut judged => outcome,
+        // What was received before stays readable.
+        _ = &mut connection, if open => return Ok(judged.await),
+    };
+    tokio::spawn(timeout_at(limit.deadline, connection));
+    Ok(outcome)
+}
+
+/// `passed`, the outcome so far, if the body is as expected.
+async fn judge_body(check: &HttpCheck, response: Response<Incoming>, passed: Outcome) -> Outcome {
+    let status = passed.detail.clone();
+    let mut body = response.into_body();
+    let mut read = Vec::new();
+    let mut looked_at = 0;
+    loop {
+        let ended = match body.frame().await {
+            None => true,
+            Some(Ok(frame)) => {
+                read.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                read.truncate(MAX_BODY_BYTES);
+                read.len() == MAX_BODY_BYTES
+            }
+            Some(Err(error)) => return failed(&error, "the end of the body"),
+        };
+        // Not after every piece: a server that sends bytes one by one must not cost the square of them.
+        if ended || read.len() >= 2 * looked_at {
+            looked_at = read.len();
+            if check.body_matches(&read) {
+                return passed;
+            }
+        }
+        if ended {
+            let length = read.len();
+            return Outcome::new(
+                CheckCode::L7rsp,
+                format!("{status}, a body without the expected content ({length} bytes read)"),
+            );
+        }
+    }
 }
 
 /// Reads a body to its end or to the bound.
@@ -180,22 +308,5 @@ async fn read_out(response: Response<Incoming>) {
         if read > MAX_BODY_BYTES {
             return;
         }
-    }
-}
-
-/// Why there was no answer, without text that the target chose.
-fn describe(error: &hyper::Error) -> String {
-    if error.is_incomplete_message() {
-        return "connection closed before an answer".to_owned();
-    }
-    if error.is_parse() {
-        return format!("not an HTTP answer: {error}");
-    }
-    match error
-        .source()
-        .and_then(|source| source.downcast_ref::<std::io::Error>())
-    {
-        Some(error) => tcp::describe(error),
-        None => error.to_string(),
     }
 }

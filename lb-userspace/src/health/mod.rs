@@ -1,7 +1,7 @@
 //! Health checks: who is UP.
 //!
 //! ```text
-//!  set_targets ──► prober ──► probe ──► tcp, http ──► the backend
+//!  set_targets ──► prober ──► probe ──► tcp, http, udp, dns, icmp, grpc, exec ──► the backend
 //!                    │  ▲
 //!           result   ▼  │  state, time of the next probe
 //!                  machine
@@ -9,19 +9,30 @@
 //!                    └──► Report
 //! ```
 //!
-//! [`prober`] gives each target a task that sleeps until its next probe; [`probe`] is one probe, made by
-//! [`tcp`] or [`http`]; [`machine`] decides, without I/O and without a clock, what a result means and when
+//! [`prober`] gives each target a task that sleeps until its next probe; [`probe`] is one look, by one or several
+//! of the checkers, a file each; [`machine`] decides, without I/O and without a clock, what a result means and when
 //! the next probe is due.
+//!
+//! A checker never fails: what goes wrong is a result. It takes at most its time limit, reads at most a bounded part
+//! of what it is answered, and gives the runtime back whenever it waits, so that no target delays the check of
+//! another one.
 
+mod dns;
+mod exec;
+mod grpc;
 pub mod http;
+mod icmp;
 pub mod machine;
 pub mod probe;
 pub mod prober;
+mod socket;
 mod spec;
-pub mod tcp;
+mod tcp;
+mod tls;
+mod udp;
 
 pub use http::{HttpCheck, InvalidHttpCheck};
 pub use machine::{Machine, Policy};
-pub use probe::{ProbeResult, Subject};
+pub use probe::{Probe, ProbeResult, Subject};
 pub use prober::{Prober, Report};
-pub use spec::{CheckKind, CheckSpec, Target};
+pub use spec::{CheckKind, CheckSpec, ProbeSpec, Target};

@@ -1,21 +1,36 @@
-//! One probe: asks a target once and says what came of it.
+//! One look at a target: asks it once, in one way or in several at the same time, and says what came of it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::{CheckKind, http, tcp};
+use super::{CheckKind, dns, exec, grpc, http, icmp, tcp, udp};
+use crate::config::Require;
 use crate::model::CheckCode;
 
-/// What a probe looks at.
+/// What is looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
-    pub kind: CheckKind,
-    pub address: SocketAddr,
+    /// None: the target is not checked.
+    pub probes: Vec<Probe>,
+    /// How many of them have to pass.
+    pub require: Require,
 }
 
-/// What came of one probe.
+/// One probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub kind: CheckKind,
+    /// The port means nothing to `icmp`.
+    pub address: SocketAddr,
+    /// Where the probe comes from; `None`: whatever address the kernel chooses.
+    pub source: Option<IpAddr>,
+}
+
+/// What came of one look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeResult {
     pub code: CheckCode,
@@ -42,7 +57,7 @@ impl Outcome {
     }
 }
 
-/// Probes `subject`, which takes at most `timeout` as a whole. Never fails: what goes wrong on our side is
+/// Looks at `subject` once, which takes at most `timeout` as a whole. Never fails: what goes wrong on our side is
 /// a result too (`SOCKERR`).
 ///
 /// Dropping the future ends the probe.
@@ -52,12 +67,11 @@ pub async fn probe(subject: &Subject, timeout: Duration) -> ProbeResult {
         deadline: started + timeout,
         timeout,
     };
-    let outcome = match &subject.kind {
-        CheckKind::None => Outcome::new(CheckCode::Unk, NO_CHECK),
-        CheckKind::Tcp => tcp::check(subject.address, limit).await,
-        CheckKind::Http(check) => http::check(check, subject.address, limit).await,
+    let Outcome { code, detail } = match subject.probes.as_slice() {
+        [] => Outcome::new(CheckCode::Unk, NO_CHECK),
+        [probe] => one(probe, limit).await,
+        several => Box::pin(all_or_any(several, subject.require, limit)).await,
     };
-    let Outcome { code, detail } = outcome;
     ProbeResult {
         code,
         latency: started.elapsed(),
@@ -67,6 +81,55 @@ pub async fn probe(subject: &Subject, timeout: Duration) -> ProbeResult {
 
 /// The detail of a target without a check.
 pub(super) const NO_CHECK: &str = "no check";
+
+/// One probe. All but the most frequent kind are boxed: the tasks of thousands of targets have the size of the
+/// largest of them.
+async fn one(probe: &Probe, limit: Limit) -> Outcome {
+    match &probe.kind {
+        CheckKind::Tcp => tcp::check(probe, limit).await,
+        CheckKind::Http(check) => Box::pin(http::check(check, probe, limit)).await,
+        CheckKind::Https(check, tls) => Box::pin(http::check_over_tls(check, tls, probe, limit)).await,
+        CheckKind::Udp(check) => Box::pin(udp::check(check, probe, limit)).await,
+        CheckKind::Dns(check) => Box::pin(dns::check(check, probe, limit)).await,
+        CheckKind::Icmp => Box::pin(icmp::check(probe, limit)).await,
+        CheckKind::Grpc(check) => Box::pin(grpc::check(check, probe, limit)).await,
+        CheckKind::Exec(check) => Box::pin(exec::check(check, probe, limit)).await,
+    }
+}
+
+/// Probes at the same time; over as soon as one of them decides it, so that several take no longer to find a fault
+/// than one does. One that could not be sent decides nothing, and leaves nothing decided where it would have
+/// mattered.
+async fn all_or_any(probes: &[Probe], require: Require, limit: Limit) -> Outcome {
+    let mut under_way: FuturesUnordered<_> = probes
+        .iter()
+        .map(|probe| async move { (probe, one(probe, limit).await) })
+        .collect();
+    let deciding = Some(require == Require::Any);
+    let mut undecided = None;
+    let mut last = None;
+    while let Some((probe, outcome)) = under_way.next().await {
+        let passed = outcome.code.passed();
+        let outcome = Outcome::new(outcome.code, format!("{}: {}", probe.kind.name(), outcome.detail));
+        if passed == deciding {
+            return outcome;
+        }
+        if passed.is_none() {
+            undecided = Some(outcome);
+        } else {
+            last = Some(outcome);
+        }
+    }
+    let count = probes.len();
+    undecided.unwrap_or_else(|| {
+        let Outcome { code, detail } = last.unwrap_or_else(|| Outcome::new(CheckCode::Unk, NO_CHECK));
+        let all = match require {
+            Require::All => "passed",
+            Require::Any => "failed",
+        };
+        Outcome::new(code, format!("all {count} {all}, the last {detail}"))
+    })
+}
 
 /// How long a probe may take: until when, and for messages the whole time it had.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +148,12 @@ impl Limit {
     ) -> Result<T, Outcome> {
         tokio::time::timeout_at(self.deadline, future)
             .await
-            .map_err(|_| Outcome::new(code, format!("{missing} within {:?}", self.timeout)))
+            .map_err(|_| self.late(code, missing))
+    }
+
+    /// The outcome of waiting for what did not come.
+    pub fn late(self, code: CheckCode, missing: &str) -> Outcome {
+        Outcome::new(code, format!("{missing} within {:?}", self.timeout))
     }
 }
 

@@ -14,9 +14,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
+use super::Target;
 use super::machine::{Change, Machine, Policy};
 use super::probe::{self, NO_CHECK, ProbeResult, Subject};
-use super::{CheckKind, Target};
 use crate::model::{BackendId, CheckCode, OperState};
 
 /// Probes under way at one moment, where the limit on open files allows it.
@@ -231,7 +231,7 @@ struct Watched<C> {
 impl<C: Checker> Watched<C> {
     async fn run(mut self) -> Result<(), Gone> {
         loop {
-            if self.spec.subject.kind == CheckKind::None {
+            if self.spec.subject.probes.is_empty() {
                 self.report_unchecked().await?;
                 tokio::select! {
                     changed = self.spec_changes.changed() => {

@@ -1,10 +1,12 @@
 //! What to check, and how.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::http::HttpCheck;
 use super::machine::Policy;
-use super::probe::Subject;
+use super::probe::{Probe, Subject};
+use crate::config::{self, DnsCheck, ExecCheck, GrpcCheck, Require, TlsCheck, UdpCheck};
 use crate::model::{BackendId, OperState};
 
 /// A backend to check.
@@ -22,32 +24,127 @@ pub struct Target {
 /// How a backend is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckSpec {
+    /// What is probed at each time; none: the backend is UP.
+    pub probes: Vec<ProbeSpec>,
+    /// How many of them have to pass.
+    pub require: Require,
+    pub policy: Policy,
+}
+
+/// One thing that is probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeSpec {
     pub kind: CheckKind,
     /// Probe this address in place of the backend's.
     pub address: Option<IpAddr>,
     /// Probe this port in place of the backend's.
     pub port: Option<u16>,
-    pub policy: Policy,
+    /// Where probes come from; `None`: whatever address the kernel chooses.
+    pub source: Option<IpAddr>,
 }
 
 /// What a probe does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {
-    /// No probe: the target is UP, its code `UNK`.
-    None,
     /// A TCP connection can be made.
     Tcp,
-    /// An HTTP/1.1 request is answered with an expected status.
-    Http(HttpCheck),
+    /// An HTTP/1.1 request is answered as expected.
+    Http(Arc<HttpCheck>),
+    /// The same over TLS.
+    Https(Arc<HttpCheck>, Arc<TlsCheck>),
+    /// A datagram is answered as expected.
+    Udp(Arc<UdpCheck>),
+    /// A name server answers as expected.
+    Dns(Arc<DnsCheck>),
+    /// An echo comes back.
+    Icmp,
+    /// The health service of gRPC says that it serves.
+    Grpc(Arc<GrpcCheck>),
+    /// A program ends with the exit status 0.
+    Exec(Arc<ExecCheck>),
+}
+
+impl CheckKind {
+    /// The word of the configuration.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http(_) => "http",
+            Self::Https(..) => "https",
+            Self::Udp(_) => "udp",
+            Self::Dns(_) => "dns",
+            Self::Icmp => "icmp",
+            Self::Grpc(_) => "grpc",
+            Self::Exec(_) => "exec",
+        }
+    }
+
+    /// `None`: nothing is probed.
+    fn of(kind: &config::CheckKind) -> Option<Self> {
+        Some(match kind {
+            config::CheckKind::None => return None,
+            config::CheckKind::Tcp => Self::Tcp,
+            config::CheckKind::Http(http) => Self::Http(Arc::new(HttpCheck::of(http))),
+            config::CheckKind::Https(http, tls) => {
+                Self::Https(Arc::new(HttpCheck::of(http)), Arc::new(tls.clone()))
+            }
+            config::CheckKind::Udp(udp) => Self::Udp(Arc::new(udp.clone())),
+            config::CheckKind::Dns(dns) => Self::Dns(Arc::new(dns.clone())),
+            config::CheckKind::Icmp => Self::Icmp,
+            config::CheckKind::Grpc(grpc) => Self::Grpc(Arc::new(grpc.clone())),
+            config::CheckKind::Exec(exec) => Self::Exec(Arc::new(exec.clone())),
+        })
+    }
+}
+
+impl CheckSpec {
+    /// The check that a valid configuration describes.
+    #[must_use]
+    pub fn of(check: &config::Check) -> Self {
+        let spec = |kind, address, port, source| {
+            Some(ProbeSpec {
+                kind: CheckKind::of(kind)?,
+                address,
+                port,
+                source,
+            })
+        };
+        let first = spec(&check.kind, check.address, check.port, check.source);
+        let also = check
+            .also
+            .iter()
+            .filter_map(|probe| spec(&probe.kind, probe.address, probe.port, probe.source));
+        Self {
+            probes: first.into_iter().chain(also).collect(),
+            require: check.require,
+            policy: Policy {
+                interval: check.interval,
+                timeout: check.timeout,
+                fast_interval: check.fast_interval,
+                fast_timeout: check.fast_timeout,
+                down_interval: check.down_interval,
+                rise: check.rise,
+                fall: check.fall,
+                jitter_percent: check.jitter_percent,
+            },
+        }
+    }
 }
 
 impl Target {
     pub(super) fn subject(&self) -> Subject {
-        let address = self.check.address.unwrap_or(self.address);
-        let port = self.check.port.unwrap_or(self.port);
+        let probe = |spec: &ProbeSpec| Probe {
+            kind: spec.kind.clone(),
+            address: SocketAddr::new(
+                spec.address.unwrap_or(self.address),
+                spec.port.unwrap_or(self.port),
+            ),
+            source: spec.source,
+        };
         Subject {
-            kind: self.check.kind.clone(),
-            address: SocketAddr::new(address, port),
+            probes: self.check.probes.iter().map(probe).collect(),
+            require: self.check.require,
         }
     }
 }

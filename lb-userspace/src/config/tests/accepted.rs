@@ -4,8 +4,8 @@ use std::time::Duration;
 use crate::model::{Forward, Protocol, Scheduler};
 
 use super::super::{
-    Announce, Check, CheckKind, Config, HashKey, HttpCheck, HttpMethod, Machine, OnAllDown, OnDown, OnStop,
-    PoolRules, Role, StatusRange, StatusSet, XdpMode, example,
+    Announce, Check, CheckKind, Config, HashKey, Header, HttpCheck, HttpMethod, Machine, OnAllDown, OnDown,
+    OnStop, PoolRules, Probe, QueryType, Require, Role, StatusRange, StatusSet, XdpMode, example,
 };
 use super::{BACKEND, HEAD, WEB, parsed};
 
@@ -50,10 +50,14 @@ fn the_least_service_has_the_defaults() {
 #[test]
 fn the_example_says_what_it_seems_to_say() {
     let config = parsed(&example());
-    let [web, dns] = config.services.as_slice() else {
-        panic!("two services: {config:?}");
+    let [web, dns, api] = config.services.as_slice() else {
+        panic!("three services: {config:?}");
     };
     let http = HttpCheck {
+        headers: vec![Header {
+            name: "accept".to_owned(),
+            value: "text/*".to_owned(),
+        }],
         method: HttpMethod::Get,
         path: "/healthz".to_owned(),
         host: Some("www.example.com".to_owned()),
@@ -67,13 +71,69 @@ fn the_example_says_what_it_seems_to_say() {
                 last: 404,
             },
         ]),
+        ..HttpCheck::default()
     };
     assert_eq!(web.backends[0].check.kind, CheckKind::Http(http.clone()));
     assert_eq!(web.backends[1].check.kind, CheckKind::Http(http));
     assert_eq!(web.backends[1].check.port, Some(8080));
     assert_eq!(dns.key.protocol, Protocol::Udp);
-    assert_eq!(dns.backends[0].check.kind, CheckKind::Tcp);
+
+    assert_eq!(web.backends[1].check.also, [also(CheckKind::Icmp)]);
+    let CheckKind::Dns(question) = &dns.backends[0].check.kind else {
+        panic!("dns: {dns:?}");
+    };
+    assert_eq!(
+        (question.query.as_str(), question.query_type),
+        ("www.example.com", QueryType::Aaaa)
+    );
+    let CheckKind::Udp(udp) = &dns.backends[1].check.kind else {
+        panic!("udp: {dns:?}");
+    };
+    assert_eq!((udp.send.len(), udp.expect.as_deref()), (12, Some(&[0, 0][..])));
+    let kinds: Vec<_> = api.backends.iter().map(|backend| &backend.check.kind).collect();
+    let [
+        CheckKind::Https(_, tls),
+        CheckKind::Grpc(grpc),
+        CheckKind::Exec(exec),
+    ] = kinds.as_slice()
+    else {
+        panic!("{kinds:?}");
+    };
+    assert_eq!(tls.sni.as_deref(), Some("api.example.com"));
+    assert_eq!((grpc.service.as_str(), grpc.over_tls), ("example.v1.Api", false));
+    assert_eq!(exec.command.len(), 2);
     assert_eq!(config.warnings(), Vec::<String>::new());
+}
+
+fn also(kind: CheckKind) -> Probe {
+    Probe {
+        kind,
+        port: None,
+        address: None,
+        source: None,
+    }
+}
+
+#[test]
+fn checks_beside_the_first_are_those_of_the_strongest_layer() {
+    let config = parsed(&format!(
+        "{HEAD}[defaults.check]\nrequire = \"any\"\n[[defaults.check.also]]\ntype = \"icmp\"\n\
+         {WEB}{BACKEND}\
+         [[service.backend]]\naddress = \"10.0.1.12\"\n[service.backend.check]\nrequire = \"all\"\n\
+         [[service.backend.check.also]]\ntype = \"tcp\"\nport = 81\n\
+         [[service.backend]]\naddress = \"10.0.1.13\"\n[service.backend.check]\nalso = []\n"
+    ));
+    let [first, second, third] = checks(&config)[..] else {
+        panic!("three");
+    };
+    assert_eq!((&first.kind, first.require), (&CheckKind::Tcp, Require::Any));
+    assert_eq!(first.also, [also(CheckKind::Icmp)]);
+    let on_81 = Probe {
+        port: Some(81),
+        ..also(CheckKind::Tcp)
+    };
+    assert_eq!((second.require, &second.also), (Require::All, &vec![on_81]));
+    assert_eq!((third.require, &third.also), (Require::Any, &Vec::new()));
 }
 
 #[test]

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::super::keys::{self, BACKEND, CHECK, DEFAULTS, Key, ROOT, SERVICE, TABLES, Table};
+use super::super::keys::{self, ALSO, BACKEND, CHECK, DEFAULTS, Key, ROOT, SERVICE, TABLES, Table};
 use super::super::shape::Shape;
 use super::super::{Config, Faults, example, schema};
 use super::parsed;
@@ -24,7 +24,7 @@ fn full() -> Value {
         "defaults": {"check": {"type": "http"}},
         "service": [{
             "name": "web", "address": "192.0.2.10", "port": 80, "protocol": "tcp", "forward": "dsr-l2",
-            "check": {},
+            "check": {"also": [{"type": "http"}]},
             "backend": [{"address": "10.0.1.11", "check": {}}],
         }],
     })
@@ -43,8 +43,36 @@ fn places(table: &Table) -> &'static [&'static str] {
             "/service/0/check",
             "/service/0/backend/0/check",
         ],
+        "also" => &["/service/0/check/also/0"],
         other => panic!("where is {other}?"),
     }
+}
+
+/// The file in which the check tables of `place` have a type that has `key`.
+fn fitting(place: &str, key: &Key) -> Value {
+    let mut file = full();
+    let types = keys::SPECIFIC
+        .iter()
+        .find(|(specific, _)| specific.name == key.name)
+        .map_or(&[][..], |(_, types)| types);
+    if let Some(check_type) = types.first() {
+        let check = if place.contains("/also/") {
+            place
+        } else {
+            "/defaults/check"
+        };
+        let mut table = json!({"type": check_type});
+        let mandatory = [
+            ("udp", "send", json!("x")),
+            ("dns", "query", json!(".")),
+            ("exec", "command", json!(["/x"])),
+        ];
+        for (_, name, value) in mandatory.iter().filter(|(of, _, _)| of == check_type) {
+            table[name] = value.clone();
+        }
+        *file.pointer_mut(check).unwrap() = table;
+    }
+    file
 }
 
 /// Every table, every place of it, every key.
@@ -98,10 +126,11 @@ fn defaults_written_out_change_nothing() {
         let Some(default) = key.default else {
             return;
         };
-        let mut file = full();
+        let without = fitting(place, key);
+        let mut with = without.clone();
         let default: Value = toml::from_str(&format!("value = {default}")).unwrap();
-        file.pointer_mut(place).unwrap()[key.name] = default["value"].clone();
-        let [with, without] = [file, full()].map(|file| parsed(&toml::to_string(&file).unwrap()));
+        with.pointer_mut(place).unwrap()[key.name] = default["value"].clone();
+        let [with, without] = [with, without].map(|file| parsed(&toml::to_string(&file).unwrap()));
         assert_eq!(with, without, "{} {}", table.id, key.name);
     });
 }
@@ -191,7 +220,7 @@ fn each_table_in_a_table_is_defined() {
             }
         }
     }
-    let headers = [&ROOT, &DEFAULTS, &SERVICE, &BACKEND, &CHECK].map(|table| table.header);
+    let headers = [&ROOT, &DEFAULTS, &SERVICE, &BACKEND, &CHECK, &ALSO].map(|table| table.header);
     assert_eq!(headers.iter().collect::<BTreeSet<_>>().len(), headers.len());
     assert_eq!(keys::SERVICES.name, "service");
 }
@@ -216,8 +245,11 @@ fn the_example_has_every_key_and_is_valid_with_all_of_them() {
     collect(&ROOT, &file, &mut found);
     for table in TABLES {
         for key in table.keys {
+            // The keys that both have are shown once.
+            let shared = table.id == ALSO.id && CHECK.keys.iter().any(|other| other.name == key.name);
+            let home = if shared { CHECK.id } else { table.id };
             assert!(
-                found.contains(&(table.id, key.name.to_owned())),
+                found.contains(&(home, key.name.to_owned())),
                 "{} {}",
                 table.id,
                 key.name

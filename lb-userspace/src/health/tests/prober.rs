@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
-use crate::health::CheckSpec;
+use crate::config::Require;
+use crate::health::{CheckKind, CheckSpec, ProbeSpec};
 use crate::model::OperState::{Down, Unknown, Up};
 use crate::model::{Protocol, ServiceKey};
 
@@ -54,7 +55,12 @@ impl Drop for UnderWay<'_> {
 impl Checker for Arc<FakeNetwork> {
     async fn check(&self, subject: &Subject, timeout: Duration) -> ProbeResult {
         let _under_way = UnderWay::new(&self.under_way);
-        let answer = self.answers.lock().unwrap().get(&subject.address).copied();
+        let answer = self
+            .answers
+            .lock()
+            .unwrap()
+            .get(&subject.probes[0].address)
+            .copied();
         let (code, latency) = match answer.expect("a known address") {
             (Some(code), latency) => (code, latency),
             (None, _) => (CheckCode::L4tout, timeout),
@@ -63,7 +69,7 @@ impl Checker for Arc<FakeNetwork> {
         ProbeResult {
             code,
             latency,
-            detail: format!("{} may take {timeout:?}", subject.address),
+            detail: format!("{} may take {timeout:?}", subject.probes[0].address),
         }
     }
 }
@@ -140,9 +146,13 @@ fn target(number: u32) -> Target {
         address: address.ip(),
         port: address.port(),
         check: CheckSpec {
-            kind: CheckKind::Tcp,
-            address: None,
-            port: None,
+            probes: vec![ProbeSpec {
+                kind: CheckKind::Tcp,
+                address: None,
+                port: None,
+                source: None,
+            }],
+            require: Require::All,
             policy: Policy {
                 interval: 2000 * MS,
                 timeout: 1000 * MS,
@@ -232,7 +242,7 @@ async fn probes_that_could_not_be_sent_change_nothing() {
 async fn no_check_is_up_and_reports_once() {
     let mut lab = Lab::new();
     let mut unchecked = target(1);
-    unchecked.check.kind = CheckKind::None;
+    unchecked.check.probes.clear();
     lab.prober.set_targets(vec![unchecked.clone()]);
     let report = lab.report().await;
     assert_eq!(
@@ -254,7 +264,7 @@ async fn a_check_that_is_switched_on_or_off_keeps_the_state() {
     let mut lab = Lab::new();
     lab.network.answer(address(1), REFUSED);
     let mut unchecked = target(1);
-    unchecked.check.kind = CheckKind::None;
+    unchecked.check.probes.clear();
     lab.prober.set_targets(vec![unchecked.clone()]);
     assert_eq!(lab.line().await, (0, 0, CheckCode::Unk, Up));
 
@@ -314,7 +324,7 @@ async fn another_port_is_probed_at_once_and_the_old_probe_forgotten() {
     assert_eq!(lab.line().await, (2000, 3000, CheckCode::L4tout, Up));
 
     let mut moved = target(1);
-    moved.check.port = Some(8080);
+    moved.check.probes[0].port = Some(8080);
     let elsewhere = SocketAddr::new(address(1).ip(), 8080);
     lab.network.answer(elsewhere, REFUSED);
     lab.prober.set_targets(vec![moved]);
@@ -329,7 +339,7 @@ async fn another_address_is_probed_in_place_of_the_backends() {
     let mut lab = Lab::new();
     lab.network.answer(address(99), OK);
     let mut elsewhere = target(1);
-    elsewhere.check.address = Some(address(99).ip());
+    elsewhere.check.probes[0].address = Some(address(99).ip());
     lab.prober.set_targets(vec![elsewhere]);
     let report = lab.report().await;
     assert_eq!(report.id, target(1).id);
@@ -459,7 +469,8 @@ async fn over_the_network() {
     let (_refusing, refusing) = probe::tests::refusing();
     let at = |address: SocketAddr| {
         let mut target = target(1);
-        (target.check.address, target.check.port) = (Some(address.ip()), Some(address.port()));
+        let probe = &mut target.check.probes[0];
+        (probe.address, probe.port) = (Some(address.ip()), Some(address.port()));
         target.check.policy.timeout = 60_000 * MS;
         target.check.policy.fast_timeout = 60_000 * MS;
         target

@@ -22,15 +22,11 @@ fn of_checks() {
                 &["did you mean \"http\"?; expected one of \"none\", \"tcp\", \"http\""],
             ),
             (
-                "types that are not built",
-                format!(
-                    "{}{}",
-                    check_table("type = ▶\"https\""),
-                    "[service.backend.check]\ntype = ▶\"grpc\""
-                ),
+                "keys that are not built",
+                check_table("▶via = \"forward\"\n▶witness = \"10.0.0.1\""),
                 &[
-                    "`type = \"https\"` is not built yet",
-                    "`type = \"grpc\"` is not built yet",
+                    "`via` of [check] is not built yet",
+                    "`witness` of [check] is not built yet",
                 ],
             ),
             (
@@ -125,7 +121,7 @@ fn of_checks() {
                 "http keys of a tcp check",
                 check_table("method = ▶\"GET\"\npath = ▶\"/\"\nhost = ▶\"a\"\nexpect_status = ▶[200]"),
                 &[
-                    "`method` is for checks of type \"http\", and the type of this check is \"tcp\"",
+                    "`method` is for checks of type \"http\" or \"https\", and the type of this check is \"tcp\"",
                     "`path` is for",
                     "`host` is for",
                     "`expect_status` is for",
@@ -139,7 +135,7 @@ fn of_checks() {
             (
                 "http keys of defaults without a type",
                 format!("{HEAD}[defaults.check]\npath = ▶\"/\""),
-                &["`path` is for checks of type \"http\", and this table has no `type`"],
+                &["`path` is for checks of type \"http\" or \"https\", and this table has no `type`"],
             ),
             (
                 "http keys of a backend with another type",

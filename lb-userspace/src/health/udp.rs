@@ -1,0 +1,63 @@
+//! The `udp` check: a datagram is answered as expected.
+//!
+//! Silence fails: without an answer a server that lives cannot be told from a machine that is gone. The first
+//! datagram that comes back decides; the socket is connected, so that others cannot answer for the target.
+
+use std::io;
+use std::net::UdpSocket as StdUdpSocket;
+
+use nix::sys::socket::{SockProtocol, SockType};
+use tokio::net::UdpSocket;
+
+use super::probe::{Limit, Outcome, Probe};
+use super::socket::{self, answered, describe, not_sent};
+use crate::config::UdpCheck;
+use crate::model::CheckCode;
+
+/// The longest answer that is looked at; what is beyond it is cut off.
+pub(super) const MAX_ANSWER_BYTES: usize = 4096;
+
+pub(super) async fn check(check: &UdpCheck, probe: &Probe, limit: Limit) -> Outcome {
+    let socket = match sent(&check.send, probe).await {
+        Ok(socket) => socket,
+        Err(outcome) => return outcome,
+    };
+    let mut buffer = [0; MAX_ANSWER_BYTES];
+    let answer = match limit
+        .run(socket.recv(&mut buffer), CheckCode::L7tout, "no answer")
+        .await
+    {
+        Ok(Ok(length)) => &buffer[..length],
+        Ok(Err(error)) => return answered(&error),
+        Err(late) => return late,
+    };
+    let length = answer.len();
+    match &check.expect {
+        Some(expected) if !contains(answer, expected) => Outcome::new(
+            CheckCode::L7rsp,
+            format!("an answer of {length} bytes, not the expected one"),
+        ),
+        _ => Outcome::new(CheckCode::L7ok, format!("an answer of {length} bytes")),
+    }
+}
+
+/// A socket that is connected to the address of `probe`, after `datagram` was sent.
+pub(super) async fn sent(datagram: &[u8], probe: &Probe) -> Result<UdpSocket, Outcome> {
+    let open = || -> io::Result<UdpSocket> {
+        let socket = socket::open(probe.address, probe.source, SockType::Datagram, SockProtocol::Udp)?;
+        socket::connect(&socket, probe.address)?;
+        UdpSocket::from_std(StdUdpSocket::from(socket))
+    };
+    let socket = open().map_err(|error| not_sent(&error))?;
+    match socket.send(datagram).await {
+        Ok(_) => Ok(socket),
+        Err(error) => Err(Outcome::new(
+            CheckCode::Sockerr,
+            format!("cannot send: {}", describe(&error)),
+        )),
+    }
+}
+
+pub(super) fn contains(text: &[u8], part: &[u8]) -> bool {
+    part.is_empty() || text.windows(part.len()).any(|window| window == part)
+}

@@ -198,4 +198,4 @@ fn pem_error(path: &Path, error: &rustls::pki_types::pem::Error) -> String {
 
 #[cfg(test)]
 #[path = "tests/tls.rs"]
-mod tests;
+pub(super) mod tests;

@@ -5,6 +5,7 @@ mod announce;
 mod balance;
 mod build;
 mod decap;
+mod flows;
 mod forward;
 mod history;
 mod load;

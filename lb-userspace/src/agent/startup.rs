@@ -276,7 +276,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         announce: config.agent.announce == Announce::L2,
         explain: false,
         trace_drops,
-        resets: false,
+        resets: config.answers_with_resets(),
     }
 }
 

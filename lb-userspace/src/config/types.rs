@@ -135,6 +135,16 @@ impl Default for PoolRules {
     }
 }
 
+impl Config {
+    /// Whether the program has to answer for dead backends.
+    #[must_use]
+    pub fn answers_with_resets(&self) -> bool {
+        self.services
+            .iter()
+            .any(|service| service.rules.on_down == OnDown::Reset)
+    }
+}
+
 /// What becomes of the flows of a backend that goes DOWN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

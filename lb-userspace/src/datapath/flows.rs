@@ -180,18 +180,24 @@ pub struct Cursor {
 
 impl Default for Cursor {
     fn default() -> Self {
+        Self::with_room(BATCH)
+    }
+}
+
+impl Cursor {
+    /// A cursor at the beginning, for batches of up to `room` entries, which may grow.
+    #[must_use]
+    pub fn with_room(room: usize) -> Self {
         let mut cursor = Self {
             position: None,
             keys: Vec::new(),
             entries: Vec::new(),
             filled: 0,
         };
-        cursor.resize(BATCH);
+        cursor.resize(room.max(1));
         cursor
     }
-}
 
-impl Cursor {
     /// The entries of the last batch, as they were when it was read.
     pub fn entries(&self) -> impl Iterator<Item = (FlowKey, FlowEntry)> + '_ {
         let pairs = self.keys.iter().zip(&self.entries).take(self.filled);

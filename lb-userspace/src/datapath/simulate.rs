@@ -219,7 +219,7 @@ impl Simulator {
             explain,
             trace_drops: false,
             // No packet can tell the difference unless a test marks a backend so.
-            resets: explain,
+            resets: explain || config.answers_with_resets(),
         };
         let configured = config
             .agent
@@ -296,6 +296,14 @@ impl Simulator {
             backend: backend.map(|id| SocketAddr::new(id.address, id.port)),
             out: run.packet,
         })
+    }
+
+    /// Runs the program on a frame without asking what it decided; several threads may do so at once.
+    ///
+    /// # Errors
+    /// [`Error::TestRun`], [`Error::Datapath`].
+    pub fn run(&self, frame: &[u8]) -> Result<testrun::Run, Error> {
+        Ok(testrun::run(self.program()?, frame)?)
     }
 
     fn program(&self) -> Result<&Xdp, super::Error> {

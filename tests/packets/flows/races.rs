@@ -1,0 +1,125 @@
+//! Two CPUs at once.
+
+use std::sync::Barrier;
+use std::thread;
+
+use lb_common::layout::FlowCounters;
+use lb_common::rule::State::{Established, Unconfirmed};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use xlb::datapath::simulate::Simulator;
+
+use super::{Bench, data, syn};
+
+const FLOWS: u16 = 3000;
+
+fn run_on(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).expect("a CPU");
+    sched_setaffinity(Pid::from_raw(0), &set).expect("running on one CPU");
+}
+
+/// Two CPUs that this process may run on; the machine may have but one.
+fn two_cpus() -> Option<[usize; 2]> {
+    let set = nix::sched::sched_getaffinity(Pid::from_raw(0)).expect("our CPUs");
+    let mut cpus = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false));
+    let pair = cpus.next().zip(cpus.next()).map(|(a, b)| [a, b]);
+    if pair.is_none() {
+        eprintln!("skipped: this machine has one CPU");
+    }
+    pair
+}
+
+/// The destination MAC of each frame when it left, frame by frame at the same moment on two CPUs.
+fn on_two_cpus(world: &Simulator, cpus: [usize; 2], frames: [&[Vec<u8>]; 2]) -> [Vec<[u8; 6]>; 2] {
+    let barrier = Barrier::new(2);
+    let run = |n: usize| {
+        run_on(cpus[n]);
+        frames[n]
+            .iter()
+            .map(|frame| {
+                barrier.wait();
+                let run = world.run(frame).expect("a run");
+                run.packet[..6].try_into().expect("a frame")
+            })
+            .collect()
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| run(1));
+        let one = scope.spawn(|| run(0));
+        [one.join().expect("a thread"), other.join().expect("a thread")]
+    })
+}
+
+/// A SYN and its copy, by two queues of the adapter: whoever makes the entry, both go to the same backend.
+#[test]
+fn two_cpus_make_the_same_entry() {
+    let Some(cpus) = two_cpus() else { return };
+    Bench::tcp(|bench| {
+        let bench = bench.moved();
+        let frames: Vec<_> = (0..FLOWS).map(|port| bench.frame(syn(port, 5))).collect();
+        let [one, other] = on_two_cpus(&bench.world, cpus, [&frames, &frames]);
+        let first = one[0];
+        assert!(one.iter().chain(&other).all(|mac| *mac == first), "one backend");
+        for port in 0..FLOWS {
+            assert_eq!(bench.known(port), Some((bench.b, Unconfirmed)));
+        }
+        let counters = bench.counters();
+        assert_eq!(counters.inserted_syn, u64::from(FLOWS));
+        let expected = FlowCounters {
+            hits: u64::from(FLOWS),
+            inserted_syn: u64::from(FLOWS),
+            ..FlowCounters::default()
+        };
+        assert_eq!(counters, expected);
+        assert_eq!(bench.control().refused_ns, 0);
+        // Who comes second has taken from the allowance too.
+        let taken = super::PLENTY.syn_left - bench.control().syn_left;
+        println!(
+            "{} times both had looked before either wrote",
+            taken - u64::from(FLOWS)
+        );
+    });
+}
+
+/// The same with segments of old flows, which were never seen since their slot moved.
+#[test]
+fn two_cpus_see_an_old_flow() {
+    let Some(cpus) = two_cpus() else { return };
+    Bench::tcp(|bench| {
+        let bench = bench.moved();
+        let one: Vec<_> = (0..FLOWS).map(|port| bench.frame(data(port, 5))).collect();
+        let other: Vec<_> = (0..FLOWS).map(|port| bench.frame(data(port, 6))).collect();
+        let [one, other] = on_two_cpus(&bench.world, cpus, [&one, &other]);
+        let first = one[0];
+        assert!(one.iter().chain(&other).all(|mac| *mac == first), "one backend");
+        for port in 0..FLOWS {
+            assert_eq!(bench.known(port), Some((bench.a, Established)));
+        }
+        assert_eq!(bench.counters().inserted_data, u64::from(FLOWS));
+        assert_eq!(bench.counters().refused_full, 0);
+    });
+}
+
+/// A forged SYN beside a segment of the flow: one of them is first, and the flow stays either way.
+#[test]
+fn a_forged_syn_at_the_same_moment() {
+    let Some(cpus) = two_cpus() else { return };
+    Bench::tcp(|bench| {
+        let bench = bench.moved();
+        let old: Vec<_> = (0..FLOWS).map(|port| bench.frame(data(port, 5))).collect();
+        let forged: Vec<_> = (0..FLOWS).map(|port| bench.frame(syn(port, 1 << 31))).collect();
+        let [live, _] = on_two_cpus(&bench.world, cpus, [&old, &forged]);
+        let (mut syn_first, mut data_first) = (0, 0);
+        let a = live[0];
+        assert!(live.iter().all(|mac| *mac == a), "the flow stays");
+        for port in 0..FLOWS {
+            match bench.known(port) {
+                Some((backend, Established)) if backend == bench.a => data_first += 1,
+                Some((backend, Unconfirmed)) if backend == bench.b => syn_first += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        println!("the segment was first {data_first} times, the SYN {syn_first} times");
+    });
+}

@@ -44,8 +44,8 @@ pub struct ServiceKey {
 /// Where the lookup table of a service lies: one 64-bit word, so that one aligned store switches all packets
 /// from one generation to the next.
 ///
-/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 62 [`TableWord::FULL`], 63
-/// [`TableWord::RESIZING`]; the rest is 0.
+/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 61 [`TableWord::HELD`], 62
+/// [`TableWord::FULL`], 63 [`TableWord::RESIZING`]; the rest is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct TableWord(pub u64);
@@ -53,6 +53,8 @@ pub struct TableWord(pub u64);
 impl TableWord {
     const FIELD: u64 = (1 << 17) - 1;
 
+    /// Windows are about to end: a SYN whose entry is refused is dropped, see [`crate::rule::Place::held`].
+    pub const HELD: u64 = 1 << 61;
     /// `tracking = "full"`: every flow of the service has an entry in the cache of flows.
     pub const FULL: u64 = 1 << 62;
     /// The table was resized less than a window ago: [`ServiceRecord::before`] says where flows without an entry
@@ -96,7 +98,13 @@ impl TableWord {
     /// The same table without flags: which slots they are.
     #[must_use]
     pub const fn place(self) -> Self {
-        Self(self.0 & !(Self::FULL | Self::RESIZING))
+        Self(self.0 & !(Self::HELD | Self::FULL | Self::RESIZING))
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_held(self) -> bool {
+        self.0 & Self::HELD != 0
     }
 
     #[inline(always)]
@@ -149,18 +157,16 @@ impl Slot {
 
     /// What counts for a flow while its table is being resized: `now` is its slot in the table in force, `before`
     /// that in the table before. A flow without an entry belongs to `previous` of the latter; 0 there means that
-    /// this backend serves no longer.
+    /// nobody had it. The flow table is consulted for every such flow.
     #[inline(always)]
     #[must_use]
     pub const fn resizing(now: Self, before: Self) -> Self {
-        let current = now.0 & 0xffff_ffff;
         let previous = if before.previous() == 0 {
-            current
+            now.current()
         } else {
-            before.previous() as u64
+            before.previous()
         };
-        let differs = if previous == current { 0 } else { Self::CONSULT };
-        Self(current | previous << 32 | ((now.0 | before.0) & Self::CONSULT) | differs)
+        Self::new(now.current(), previous, true)
     }
 
     #[inline(always)]
@@ -252,7 +258,8 @@ pub struct FlowEntry {
     pub seen: FlowSeen,
     /// Sequence number of the SYN that made the entry, in the machine's byte order.
     pub isn: u32,
-    pub reserved: u32,
+    /// [`crate::rule::Entry::before`].
+    pub before: u32,
 }
 
 /// The tag (the flow's hash) and the backend of an entry in one aligned word: elements of a hash map are recycled
@@ -513,10 +520,11 @@ mod tests {
             prop_assume!(offset + size <= SLAB_SLOTS);
             let word = TableWord::new(slab, offset, size);
             prop_assert_eq!((word.slab(), word.offset(), word.size()), (slab, offset, size));
-            let flagged = word.with(TableWord::FULL | TableWord::RESIZING);
+            let flagged = word.with(TableWord::HELD | TableWord::FULL | TableWord::RESIZING);
             prop_assert_eq!((flagged.slab(), flagged.offset(), flagged.size()), (slab, offset, size));
-            prop_assert_eq!((flagged.place(), flagged.is_full(), flagged.is_resizing()), (word, true, true));
-            prop_assert_eq!((word.is_full(), word.is_resizing()), (false, false));
+            prop_assert_eq!(flagged.place(), word);
+            prop_assert_eq!((flagged.is_held(), flagged.is_full(), flagged.is_resizing()), (true, true, true));
+            prop_assert_eq!((word.is_held(), word.is_full(), word.is_resizing()), (false, false, false));
             prop_assert_eq!(word == TableWord::NONE, slab == 0 && offset == 0 && size == 0);
         }
 

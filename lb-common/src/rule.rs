@@ -12,10 +12,18 @@
 //! ```text
 //!              SYN: sent to current                first segment within 64 KiB
 //!   (no entry) ───────────────────▶ UNCONFIRMED ──────────────────────────────▶ ESTABLISHED
-//!       │                            64 s                                        idle timeout ──┐ FIN, RST
-//!       │ any other segment of a slot that moved: it belongs to previous              ▲         ▼
-//!       └─────────────────────────────────────────────────────────────────────────────┘      CLOSING 60 s
+//!       │                            64 s │  ▲                                  idle timeout ──┐ FIN, RST
+//!       │          another connection of  │  │ SYN: sent to current                   ▲        ▼
+//!       │          the key lives on       ▼  └─────────────────────────────────────── │ ── CLOSING 60 s
+//!       │                             CONTESTED idle timeout                          │
+//!       │ any other segment of a slot that moved: it belongs to previous              │
+//!       └─────────────────────────────────────────────────────────────────────────────┘
 //! ```
+//!
+//! The load balancer sees one direction only, so it cannot tell a SYN that opens a connection from a forged one or
+//! a late copy. An entry that a SYN made therefore names two backends: that of the SYN ([`Entry::backend`]), for
+//! segments that begin within [`CONFIRM_WINDOW`] of it, and that of whatever else uses the same addresses and ports
+//! ([`Entry::before`]).
 
 use crate::layout::Slot;
 
@@ -32,19 +40,43 @@ pub enum State {
     Established = 1,
     /// The client has sent FIN or RST.
     Closing = 2,
+    /// Like unconfirmed, and there is another connection, which belongs to [`Entry::before`].
+    Contested = 3,
 }
 
 impl State {
-    /// The state with this number; what cannot be is [`State::Established`], which is kept longest.
+    /// The state with this number, of which two bits count.
     #[inline(always)]
     #[must_use]
     pub const fn from_bits(bits: u8) -> Self {
-        match bits {
+        match bits & 3 {
             0 => Self::Unconfirmed,
+            1 => Self::Established,
             2 => Self::Closing,
-            _ => Self::Established,
+            _ => Self::Contested,
         }
     }
+
+    /// Whether nothing has shown yet that a connection came of the SYN that made the entry.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_pending(self) -> bool {
+        matches!(self, Self::Unconfirmed | Self::Contested)
+    }
+}
+
+/// Where a flow stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its slot; while its table is being resized, [`Slot::resizing`].
+    pub slot: Slot,
+    /// Its table is being resized: every flow that is seen gets an entry, so that each of the two tables may change
+    /// meanwhile without another window.
+    pub resizing: bool,
+    /// Windows of its service are about to end. A SYN whose entry is refused is dropped: it would open a flow that
+    /// belongs to `previous` a moment before `previous` is forgotten. The client's next try, a second later, is told
+    /// better.
+    pub held: bool,
 }
 
 /// What the rule must know of a packet.
@@ -69,6 +101,28 @@ pub struct Entry {
     pub state: State,
     /// Sequence number of the SYN that made it.
     pub isn: u32,
+    /// Of a pending entry: where segments go that do not follow its SYN; 0: to `previous`, like those of a flow
+    /// without an entry.
+    pub before: u32,
+}
+
+impl Entry {
+    #[inline(always)]
+    const fn of(backend: u32, state: State) -> Self {
+        Self {
+            backend,
+            state,
+            isn: 0,
+            before: 0,
+        }
+    }
+
+    /// Whether a segment with this sequence number follows the SYN that made the entry.
+    #[inline(always)]
+    const fn is_followed_by(&self, sequence: u32) -> bool {
+        let offset = sequence.wrapping_sub(self.isn);
+        offset != 0 && offset <= CONFIRM_WINDOW
+    }
 }
 
 /// What is to be written to the flow table.
@@ -77,22 +131,22 @@ pub enum Write {
     Nothing,
     /// Time and state of the entry that was found, in place.
     Touch(State),
-    /// An entry of this state and backend, where there is none yet. Refused: the packet goes to `otherwise`.
-    Insert(State),
-    /// The same, in place of the entry that was found, which is dead or closing. Refused: that entry is deleted,
-    /// and the packet goes to `otherwise`.
-    Replace(State),
-    /// Nothing, but the flow's key is taken by another connection: as good as a refused entry.
-    Occupied,
+    /// This entry, where there is none yet.
+    Insert(Entry),
+    /// This entry in place of the one that was found, which stays when it is refused.
+    Replace(Entry),
+    /// This entry in place of the one that was found, whose backends are gone. Refused: that one is deleted.
+    Bury(Entry),
 }
 
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Where it goes, which is also the owner that a new entry names. 0: nobody.
+    /// Where it goes. 0: nowhere.
     pub backend: u32,
     pub write: Write,
-    /// Where it goes when the entry is refused.
+    /// Where it goes when the entry is refused. If somewhere and it is TCP, the time is noted
+    /// ([`crate::layout::FlowControl::refused_ns`]): there may be a flow that nobody has seen.
     pub otherwise: u32,
 }
 
@@ -145,25 +199,30 @@ impl Standing {
 /// - Where nothing moves (`current == previous`) an entry is followed and none is made: a flow without one
 ///   belongs to `previous`, which is `current`.
 /// - A SYN goes to `current` and its entry says so. Refused, it goes to `previous`, where a flow without an entry
-///   belongs; where `previous` resets its flows it is dropped, and the client's next try may find room.
+///   belongs; where `previous` resets its flows, or [`Place::held`], it is dropped, and the client's next try may
+///   find room.
 /// - A SYN that meets an established entry follows it: the owner's own TCP knows whether it is a new connection.
-///   One that meets an unconfirmed entry with its own number is a retransmission.
+///   One that meets a pending entry with about its own number is a retransmission, and keeps it alive: the last of
+///   a client's comes a minute after the first.
 /// - One with another number may not take the entry away from a connection that may be opening: a forged SYN
-///   could break it. It goes where the segments after it will go, to `previous`.
-/// - A segment that is not within [`CONFIRM_WINDOW`] of an unconfirmed entry's SYN belongs to a flow that was
-///   there before that SYN, which was forged or came from ports used again: to `previous`.
-/// - A dead entry is replaced by a SYN also where nothing moves: it would come back to life with its backend.
+///   could break it. It goes where the segments after it will go, and the entry says so.
+/// - One that meets a closing entry opens another connection, on `current`; but the client may have closed only its
+///   half, and this SYN may be forged: the old connection stays with its owner, as [`Entry::before`].
+/// - A segment that does not follow the SYN of a pending entry belongs to a flow that was there before that SYN. That
+///   flow is then known as well as one with an entry of its own.
+/// - A reset that follows it (a client's answer to the answer to a forged SYN) ends what the SYN began, and no more.
+/// - An entry whose backends are gone is replaced also where nothing moves: it would come back to life with them.
 #[inline(always)]
 #[must_use]
 pub fn decide(
-    slot: Slot,
+    place: Place,
     entry: Option<Entry>,
     packet: Packet,
     standing: impl Fn(u32) -> Standing,
 ) -> Decision {
-    let (current, previous) = (slot.current(), slot.previous());
+    let (current, previous) = (place.slot.current(), place.slot.previous());
     let syn = matches!(packet, Packet::Syn(_));
-    let moved = previous != current && previous != 0;
+    let moved = previous != 0 && (previous != current || place.resizing);
     let before = if moved { standing(previous) } else { Standing::Gone };
     // Where a packet of a flow without an entry belongs.
     let home = match before {
@@ -172,73 +231,139 @@ pub fn decide(
         Standing::Resets => previous,
         Standing::Gone => current,
     };
-    let found = match entry {
-        Some(entry) => match standing(entry.backend) {
-            Standing::Serves => Some(entry),
-            Standing::Resets if !syn => Some(entry),
-            _ => None,
-        },
-        None => None,
+    let serves = |backend| match standing(backend) {
+        Standing::Serves => true,
+        Standing::Resets => !syn,
+        Standing::Gone => false,
     };
-    let dead = entry.is_some() && found.is_none();
-    let place = |state| {
-        if dead {
-            Write::Replace(state)
+    let (mut found, mut dead, mut orphan) = (None, false, false);
+    if let Some(mut entry) = entry {
+        if !entry.state.is_pending() || (entry.before != 0 && !serves(entry.before)) {
+            entry.before = 0;
+        }
+        if serves(entry.backend) {
+            found = Some(entry);
+        } else if entry.before != 0 {
+            // The connection that the SYN began is lost, the other one lives.
+            orphan = true;
+            found = Some(Entry::of(entry.before, State::Established));
         } else {
-            Write::Insert(state)
+            dead = true;
+        }
+    }
+    let put = |entry| {
+        if dead {
+            Write::Bury(entry)
+        } else {
+            Write::Insert(entry)
+        }
+    };
+    let touch = |entry: Entry, state| {
+        if orphan {
+            Write::Replace(Entry::of(entry.backend, state))
+        } else {
+            Write::Touch(state)
         }
     };
 
     match (packet, found) {
         (Packet::Syn(isn), Some(entry)) => match entry.state {
             State::Established => Decision::go(entry.backend, Write::Nothing),
-            State::Unconfirmed if entry.isn == isn => Decision::go(entry.backend, Write::Nothing),
-            State::Unconfirmed => Decision::go(home, Write::Occupied),
-            // The ports are used again.
             State::Closing if current == 0 => Decision::go(0, Write::Nothing),
             State::Closing => Decision {
                 backend: current,
-                write: Write::Replace(State::Unconfirmed),
-                otherwise: home,
+                write: Write::Replace(Entry {
+                    backend: current,
+                    state: State::Unconfirmed,
+                    isn,
+                    before: entry.backend,
+                }),
+                otherwise: 0,
+            },
+            state if entry.isn == isn || entry.is_followed_by(isn) => {
+                Decision::go(entry.backend, Write::Touch(state))
+            }
+            _ if entry.before != 0 => Decision::go(entry.before, Write::Nothing),
+            _ if home == 0 => Decision::go(0, Write::Nothing),
+            _ => Decision {
+                backend: home,
+                write: Write::Replace(Entry {
+                    before: home,
+                    ..entry
+                }),
+                otherwise: 0,
             },
         },
-        (Packet::Syn(_), None) if current != 0 && (moved || dead) => Decision {
+        (Packet::Syn(isn), None) if current != 0 && (moved || dead) => Decision {
             backend: current,
-            write: place(State::Unconfirmed),
-            otherwise: home,
+            write: put(Entry {
+                isn,
+                ..Entry::of(current, State::Unconfirmed)
+            }),
+            otherwise: if moved && place.held { 0 } else { home },
         },
         (Packet::Syn(_), None) => Decision::go(current, Write::Nothing),
 
         (Packet::Data(sequence) | Packet::Last { sequence, .. }, Some(entry)) => {
-            let offset = sequence.wrapping_sub(entry.isn);
-            let unconfirmed = matches!(entry.state, State::Unconfirmed);
-            if unconfirmed && (offset == 0 || offset > CONFIRM_WINDOW) {
-                return Decision::go(home, Write::Occupied);
+            let last = matches!(packet, Packet::Last { .. });
+            if !entry.state.is_pending() {
+                let ends = last || matches!(entry.state, State::Closing);
+                let state = if ends { State::Closing } else { State::Established };
+                return Decision::go(entry.backend, touch(entry, state));
             }
-            let state = match (packet, entry.state) {
-                (Packet::Last { .. }, _) | (_, State::Closing) => State::Closing,
-                _ => State::Established,
+            if entry.is_followed_by(sequence) {
+                let write = match packet {
+                    Packet::Last { reset: true, .. } if entry.before != 0 => {
+                        Write::Replace(Entry::of(entry.before, State::Established))
+                    }
+                    Packet::Last { .. } => Write::Touch(State::Closing),
+                    _ => Write::Touch(State::Established),
+                };
+                return Decision::go(entry.backend, write);
+            }
+            // The life of an unconfirmed entry is enough for a connection that ends.
+            let state = if last {
+                State::Unconfirmed
+            } else {
+                State::Contested
             };
-            Decision::go(entry.backend, Write::Touch(state))
+            if entry.before != 0 {
+                return Decision::go(entry.before, Write::Touch(state));
+            }
+            if !matches!(before, Standing::Serves) {
+                return Decision::go(home, Write::Nothing);
+            }
+            let write = Write::Replace(Entry {
+                before: home,
+                state,
+                ..entry
+            });
+            Decision::go(home, write)
         }
         // A reset ends the flow: nothing follows that would need an entry.
         (Packet::Last { reset: true, .. }, None) => Decision::go(home, Write::Nothing),
         (Packet::Data(_) | Packet::Last { .. } | Packet::Datagram, None) => {
-            if !matches!(before, Standing::Serves) {
+            let known = match before {
+                Standing::Serves => true,
+                Standing::Resets => false,
+                Standing::Gone => dead && home != 0,
+            };
+            if !known {
                 return Decision::go(home, Write::Nothing);
             }
             let state = match packet {
                 Packet::Last { .. } => State::Closing,
                 _ => State::Established,
             };
-            Decision::go(home, place(state))
+            Decision::go(home, put(Entry::of(home, state)))
         }
-        (Packet::Datagram, Some(entry)) => Decision::go(entry.backend, Write::Touch(State::Established)),
+        (Packet::Datagram, Some(entry)) => Decision::go(entry.backend, touch(entry, State::Established)),
 
-        // An unconfirmed entry is a moment old or forged.
-        (Packet::Error, Some(entry)) if !matches!(entry.state, State::Unconfirmed) => {
+        (Packet::Error, Some(entry)) if !entry.state.is_pending() => {
             Decision::go(entry.backend, Write::Nothing)
         }
+        // A pending entry is a moment old or forged.
+        (Packet::Error, Some(entry)) if entry.before != 0 => Decision::go(entry.before, Write::Nothing),
         (Packet::Error, _) => Decision::go(home, Write::Nothing),
     }
 }

@@ -2,11 +2,10 @@
 //!
 //! What is to be done says the pure rule in [`lb_common::rule`]; here it is asked and carried out. Elements of the
 //! map are recycled under their readers: the word with tag and backend is read once and its tag compared, so that
-//! no packet takes another flow's backend. State and time are stored in place; a store that comes after the element
-//! has become another flow's marks that flow as seen, or as closing, which ends its entry a while after its last
-//! packet at the earliest.
+//! no packet takes another flow's backend. State and time are stored in place, and the tag is compared again: a store
+//! that came after the element had become another flow's must not end that flow's entry early.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, xdp_md};
+use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, xdp_md};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
@@ -14,7 +13,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::layout::{
     FlowControl, FlowCounters, FlowEntry, FlowKey, FlowOwner, FlowSeen, MMAPABLE, Slot, TableWord,
 };
-use lb_common::rule::{self, Entry, Packet, State, Write};
+use lb_common::rule::{self, Entry, Packet, Place, State, Write};
 
 use crate::packet::{self, TCP};
 use crate::{forward, schedule, service};
@@ -33,11 +32,15 @@ static FLOW_COUNTERS: PerCpuArray<FlowCounters, 1024> = PerCpuArray::new();
 
 /// The errors of `bpf_map_update_elem` that mean something of their own; the others are a lack of room.
 const EEXIST: i32 = -17;
+const ENOENT: i32 = -2;
+
+/// Where a packet is put down for [`consult`]: the stack has no room for it.
+#[btf_map]
+static ASKED: PerCpuArray<Asked, 1> = PerCpuArray::new();
 
 /// A packet whose slot moves, or whose table is being resized.
 #[repr(C, align(8))]
 pub struct Asked {
-    /// First, so that it is aligned: a key on the stack is put together from words of 64 bits.
     pub key: FlowKey,
     pub slot: Slot,
     pub table: TableWord,
@@ -48,54 +51,75 @@ pub struct Asked {
 }
 
 /// The backend of a packet; 0: nobody.
+#[inline(always)]
+pub fn ask(ctx: &XdpContext, asked: Asked) -> u32 {
+    let Some(place) = ASKED.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
+    unsafe {
+        core::ptr::write(place, asked);
+        consult(ctx.ctx, &*place)
+    }
+}
+
+/// What [`ask`] answers.
 ///
 /// A subprogram of its own: it runs for few packets, and inlined, once for each address family, it would take
 /// registers and stack from the path of all others.
 #[inline(never)]
-pub fn consult(ctx: *mut xdp_md, asked: &Asked) -> u32 {
+fn consult(ctx: *mut xdp_md, asked: &Asked) -> u32 {
     let Some(packet) = read_packet(&XdpContext::new(ctx), asked) else {
         return 0;
     };
-    let slot = effective_slot(asked);
+    let place = Place {
+        slot: effective_slot(asked),
+        resizing: asked.table.is_resizing(),
+        held: asked.table.is_held(),
+    };
     let key = &asked.key;
     // Another CPU may make the same entry at the same moment: then the rule is asked once more.
     for _ in 0..2 {
-        let place = FLOWS.get_ptr_mut(key);
-        let entry = place.and_then(|place| read_entry(place, asked.hash));
-        if entry.is_some() {
+        let element = FLOWS.get_ptr_mut(key);
+        let found = element.and_then(|element| read_entry(element, asked.hash));
+        if found.is_some() {
             count(asked, |counters| counters.hits += 1);
         }
-        let decision = rule::decide(slot, entry, packet, forward::standing);
+        let decision = rule::decide(place, found, packet, forward::standing);
         let backend = decision.backend;
-        let (state, flags) = match decision.write {
+        let (entry, flags) = match decision.write {
             Write::Nothing => return backend,
             Write::Touch(state) => {
-                if let Some(place) = place {
-                    touch(place, state);
+                if let Some(element) = element {
+                    touch(element, asked.hash, state);
                 }
                 return backend;
             }
-            Write::Occupied => {
-                count(asked, |counters| counters.occupied += 1);
-                note_refusal(asked, packet);
-                return decision.otherwise;
-            }
-            Write::Insert(state) => {
+            Write::Insert(entry) => {
                 if !take_allowance(asked, packet) {
                     count(asked, |counters| counters.refused_allowance += 1);
-                    note_refusal(asked, packet);
+                    note_refusal(asked, packet, decision.otherwise);
                     return decision.otherwise;
                 }
-                (state, BPF_NOEXIST)
+                (entry, BPF_NOEXIST)
             }
-            Write::Replace(state) => (state, BPF_ANY),
+            Write::Replace(entry) => {
+                if entry.backend != backend {
+                    count(asked, |counters| counters.occupied += 1);
+                }
+                (entry, BPF_EXIST)
+            }
+            Write::Bury(entry) => (entry, BPF_ANY),
         };
-        match put(asked, packet, backend, state, flags) {
+        match put(asked, &entry, flags) {
             Ok(()) => {
-                count_insert(asked, packet);
+                if flags != BPF_EXIST {
+                    count_insert(asked, packet);
+                }
                 return backend;
             }
-            Err(EEXIST) => {}
+            // Made, or swept, since it was looked for.
+            Err(EEXIST | ENOENT) => {}
             Err(_) => {
                 if flags == BPF_ANY {
                     // Gone already where another CPU was faster.
@@ -105,15 +129,15 @@ pub fn consult(ctx: *mut xdp_md, asked: &Asked) -> u32 {
             }
         }
     }
-    // An element under this key with another flow's tag, twice: as good as a table without room.
-    let home = rule::decide(slot, None, packet, forward::standing).otherwise;
-    refuse_full(asked, packet, home)
+    // Other CPUs changed it twice within this packet: where it belongs is not known, and it will come again.
+    count(asked, |counters| counters.refused_full += 1);
+    0
 }
 
 #[inline(always)]
 fn refuse_full(asked: &Asked, packet: Packet, otherwise: u32) -> u32 {
     count(asked, |counters| counters.refused_full += 1);
-    note_refusal(asked, packet);
+    note_refusal(asked, packet, otherwise);
     otherwise
 }
 
@@ -165,38 +189,52 @@ fn read_packet(ctx: &XdpContext, asked: &Asked) -> Option<Packet> {
 #[inline(always)]
 fn read_entry(place: *mut FlowEntry, hash: u32) -> Option<Entry> {
     // SAFETY: a valid, aligned map value of integers; volatile because others store to it while we read.
-    let (owner, seen, isn) = unsafe {
+    let (owner, seen, isn, before, again) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*place).owner),
             core::ptr::read_volatile(&raw const (*place).seen),
             core::ptr::read_volatile(&raw const (*place).isn),
+            core::ptr::read_volatile(&raw const (*place).before),
+            core::ptr::read_volatile(&raw const (*place).owner),
         )
     };
-    (owner.hash() == hash).then_some(Entry {
+    (owner.hash() == hash && owner == again).then_some(Entry {
         backend: owner.backend(),
         state: seen.state(),
         isn,
+        before,
     })
 }
 
+/// Stores state and time. Where the element became another flow's meanwhile, that flow counts as established: the
+/// state whose entries live longest.
 #[inline(always)]
-fn touch(place: *mut FlowEntry, state: State) {
-    let seen = FlowSeen::new(state, now_ns());
-    // SAFETY: a valid, aligned map value; one store of one word, which others read whole.
-    unsafe { core::ptr::write_volatile(&raw mut (*place).seen, seen) };
+fn touch(place: *mut FlowEntry, hash: u32, state: State) {
+    let at_ns = now_ns();
+    // SAFETY: a valid, aligned map value; each store is one of one word, which others read whole.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*place).seen, FlowSeen::new(state, at_ns));
+        if core::ptr::read_volatile(&raw const (*place).owner).hash() != hash {
+            let established = FlowSeen::new(State::Established, at_ns);
+            core::ptr::write_volatile(&raw mut (*place).seen, established);
+        }
+    }
 }
 
 #[inline(always)]
-fn put(asked: &Asked, packet: Packet, backend: u32, state: State, flags: u32) -> Result<(), i32> {
+fn put(asked: &Asked, entry: &Entry, flags: u32) -> Result<(), i32> {
+    let Entry {
+        backend,
+        state,
+        isn,
+        before,
+    } = *entry;
     let key = &asked.key;
     let entry = &FlowEntry {
         owner: FlowOwner::new(asked.hash, backend),
         seen: FlowSeen::new(state, now_ns()),
-        isn: match packet {
-            Packet::Syn(isn) => isn,
-            _ => 0,
-        },
-        reserved: 0,
+        isn,
+        before,
     };
     FLOWS.insert(key, entry, u64::from(flags))
 }
@@ -234,10 +272,10 @@ fn count_insert(asked: &Asked, packet: Packet) {
     });
 }
 
-/// A refused entry keeps windows open, but not for UDP, which has no SYN that would tell new flows from old ones.
+/// A refused entry keeps windows open, but not where the packet was dropped, and not for UDP, which has no SYN that would tell new flows from old ones.
 #[inline(always)]
-fn note_refusal(asked: &Asked, packet: Packet) {
-    if matches!(packet, Packet::Datagram | Packet::Error) {
+fn note_refusal(asked: &Asked, packet: Packet, otherwise: u32) {
+    if otherwise == 0 || matches!(packet, Packet::Datagram | Packet::Error) {
         return;
     }
     if let Some(control) = FLOW_CONTROL.get_ptr_mut(asked.key.service) {

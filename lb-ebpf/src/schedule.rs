@@ -42,7 +42,7 @@ pub fn backend(
             transport: flow.transport,
             protocol: flow.protocol,
         };
-        flow::consult(ctx.ctx, &asked)
+        flow::ask(ctx, asked)
     } else {
         slot.current()
     };

@@ -15,21 +15,55 @@ fn standing(backend: u32) -> Standing {
     }
 }
 
-fn rule(slot: Slot, entry: Option<Entry>, packet: Packet) -> (u32, Write, u32) {
+fn at(place: Place, entry: Option<Entry>, packet: Packet) -> (u32, Write, u32) {
     let Decision {
         backend,
         write,
         otherwise,
-    } = decide(slot, entry, packet, standing);
+    } = decide(place, entry, packet, standing);
     (backend, write, otherwise)
 }
 
-fn entry(backend: u32, state: State) -> Option<Entry> {
-    Some(Entry {
+const fn place(slot: Slot) -> Place {
+    Place {
+        slot,
+        resizing: false,
+        held: false,
+    }
+}
+
+fn rule(slot: Slot, entry: Option<Entry>, packet: Packet) -> (u32, Write, u32) {
+    at(place(slot), entry, packet)
+}
+
+/// The entry of a SYN with the number 1000, or of the connection that came of it.
+const fn made(backend: u32, state: State) -> Entry {
+    Entry {
         backend,
         state,
         isn: 1000,
-    })
+        before: 0,
+    }
+}
+
+fn entry(backend: u32, state: State) -> Option<Entry> {
+    Some(made(backend, state))
+}
+
+/// An entry that two connections share.
+const fn shared(backend: u32, state: State, before: u32) -> Entry {
+    Entry {
+        before,
+        ..made(backend, state)
+    }
+}
+
+/// What a SYN with this number has to be written.
+const fn young(backend: u32, isn: u32) -> Entry {
+    Entry {
+        isn,
+        ..Entry::of(backend, Unconfirmed)
+    }
 }
 
 /// Moved from A to B.
@@ -46,8 +80,8 @@ const RST: Packet = Packet::Last {
     reset: true,
 };
 
-use State::{Closing, Established, Unconfirmed};
-use Write::{Insert, Nothing, Occupied, Replace, Touch};
+use State::{Closing, Contested, Established, Unconfirmed};
+use Write::{Bury, Insert, Nothing, Replace, Touch};
 
 #[test]
 fn without_an_entry() {
@@ -56,21 +90,21 @@ fn without_an_entry() {
             "a SYN goes to current",
             MOVED,
             Packet::Syn(5),
-            (B, Insert(Unconfirmed), A),
+            (B, Insert(young(B, 5)), A),
         ),
         (
             "data belongs to previous",
             MOVED,
             Packet::Data(5),
-            (A, Insert(Established), A),
+            (A, Insert(Entry::of(A, Established)), A),
         ),
-        ("a FIN too", MOVED, FIN, (A, Insert(Closing), A)),
+        ("a FIN too", MOVED, FIN, (A, Insert(Entry::of(A, Closing)), A)),
         ("a reset needs no entry", MOVED, RST, (A, Nothing, A)),
         (
             "UDP belongs to previous",
             MOVED,
             Packet::Datagram,
-            (A, Insert(Established), A),
+            (A, Insert(Entry::of(A, Established)), A),
         ),
         ("an error too", MOVED, Packet::Error, (A, Nothing, A)),
         (
@@ -106,7 +140,9 @@ fn an_entry_is_followed() {
             (RST, Established, Touch(Closing)),
             (Packet::Datagram, Established, Touch(Established)),
             (Packet::Syn(77), Established, Nothing),
-            (Packet::Syn(1000), Unconfirmed, Nothing),
+            (Packet::Syn(1000), Unconfirmed, Touch(Unconfirmed)),
+            (Packet::Syn(1300), Unconfirmed, Touch(Unconfirmed)),
+            (Packet::Syn(1000), Contested, Touch(Contested)),
             (Packet::Error, Established, Nothing),
             (Packet::Error, Closing, Nothing),
         ] {
@@ -121,12 +157,13 @@ fn an_entry_is_followed() {
 
 #[test]
 fn the_first_segment_after_a_syn_confirms_it() {
+    let not_its = (A, Replace(shared(B, Contested, A)), A);
     for (offset, expected) in [
-        (0, (A, Occupied, A)),
+        (0, not_its),
         (1, (B, Touch(Established), B)),
         (CONFIRM_WINDOW, (B, Touch(Established), B)),
-        (CONFIRM_WINDOW + 1, (A, Occupied, A)),
-        (u32::MAX, (A, Occupied, A)),
+        (CONFIRM_WINDOW + 1, not_its),
+        (u32::MAX, not_its),
     ] {
         let packet = Packet::Data(1000_u32.wrapping_add(offset));
         assert_eq!(rule(MOVED, entry(B, Unconfirmed), packet), expected, "{offset}");
@@ -137,89 +174,167 @@ fn the_first_segment_after_a_syn_confirms_it() {
 #[test]
 fn sequence_numbers_wrap() {
     let young = Some(Entry {
-        backend: B,
-        state: Unconfirmed,
         isn: u32::MAX - 10,
+        ..made(B, Unconfirmed)
     });
     assert_eq!(rule(MOVED, young, Packet::Data(20)), (B, Touch(Established), B));
 }
 
 #[test]
 fn a_forged_syn_takes_no_entry_away() {
+    // It goes where the connection is, if there is one; what comes of it is known.
+    let forged = Packet::Syn(7 << 20);
     assert_eq!(
-        rule(MOVED, entry(B, Unconfirmed), Packet::Syn(7)),
-        (A, Occupied, A)
+        rule(MOVED, entry(B, Unconfirmed), forged),
+        (A, Replace(shared(B, Unconfirmed, A)), 0)
     );
     assert_eq!(
-        rule(SETTLED, entry(C, Unconfirmed), Packet::Syn(7)),
-        (B, Occupied, B)
+        rule(SETTLED, entry(C, Unconfirmed), forged),
+        (B, Replace(shared(C, Unconfirmed, B)), 0)
     );
+    for state in [Unconfirmed, Contested] {
+        let entry = Some(shared(B, state, C));
+        assert_eq!(rule(MOVED, entry, forged), (C, Nothing, C));
+        assert_eq!(rule(MOVED, entry, Packet::Error), (C, Nothing, C));
+    }
     assert_eq!(rule(MOVED, entry(B, Unconfirmed), Packet::Error), (A, Nothing, A));
+    let nobody = Slot::new(0, 0, true);
+    assert_eq!(rule(nobody, entry(B, Unconfirmed), forged), (0, Nothing, 0));
+}
+
+#[test]
+fn a_connection_that_a_syn_meets_goes_on_beside_it() {
+    let entry = |state| Some(shared(B, state, C));
+    let other = 9 << 20;
+    let other_fin = Packet::Last {
+        sequence: other,
+        reset: false,
+    };
+    for state in [Unconfirmed, Contested] {
+        for (packet, expected) in [
+            (Packet::Data(other), (C, Touch(Contested), C)),
+            (other_fin, (C, Touch(Unconfirmed), C)),
+            (Packet::Data(1001), (B, Touch(Established), B)),
+            (FIN, (B, Touch(Closing), B)),
+            // Where a forged SYN's answer goes to a client that has no such connection.
+            (RST, (B, Replace(Entry::of(C, Established)), B)),
+        ] {
+            assert_eq!(
+                rule(MOVED, entry(state), packet),
+                expected,
+                "{packet:?} {state:?}"
+            );
+        }
+        // One of the two backends is gone.
+        let alone = Some(shared(GONE, state, C));
+        let kept = Replace(Entry::of(C, Established));
+        assert_eq!(rule(MOVED, alone, Packet::Data(1001)), (C, kept, C));
+        assert_eq!(rule(MOVED, alone, Packet::Syn(7)), (C, Nothing, C));
+        let alone = Some(shared(B, state, GONE));
+        let again = Replace(shared(B, Contested, A));
+        assert_eq!(rule(MOVED, alone, Packet::Data(other)), (A, again, A));
+    }
+    // Where nothing moves, it belongs to `previous` without an entry.
+    assert_eq!(
+        rule(SETTLED, Some(made(C, Unconfirmed)), Packet::Data(other)),
+        (B, Nothing, B)
+    );
 }
 
 #[test]
 fn ports_that_are_used_again_begin_anew() {
-    assert_eq!(
-        rule(MOVED, entry(A, Closing), Packet::Syn(7)),
-        (B, Replace(Unconfirmed), A)
-    );
-    assert_eq!(
-        rule(SETTLED, entry(A, Closing), Packet::Syn(7)),
-        (B, Replace(Unconfirmed), B)
-    );
+    let anew = |before| {
+        Replace(Entry {
+            before,
+            ..young(B, 7)
+        })
+    };
+    assert_eq!(rule(MOVED, entry(A, Closing), Packet::Syn(7)), (B, anew(A), 0));
+    assert_eq!(rule(SETTLED, entry(A, Closing), Packet::Syn(7)), (B, anew(A), 0));
 }
 
 #[test]
 fn a_dead_entry_counts_for_nothing() {
-    for state in [Unconfirmed, Established, Closing] {
+    for state in [Unconfirmed, Established, Closing, Contested] {
         let dead = entry(GONE, state);
-        assert_eq!(rule(MOVED, dead, Packet::Syn(7)), (B, Replace(Unconfirmed), A));
-        assert_eq!(rule(MOVED, dead, Packet::Data(7)), (A, Replace(Established), A));
-        assert_eq!(rule(SETTLED, dead, Packet::Syn(7)), (B, Replace(Unconfirmed), B));
-        assert_eq!(rule(SETTLED, dead, Packet::Data(7)), (B, Nothing, B));
+        let (syn, data) = (Packet::Syn(7), Packet::Data(7));
+        assert_eq!(rule(MOVED, dead, syn), (B, Bury(young(B, 7)), A));
+        assert_eq!(rule(SETTLED, dead, syn), (B, Bury(young(B, 7)), B));
+        for packet in [data, Packet::Datagram] {
+            let kept = |backend| (backend, Bury(Entry::of(backend, Established)), backend);
+            assert_eq!(rule(MOVED, dead, packet), kept(A));
+            // It would come back to life with its backend.
+            assert_eq!(rule(SETTLED, dead, packet), kept(B));
+        }
     }
+}
+
+#[test]
+fn before_windows_end_a_refused_syn_is_dropped() {
+    let held = |slot| Place {
+        held: true,
+        ..place(slot)
+    };
+    let (syn, data) = (Packet::Syn(5), Packet::Data(5));
+    assert_eq!(at(held(MOVED), None, syn), (B, Insert(young(B, 5)), 0));
+    assert_eq!(
+        at(held(MOVED), None, data),
+        (A, Insert(Entry::of(A, Established)), A)
+    );
+    assert_eq!(at(held(SETTLED), None, syn), (B, Nothing, B));
+}
+
+#[test]
+fn during_a_resize_every_flow_gets_an_entry() {
+    let resizing = Place {
+        resizing: true,
+        ..place(Slot::resizing(Slot::stable(A), Slot::stable(A)))
+    };
+    assert_eq!(at(resizing, None, Packet::Syn(5)), (A, Insert(young(A, 5)), A));
+    assert_eq!(
+        at(resizing, None, Packet::Data(5)),
+        (A, Insert(Entry::of(A, Established)), A)
+    );
 }
 
 #[test]
 fn a_previous_that_serves_no_longer_owns_nothing() {
     let slot = Slot::new(B, GONE, true);
     assert_eq!(rule(slot, None, Packet::Data(7)), (B, Nothing, B));
-    assert_eq!(rule(slot, None, Packet::Syn(7)), (B, Insert(Unconfirmed), B));
+    assert_eq!(rule(slot, None, Packet::Syn(7)), (B, Insert(young(B, 7)), B));
 }
 
 #[test]
 fn a_backend_that_resets_keeps_its_old_flows_and_gets_no_syn() {
     let slot = Slot::new(B, RESETS, true);
     assert_eq!(rule(slot, None, Packet::Data(7)), (RESETS, Nothing, RESETS));
-    assert_eq!(rule(slot, None, Packet::Syn(7)), (B, Insert(Unconfirmed), 0));
+    assert_eq!(rule(slot, None, Packet::Syn(7)), (B, Insert(young(B, 7)), 0));
     let old = entry(RESETS, Established);
     assert_eq!(
         rule(MOVED, old, Packet::Data(7)),
         (RESETS, Touch(Established), RESETS)
     );
-    assert_eq!(rule(MOVED, old, Packet::Syn(7)), (B, Replace(Unconfirmed), A));
+    assert_eq!(rule(MOVED, old, Packet::Syn(7)), (B, Bury(young(B, 7)), A));
 }
 
 #[test]
 fn where_nobody_takes_new_flows_old_ones_go_on() {
     let slot = Slot::new(0, A, true);
     assert_eq!(rule(slot, None, Packet::Syn(7)), (0, Nothing, 0));
-    assert_eq!(rule(slot, None, Packet::Data(7)), (A, Insert(Established), A));
+    assert_eq!(
+        rule(slot, None, Packet::Data(7)),
+        (A, Insert(Entry::of(A, Established)), A)
+    );
     assert_eq!(rule(slot, entry(A, Closing), Packet::Syn(7)), (0, Nothing, 0));
 }
 
 #[test]
 fn a_slot_of_a_table_that_is_resized() {
-    let stable = Slot::resizing(Slot::stable(A), Slot::stable(A));
-    assert_eq!(
-        (stable.current(), stable.previous(), stable.consult()),
-        (A, A, false)
-    );
-    let moved = Slot::resizing(Slot::stable(B), Slot::stable(A));
-    assert_eq!((moved.current(), moved.previous(), moved.consult()), (B, A, true));
-    let dead = Slot::resizing(Slot::stable(B), Slot::new(A, 0, false));
-    assert_eq!((dead.current(), dead.previous(), dead.consult()), (B, B, false));
-    // Entries made before, or in the meantime, go on being looked for.
-    assert!(Slot::resizing(Slot::new(A, A, true), Slot::stable(A)).consult());
-    assert!(Slot::resizing(Slot::stable(A), Slot::new(C, A, true)).consult());
+    let slot = |now, before| {
+        let slot = Slot::resizing(now, before);
+        (slot.current(), slot.previous(), slot.consult())
+    };
+    assert_eq!(slot(Slot::stable(A), Slot::stable(A)), (A, A, true));
+    assert_eq!(slot(Slot::stable(B), Slot::new(C, A, true)), (B, A, true));
+    assert_eq!(slot(Slot::stable(B), Slot::new(A, 0, false)), (B, B, true));
 }

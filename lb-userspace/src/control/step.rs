@@ -12,22 +12,29 @@
 //!   │ stable │                        │ open         │                        │ settled         │
 //!   │ c = p  │ ◀───────────────────── │ c ≠ p        │ ◀───────────────────── │ c = p           │
 //!   └────────┘   (only by way of      │ consult      │  another is wanted     │ consult         │
-//!        ▲        settled)            └──────────────┘                        └─────────────────┘
-//!        └── a full scan, begun after that, finds no entry that points elsewhere ─────┘
+//!     ▲    │     settled)             └──────────────┘                        └─────────────────┘
+//!     │    └──────── its owner is gone: entries that name it would come back to life with it ▲│
+//!     └── a full scan, begun after that, finds no entry of the slot ──────────────────────────┘
 //! ```
 //!
 //! A window lasts as long as a flow may be idle: then whatever still lives on `previous` has been seen, and has an
 //! entry. It starts when the slot opens, or at the last refused entry of the service, whichever is later. A second
 //! move before it ended does not restart it: a slot under steady change would stay open for ever.
 //!
+//! A SYN may be refused an entry, and go to `previous`, at the very moment when the window ends. So windows end in
+//! two steps: the service is *held* for [`GRACE_NS`], in which such a SYN is dropped, and its windows end if nothing
+//! was refused until then.
+//!
+//! A slot becomes stable when it has no entries at all: the program does not look at those of stable slots, so one
+//! that stayed would tell of a flow that ended long ago when the slot opens again, and of its state.
+//!
 //! A move that can wait (the owner so far takes new flows as well as ever: a backend was added, came back, or has
 //! another weight) opens only as many slots as the flow table has room for; the others are *waiting*. One that
 //! cannot (the owner so far is drained or DOWN) is made at once.
 //!
 //! **Resizing** keeps the old table beside the new one for a window: where a flow without an entry belongs is
-//! `previous` of its slot in the old table, `current` is that of its slot in the new one ([`Slot::resizing`]). A
-//! flow is known to have been seen only while both stayed as they are, so the window starts anew with every change of
-//! either; moves that can wait do, and so does another resize.
+//! `previous` of its slot in the old table, `current` is that of its slot in the new one ([`Slot::resizing`]).
+//! Every flow that is seen meanwhile gets an entry, so the new table follows the scheduler without another window.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -77,13 +84,15 @@ pub struct Tables {
     pub now: Generation,
     /// While a resize is under way.
     pub before: Option<Before>,
+    /// Since when [`lb_common::layout::TableWord::HELD`] is set, `CLOCK_MONOTONIC`; after a restart that is now.
+    pub held_since_ns: Option<u64>,
 }
 
 /// The table before a resize. Only `previous` and `consult` of its slots count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Before {
     pub slots: Vec<Slot>,
-    /// When the resize began, or an owner in either table changed last, `CLOCK_MONOTONIC`.
+    /// When the resize began, `CLOCK_MONOTONIC`.
     pub since_ns: u64,
 }
 
@@ -92,8 +101,8 @@ pub struct Before {
 pub struct Scan {
     /// When it began, `CLOCK_MONOTONIC`.
     pub begun_ns: u64,
-    /// Slots, of the table in force, of flows whose entry names another backend than `current`.
-    pub foreign: BTreeSet<u32>,
+    /// Slots, of the table in force, that any entry belongs to, also one that was then deleted.
+    pub slots: BTreeSet<u32>,
 }
 
 /// What [`advance`] depends on besides the tables.
@@ -112,7 +121,7 @@ pub struct Step<'a> {
     pub window_ns: u64,
     /// When an entry of the service was last refused; 0: never.
     pub refused_ns: u64,
-    /// How many slots may be opened for moves that can wait.
+    /// How many slots may be opened for moves that can wait. During a resize none does.
     pub room: usize,
     /// The last full scan of the flow table.
     pub scan: Option<&'a Scan>,
@@ -126,7 +135,7 @@ pub struct Advanced {
     pub moved: usize,
     /// Slots that are open.
     pub open: usize,
-    /// Slots that are settled, but may have entries that point elsewhere.
+    /// Slots that are settled, but may have entries.
     pub settled: usize,
     /// Slots whose move waits for room.
     pub waiting: usize,
@@ -151,13 +160,37 @@ pub fn advance(tables: &Tables, step: &Step<'_>) -> Advanced {
             since_ns: now_ns,
         });
     }
+    let mut closing = Closing {
+        may: tables
+            .held_since_ns
+            .is_some_and(|since| now_ns >= since.saturating_add(GRACE_NS)),
+        due: false,
+    };
     if next.before.is_some() {
-        resize(&mut next, &mut advanced, step);
+        resize(&mut next, &mut closing, &mut advanced, step);
     } else {
-        move_slots(&mut next.now, &mut advanced, step);
+        move_slots(&mut next.now, &mut closing, &mut advanced, step);
     }
+    next.held_since_ns = closing.due.then(|| tables.held_since_ns.unwrap_or(now_ns));
     advanced.tables = next;
     advanced
+}
+
+/// Windows that are over.
+struct Closing {
+    /// The service was held for long enough: they end.
+    may: bool,
+    /// Else: there are some.
+    due: bool,
+}
+
+impl Closing {
+    /// Whether a window ends that is over at `end_ns`.
+    fn ends(&mut self, end_ns: u64, now_ns: u64) -> bool {
+        let over = now_ns >= end_ns;
+        self.due |= over && !self.may;
+        over && self.may
+    }
 }
 
 /// Without a flow table for moved slots a table is simply replaced.
@@ -173,7 +206,7 @@ fn at_once(tables: &Tables, step: &Step<'_>) -> Advanced {
         .count();
     let tables = Tables {
         now: Generation::stable(step.want),
-        before: None,
+        ..Tables::default()
     };
     Advanced {
         tables,
@@ -182,7 +215,7 @@ fn at_once(tables: &Tables, step: &Step<'_>) -> Advanced {
     }
 }
 
-fn move_slots(table: &mut Generation, advanced: &mut Advanced, step: &Step<'_>) {
+fn move_slots(table: &mut Generation, closing: &mut Closing, advanced: &mut Advanced, step: &Step<'_>) {
     let mut room = step.room;
     for (i, (slot, want)) in (0_u32..).zip(table.slots.iter_mut().zip(step.want)) {
         let (mut current, mut previous) = (slot.current(), slot.previous());
@@ -192,10 +225,12 @@ fn move_slots(table: &mut Generation, advanced: &mut Advanced, step: &Step<'_>) 
         }
         let mut since_ns = table.since_ns.get(&i).copied().unwrap_or(step.now_ns);
         let was_open = current != previous;
-        if was_open && step.now_ns >= window_end(since_ns, step) {
+        let heir = heir(previous, current, *want, step);
+        let died = heir != previous;
+        previous = heir;
+        if was_open && !died && closing.ends(window_end(since_ns, step), step.now_ns) {
             previous = current;
         }
-        previous = heir(previous, current, *want, step);
         if *want != current {
             let can_wait = previous == current && current != 0 && (step.takes_new)(current);
             if can_wait && room == 0 {
@@ -214,11 +249,11 @@ fn move_slots(table: &mut Generation, advanced: &mut Advanced, step: &Step<'_>) 
             }
         }
         let open = current != previous;
-        if was_open && !open {
+        if (was_open && !open) || died {
             since_ns = step.now_ns;
         }
-        let clean = !open && !was_open && slot.consult() && is_clean(i, since_ns, step);
-        let consult = open || (slot.consult() && !clean);
+        let clean = !open && !was_open && !died && is_clean(i, since_ns, step);
+        let consult = open || died || (slot.consult() && !clean);
         *slot = Slot::new(current, previous, consult);
         if !consult {
             table.since_ns.remove(&i);
@@ -235,59 +270,40 @@ fn move_slots(table: &mut Generation, advanced: &mut Advanced, step: &Step<'_>) 
     }
 }
 
-/// While a resize is under way: the new table's owners follow the scheduler where they must, the old one's
-/// `previous` follows deaths.
-fn resize(tables: &mut Tables, advanced: &mut Advanced, step: &Step<'_>) {
+/// While a resize is under way: the new table's owners follow the scheduler, the old one's `previous` follows deaths.
+fn resize(tables: &mut Tables, closing: &mut Closing, advanced: &mut Advanced, step: &Step<'_>) {
     let Some(before) = &mut tables.before else { return };
-    let size = tables.now.slots.len();
-    let mut changed = false;
-    if step.want.len() == size {
-        for (i, (slot, want)) in (0_u32..).zip(tables.now.slots.iter_mut().zip(step.want)) {
-            let current = slot.current();
-            if current == *want {
-                continue;
+    let now = &mut tables.now;
+    if step.want.len() == now.slots.len() {
+        for (slot, want) in now.slots.iter_mut().zip(step.want) {
+            if slot.current() != *want {
+                *slot = Slot::stable(*want);
+                advanced.moved += 1;
             }
-            if current != 0 && (step.takes_new)(current) {
-                advanced.waiting += 1;
-                continue;
-            }
-            *slot = Slot::new(*want, *want, true);
-            tables.now.since_ns.insert(i, step.now_ns);
-            advanced.moved += 1;
-            changed = true;
         }
     }
-    let serves = |backend: u32| backend != 0 && (step.standing)(backend) != Standing::Gone;
     for (i, slot) in before.slots.iter_mut().enumerate() {
-        let previous = slot.previous();
-        if previous == 0 || serves(previous) {
-            continue;
-        }
-        // Any backend that serves will do, as long as it stays the same.
+        // The flows of an old slot are in many new ones: any backend that serves will do, as long as it stays the
+        // same.
         let wanted = step.want.get(i % step.want.len().max(1)).copied().unwrap_or(0);
-        let heir = if serves(slot.current()) {
-            slot.current()
-        } else {
-            wanted
+        let heir = match slot.previous() {
+            0 => wanted,
+            previous => heir(previous, slot.current(), wanted, step),
         };
-        changed |= heir != previous;
         *slot = Slot::new(slot.current(), heir, slot.consult());
     }
-    if changed {
-        before.since_ns = step.now_ns;
-    }
     let end = window_end(before.since_ns, step);
-    if step.now_ns < end {
-        advanced.open = size;
+    if !closing.ends(end, step.now_ns) {
+        advanced.open = now.slots.len();
         advanced.until_ns = Some(end);
         return;
     }
     tables.before = None;
-    for (i, slot) in (0_u32..).zip(&mut tables.now.slots) {
+    for (i, slot) in (0_u32..).zip(&mut now.slots) {
         *slot = Slot::new(slot.current(), slot.current(), true);
-        tables.now.since_ns.insert(i, step.now_ns);
+        now.since_ns.insert(i, step.now_ns);
     }
-    advanced.settled = size;
+    advanced.settled = now.slots.len();
 }
 
 /// When a window that began at `since_ns` ends. The table that opened it was published a moment after that.
@@ -312,9 +328,8 @@ fn heir(previous: u32, current: u32, want: u32, step: &Step<'_>) -> u32 {
 }
 
 fn is_clean(slot: u32, since_ns: u64, step: &Step<'_>) -> bool {
-    step.scan.is_some_and(|scan| {
-        scan.begun_ns >= since_ns.saturating_add(GRACE_NS) && !scan.foreign.contains(&slot)
-    })
+    step.scan
+        .is_some_and(|scan| scan.begun_ns >= since_ns.saturating_add(GRACE_NS) && !scan.slots.contains(&slot))
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl World {
 fn table(owners: &[u32]) -> Tables {
     Tables {
         now: Generation::stable(owners),
-        before: None,
+        ..Tables::default()
     }
 }
 
@@ -74,15 +74,19 @@ fn a_slot_goes_through_its_window_and_settles() {
     let still = world.step(&opened.tables, &[A, B], 910);
     assert_eq!(still.tables, opened.tables);
 
-    let settled = world.step(&still.tables, &[A, B], 911);
+    let held = world.step(&still.tables, &[A, B], 911);
+    assert_eq!(slots(&held), slots(&opened));
+    assert_eq!(held.tables.held_since_ns, Some(911 * S));
+    let settled = world.step(&held.tables, &[A, B], 912);
     assert_eq!(slots(&settled), [(A, A, false), (B, B, true)]);
     assert_eq!((settled.open, settled.settled), (0, 1));
+    assert_eq!(settled.tables.held_since_ns, None);
 
     // A scan that began before that, or found an entry of the slot, says nothing.
-    for (begun, foreign, expected) in [(911, vec![], true), (912, vec![1], true), (912, vec![0], false)] {
+    for (begun, found, expected) in [(912, vec![], true), (913, vec![1], true), (913, vec![0], false)] {
         world.scan = Some(Scan {
             begun_ns: begun * S,
-            foreign: foreign.into_iter().collect(),
+            slots: found.into_iter().collect(),
         });
         let next = world.step(&settled.tables, &[A, B], 920);
         assert_eq!(slots(&next)[1], (B, B, expected));
@@ -97,8 +101,22 @@ fn a_refused_entry_keeps_windows_open() {
         ..World::default()
     };
     let opened = world.step(&table(&[A]), &[B], 10);
-    assert_eq!(slots(&world.step(&opened.tables, &[B], 1400)), [(B, A, true)]);
-    assert_eq!(slots(&world.step(&opened.tables, &[B], 1401)), [(B, B, true)]);
+    assert_eq!(world.step(&opened.tables, &[B], 1400).tables.held_since_ns, None);
+    let held = world.step(&opened.tables, &[B], 1401);
+    assert_eq!(slots(&held), [(B, A, true)]);
+    assert_eq!(slots(&world.step(&held.tables, &[B], 1402)), [(B, B, true)]);
+}
+
+#[test]
+fn an_entry_that_is_refused_while_a_window_ends_keeps_it_open() {
+    let mut world = World::default();
+    let opened = world.step(&table(&[A]), &[B], 10);
+    let held = world.step(&opened.tables, &[B], 911);
+    assert_eq!(held.tables.held_since_ns, Some(911 * S));
+    world.refused_ns = 911 * S;
+    let open = world.step(&held.tables, &[B], 912);
+    assert_eq!(slots(&open), [(B, A, true)]);
+    assert_eq!(open.tables.held_since_ns, None);
 }
 
 #[test]
@@ -107,7 +125,8 @@ fn a_second_move_does_not_restart_the_window() {
     let first = world.step(&table(&[A]), &[B], 10);
     let second = world.step(&first.tables, &[C], 500);
     assert_eq!(slots(&second), [(C, A, true)]);
-    assert_eq!(slots(&world.step(&second.tables, &[C], 911)), [(C, C, true)]);
+    let held = world.step(&second.tables, &[C], 911);
+    assert_eq!(slots(&world.step(&held.tables, &[C], 912)), [(C, C, true)]);
 }
 
 #[test]
@@ -128,7 +147,7 @@ fn flows_without_an_entry_pass_to_current_when_their_owner_is_gone() {
     let opened = World::default().step(&table(&[A, A]), &[B, A], 10);
     // A SYN that was refused an entry while A was going went to B: these are B's now, also when C is wanted.
     let dead = world.step(&opened.tables, &[C, C], 20);
-    assert_eq!(slots(&dead), [(C, B, true), (C, C, false)]);
+    assert_eq!(slots(&dead), [(C, B, true), (C, C, true)]);
 }
 
 #[test]
@@ -159,6 +178,25 @@ fn moves_that_can_wait_wait_for_room() {
 }
 
 #[test]
+fn a_stable_slot_whose_owner_is_gone_is_looked_at_until_it_has_no_entries() {
+    let world = World {
+        gone: vec![A],
+        ..World::default()
+    };
+    let dead = world.step(&table(&[A]), &[B], 10);
+    assert_eq!(slots(&dead), [(B, B, true)]);
+    assert_eq!(dead.tables.now.since_ns[&0], 10 * S);
+    let scanned = World {
+        scan: Some(Scan {
+            begun_ns: 11 * S,
+            ..Scan::default()
+        }),
+        ..World::default()
+    };
+    assert_eq!(slots(&scanned.step(&dead.tables, &[B], 20)), [(B, B, false)]);
+}
+
+#[test]
 fn a_resize_keeps_both_tables_for_a_window() {
     let world = World::default();
     let resized = world.step(&table(&[A, B]), &[B, B, A], 10);
@@ -166,39 +204,35 @@ fn a_resize_keeps_both_tables_for_a_window() {
     let before = resized.tables.before.as_ref().unwrap();
     assert_eq!((before.since_ns, before.slots.len()), (10 * S, 2));
 
-    let over = world.step(&resized.tables, &[B, B, A], 911);
+    let held = world.step(&resized.tables, &[B, B, A], 911);
+    assert_eq!((held.open, held.tables.held_since_ns), (3, Some(911 * S)));
+    let over = world.step(&held.tables, &[B, B, A], 912);
     assert_eq!(slots(&over), [(B, B, true), (B, B, true), (A, A, true)]);
     assert!(over.tables.before.is_none());
 }
 
 #[test]
-fn a_change_during_a_resize_starts_its_window_anew() {
-    let resized = World::default().step(&table(&[A, B]), &[B, B, A], 10);
+fn changes_during_a_resize_do_not_prolong_it() {
+    let resized = World::default().step(&table(&[A, B, 0]), &[B, B, A, A], 10);
     let world = World {
         gone: vec![A],
         ..World::default()
     };
-    let changed = world.step(&resized.tables, &[B, B, B], 500);
-    assert_eq!(slots(&changed), [(B, B, false), (B, B, false), (B, B, true)]);
+    let changed = world.step(&resized.tables, &[B, B, C, B], 500);
+    assert_eq!(
+        slots(&changed),
+        [(B, B, false), (B, B, false), (C, C, false), (B, B, false)]
+    );
+    assert_eq!(changed.moved, 2);
     let before = changed.tables.before.as_ref().unwrap();
-    assert_eq!(before.slots, [Slot::new(A, B, false), Slot::stable(B)]);
-    assert!(
-        world
-            .step(&changed.tables, &[B, B, B], 1400)
-            .tables
-            .before
-            .is_some()
+    // Nobody had the third slot: somebody must, and stay the same.
+    assert_eq!(
+        before.slots,
+        [Slot::new(A, B, false), Slot::stable(B), Slot::new(0, C, false)]
     );
-    assert!(
-        world
-            .step(&changed.tables, &[B, B, B], 1401)
-            .tables
-            .before
-            .is_none()
-    );
-    // What can wait does.
-    let waits = World::default().step(&resized.tables, &[A, B, A], 20);
-    assert_eq!((slots(&waits), waits.waiting), (slots(&resized), 1));
+    let held = world.step(&changed.tables, &[B, B, C, B], 911);
+    let over = world.step(&held.tables, &[B, B, C, B], 912);
+    assert!(over.tables.before.is_none());
 }
 
 #[test]

@@ -141,6 +141,10 @@ fn an_incident_has_its_course_and_outlives_a_reboot() -> anyhow::Result<()> {
         "{timeline:?}"
     );
 
+    let file = xlb.folder.file("state/events.jsonl");
+    wait_until("the event on disk", || {
+        Ok(fs::read_to_string(&file)?.contains("rerouted"))
+    })?;
     reboot(&world, &xlb)?;
     xlb.start()?;
     let history: Answer = serde_json::from_str(&xlb.verb(&format!("health history web {b1} -o json"))?)?;

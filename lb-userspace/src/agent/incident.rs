@@ -9,7 +9,7 @@ use crate::datapath::apply::{Change, ChangeKind};
 use crate::health::Report;
 use crate::model::{BackendId, OperState};
 use crate::observe::incident::{self, Watch};
-use crate::observe::{Kind, Probe, Timeline, Timestamp};
+use crate::observe::{Kind, Probe, Timeline, Timestamp, Trail};
 
 /// A verdict that has not changed a table for so long will not.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -41,8 +41,8 @@ impl Agent {
         }
         let trail = self.observed.get(&id).map(|observed| &observed.trail);
         let timeline = Timeline {
-            last_good: trail.and_then(|trail| trail.last_good()),
-            first_bad: trail.and_then(|trail| trail.first_bad()),
+            last_good: trail.and_then(Trail::last_good),
+            first_bad: trail.and_then(Trail::first_bad),
             verdict: Timestamp::of(SystemTime::now()),
             ..Timeline::default()
         };

@@ -145,9 +145,8 @@ fn course(backend: &BackendHistory, verdict: &Verdict) -> String {
                 true => format!("+{} ms", when.since(from).as_millis()),
                 false => format!("-{} ms", from.since(when).as_millis()),
             };
-            text += &format!("  {what:<32}{when}  {offset:>10}  {note}")
-                .trim_end()
-                .to_owned();
+            let line = format!("  {what:<32}{when}  {offset:>10}  {note}");
+            text += line.trim_end();
             text += "\n";
         }
     }

@@ -1,6 +1,6 @@
-//! What `simulate --repeat` measures with: restores the packet that the program under test rewrote and
-//! tail-calls it again, so that no rewritten packet is ever fed back. Beside it the floor: a program that
-//! does nothing.
+//! What speed is measured with: restores the packet that the program under test rewrote and tail-calls it again,
+//! so that no rewritten packet is ever fed back, each time from another client where that is asked for. Beside it
+//! the floors: programs that do nothing, or only what any forwarding has to.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
@@ -10,7 +10,7 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::btf_maps::ProgramArray;
+use aya_ebpf::btf_maps::{Array, ProgramArray};
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
@@ -25,6 +25,21 @@ static FRAME_LEN: Global<u16> = Global::new(60);
 static ETHERNET_LOW: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static ETHERNET_HIGH: Global<u64> = Global::new(0);
+
+/// The number of flows less one, a power of two less one; 0: always the same flow.
+#[unsafe(no_mangle)]
+static FLOW_MASK: Global<u32> = Global::new(0);
+
+/// Where the four bytes lie that tell flows apart: the last of the source address.
+#[unsafe(no_mangle)]
+static FLOW_OFFSET: Global<u16> = Global::new(26);
+
+/// Spreads consecutive numbers over all 32 bits without two meeting (an odd factor; Knuth's 2^32 / phi).
+const SPREAD: u32 = 2_654_435_761;
+
+/// The number of the next flow.
+#[btf_map]
+static NEXT_FLOW: Array<u32, 1> = Array::new();
 
 /// Slot 0: the program under test.
 #[btf_map]
@@ -57,15 +72,99 @@ pub fn harness(ctx: XdpContext) -> u32 {
         frame.write([l0, l1, l2, l3, l4, l5, l6]);
         frame.add(1).write([h0, h1, h2, h3, h4, h5, h6]);
     }
+    if FLOW_MASK.load() != 0 && next_flow(&ctx).is_none() {
+        return xdp_action::XDP_ABORTED;
+    }
     // SAFETY: a valid context of the same program type.
     unsafe { UNDER_TEST.tail_call(&ctx, 0) };
     xdp_action::XDP_ABORTED
 }
 
-/// The floor of a measurement.
+/// Makes the packet one of the next flow. Checksums are left as they were: nobody looks at them.
+#[inline(always)]
+fn next_flow(ctx: &XdpContext) -> Option<()> {
+    let next = NEXT_FLOW.get_ptr_mut(0)?;
+    // SAFETY: a valid map value; measurements run one at a time.
+    let number = unsafe { next.read() };
+    // SAFETY: as above.
+    unsafe { next.write(number.wrapping_add(1)) };
+    let offset = usize::from(FLOW_OFFSET.load());
+    if offset > MAX_FLOW_OFFSET {
+        return None;
+    }
+    let at = ctx.data() + offset;
+    if at + 4 > ctx.data_end() {
+        return None;
+    }
+    let [a, b, c, d] = (number & FLOW_MASK.load()).wrapping_mul(SPREAD).to_ne_bytes();
+    // SAFETY: the bounds were checked; alignment 1.
+    unsafe { (at as *mut [u8; 4]).write([a, b, c, d]) };
+    Some(())
+}
+
+/// Addresses lie within this of the frame's start.
+const MAX_FLOW_OFFSET: usize = 256;
+
+/// The floor of a packet that is none of ours.
 #[xdp]
 pub fn floor(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+/// The floor of `dsr-l2`: writes the Ethernet addresses and transmits.
+#[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the entry macro hands the context over"
+)]
+pub fn floor_rewrite(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    if start + 14 > ctx.data_end() {
+        return xdp_action::XDP_DROP;
+    }
+    // SAFETY: the bounds were checked; alignment 1.
+    unsafe { (start as *mut [u8; 12]).write([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]) };
+    xdp_action::XDP_TX
+}
+
+/// The floor of an outer IPv4 header: makes room for it and transmits.
+#[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the entry macro hands the context over"
+)]
+pub fn floor_outer_v4(ctx: XdpContext) -> u32 {
+    outer(&ctx, 20)
+}
+
+/// The floor of an outer IPv6 header.
+#[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the entry macro hands the context over"
+)]
+pub fn floor_outer_v6(ctx: XdpContext) -> u32 {
+    outer(&ctx, 40)
+}
+
+/// The floor of an outer IPv4 and UDP header.
+#[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the entry macro hands the context over"
+)]
+pub fn floor_outer_udp(ctx: XdpContext) -> u32 {
+    outer(&ctx, 28)
+}
+
+#[inline(always)]
+fn outer(ctx: &XdpContext, len: i32) -> u32 {
+    // SAFETY: a valid context; no pointer into the packet is held.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -len) } == 0 {
+        xdp_action::XDP_TX
+    } else {
+        xdp_action::XDP_DROP
+    }
 }
 
 #[cfg(not(target_arch = "bpf"))]

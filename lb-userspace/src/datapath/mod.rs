@@ -8,6 +8,7 @@ pub mod flows;
 pub mod identity;
 pub mod load;
 pub mod maps;
+pub mod measure;
 pub mod mmap;
 pub mod pins;
 pub mod record;
@@ -23,7 +24,7 @@ pub mod object {
     pub static LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
     /// `xlb decap`.
     pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
-    /// What `simulate --repeat` measures with.
+    /// What speed is measured with.
     pub static HARNESS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness"));
 }
 

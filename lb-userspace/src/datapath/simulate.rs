@@ -9,7 +9,6 @@
 //! headers come from [`SOURCE_V4`] and [`SOURCE_V6`] unless the options say otherwise.
 
 mod capture;
-mod measure;
 mod run;
 
 pub use run::{PacketReport, Report, Task, run};
@@ -31,7 +30,7 @@ use super::apply::Dataplane;
 use super::load::{self, Features, Sizes};
 use super::maps::Maps;
 use super::testrun::{self, Action, INGRESS_IFINDEX};
-use super::{attach, check_system};
+use super::{attach, check_system, measure};
 use crate::config::{Announce, Config};
 use crate::control::{self, BackendStatus, HopView, Inputs};
 use crate::model::{AdminState, OperState, ServiceKey};
@@ -172,8 +171,8 @@ pub enum Error {
     TestRun(#[from] testrun::Error),
     #[error("the program ended in {action:?}, but wrote down {reason:?}: this is a bug of ours")]
     Contradiction { action: Action, reason: Option<Reason> },
-    #[error("measuring ended in {found:?} where a single run gives {expected:?}: this is a bug of ours")]
-    Measurement { found: Action, expected: Action },
+    #[error("{0}: this is a bug of ours")]
+    Measurement(#[from] measure::Error),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{}: packet {index}: {source}", path.display())]
@@ -210,7 +209,14 @@ impl Simulator {
         Self::with(config, options, true)
     }
 
-    /// Without `explain` the program is the very one that the agent attaches, and tells no decisions.
+    /// The very program that the agent attaches: it tells no decisions, so only speed can be asked of it.
+    ///
+    /// # Errors
+    /// [`Error::Datapath`].
+    pub fn for_speed(config: &Config, options: &Options) -> Result<Self, Error> {
+        Self::with(config, options, false)
+    }
+
     fn with(config: &Config, options: &Options, explain: bool) -> Result<Self, Error> {
         check_system()?;
         let features = Features {
@@ -306,7 +312,11 @@ impl Simulator {
         Ok(testrun::run(self.program()?, frame)?)
     }
 
-    fn program(&self) -> Result<&Xdp, super::Error> {
+    /// The loaded program.
+    ///
+    /// # Errors
+    /// [`super::Error::MissingMap`] for an object without it.
+    pub fn program(&self) -> Result<&Xdp, super::Error> {
         let program = self
             .ebpf
             .program(PROGRAM)

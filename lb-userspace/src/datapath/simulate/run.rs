@@ -7,11 +7,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::capture::{Capture, Output, Packet};
-use super::measure::Harness;
 use super::{Error, Options, Outcome, Simulator, action_of};
 use crate::config::Config;
+use crate::datapath::measure::{Floor, Flows, Harness, Subject};
 use crate::datapath::pins::PinDir;
-use crate::datapath::testrun::{MAX_FRAME, MIN_FRAME};
+use crate::datapath::testrun::{Action, MAX_FRAME, MIN_FRAME};
 use crate::datapath::{self, maps};
 
 /// What `xlb simulate` is to do.
@@ -72,9 +72,12 @@ pub fn run(config: &Config, task: &Task) -> Result<Report, Error> {
     let mut simulator = Simulator::new(config, &options)?;
     let harness = task
         .repeat
-        .map(|repeat| Ok::<_, Error>(Harness::new(Simulator::with(config, &options, false)?, repeat)))
+        .map(|repeat| {
+            let simulator = Simulator::for_speed(config, &options)?;
+            Ok::<_, Error>(Ruler { simulator, repeat })
+        })
         .transpose()?;
-    let floor_ns = harness.as_ref().map(Harness::floor).transpose()?;
+    let floor_ns = harness.as_ref().map(Ruler::floor).transpose()?;
     let mut output = task.output.as_deref().map(Output::create).transpose()?;
     let mut packets = Vec::new();
     for (index, packet) in capture.packets.iter().enumerate() {
@@ -121,6 +124,28 @@ pub fn run(config: &Config, task: &Task) -> Result<Report, Error> {
         floor_ns,
         warnings,
     })
+}
+
+/// What the floor is measured on; the program does not look at it.
+const ANY_FRAME: [u8; 60] = [0; 60];
+
+/// Measures the packets of a capture one by one.
+struct Ruler {
+    simulator: Simulator,
+    repeat: u32,
+}
+
+impl Ruler {
+    fn measure(&self, frame: &[u8], expected: Action) -> Result<u64, Error> {
+        let program = self.simulator.program()?.fd().map_err(datapath::Error::from)?;
+        let harness = Harness::new(Subject::Program(program), frame, Flows::ONE)?;
+        Ok(harness.measure(self.repeat, expected)?)
+    }
+
+    fn floor(&self) -> Result<u64, Error> {
+        let harness = Harness::new(Subject::Floor(Floor::Pass), &ANY_FRAME, Flows::ONE)?;
+        Ok(harness.measure(self.repeat, Action::Pass)?)
+    }
 }
 
 /// A packet of the capture, judged.

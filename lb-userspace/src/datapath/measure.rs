@@ -1,0 +1,177 @@
+//! Nanoseconds a packet, with a harness that undoes between two runs what the program under test did to
+//! the frame: a packet that is already rewritten is another one.
+//!
+//! What the harness restores is the Ethernet header and the length of the frame; with several flows it also writes
+//! another source address each time.
+
+use aya::maps::ProgramArray;
+use aya::programs::{ProgramFd, Xdp};
+use aya::{Ebpf, EbpfLoader};
+
+use super::testrun::{self, Action};
+use super::{attach, object};
+
+const HARNESS: &str = "harness";
+const UNDER_TEST: &str = "UNDER_TEST";
+
+/// Half of an Ethernet header: the words that the harness restores it from have so many bytes.
+const HALF: usize = 7;
+
+/// Why a measurement could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Datapath(#[from] super::Error),
+    #[error(transparent)]
+    TestRun(#[from] testrun::Error),
+    #[error("measuring ended in {found:?} where {expected:?} was expected")]
+    Unexpected { found: Action, expected: Action },
+    #[error("{flows} flows: a power of two is needed")]
+    Flows { flows: u32 },
+    #[error("the program under test cannot be called from the harness: {source}")]
+    Refused { source: aya::maps::MapError },
+}
+
+impl From<aya::maps::MapError> for Error {
+    fn from(error: aya::maps::MapError) -> Self {
+        Self::Datapath(error.into())
+    }
+}
+
+/// Programs that do the least that a program of their kind has to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floor {
+    /// Passes the packet.
+    Pass,
+    /// Writes the Ethernet addresses and transmits.
+    Rewrite,
+    /// Makes room for an outer IPv4 header and transmits.
+    OuterV4,
+    /// Makes room for an outer IPv6 header and transmits.
+    OuterV6,
+    /// Makes room for an outer IPv4 and UDP header and transmits.
+    OuterUdp,
+}
+
+impl Floor {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Pass => "floor",
+            Self::Rewrite => "floor_rewrite",
+            Self::OuterV4 => "floor_outer_v4",
+            Self::OuterV6 => "floor_outer_v6",
+            Self::OuterUdp => "floor_outer_udp",
+        }
+    }
+
+    /// What it ends in.
+    #[must_use]
+    pub fn action(self) -> Action {
+        if self == Self::Pass {
+            Action::Pass
+        } else {
+            Action::Tx
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    Program(&'a ProgramFd),
+    Floor(Floor),
+}
+
+/// From which clients the packets come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flows {
+    /// How many, a power of two.
+    pub count: u32,
+    /// Where the last four bytes of the source address lie in the frame.
+    pub offset: u16,
+}
+
+impl Flows {
+    /// Always the client that stands in the frame.
+    pub const ONE: Self = Self { count: 1, offset: 26 };
+}
+
+/// A program on one frame, ready to be measured any number of times.
+pub struct Harness {
+    ebpf: Ebpf,
+    frame: Vec<u8>,
+    /// Held: it names the program under test.
+    _array: ProgramArray<aya::maps::MapData>,
+}
+
+impl Harness {
+    /// # Errors
+    /// [`Error::Datapath`], [`Error::Flows`]; [`Error::Refused`] for a program that the kernel does not let the
+    /// harness call.
+    pub fn new(subject: Subject<'_>, frame: &[u8], flows: Flows) -> Result<Self, Error> {
+        if !flows.count.is_power_of_two() {
+            return Err(Error::Flows { flows: flows.count });
+        }
+        if frame.len() < testrun::MIN_FRAME {
+            return Err(testrun::Error::TooShort { len: frame.len() }.into());
+        }
+        let (low, high) = (word(frame, 0), word(frame, HALF));
+        let (len, mask) = (frame.len() as u16, flows.count - 1);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("FRAME_LEN", &len, true)
+            .override_global("ETHERNET_LOW", &low, true)
+            .override_global("ETHERNET_HIGH", &high, true)
+            .override_global("FLOW_MASK", &mask, true)
+            .override_global("FLOW_OFFSET", &flows.offset, true)
+            .load(object::HARNESS)
+            .map_err(super::Error::from)?;
+        attach::verify(&mut ebpf, HARNESS)?;
+        if let Subject::Floor(floor) = subject {
+            attach::verify(&mut ebpf, floor.program())?;
+        }
+        let array = ebpf
+            .take_map(UNDER_TEST)
+            .ok_or(super::Error::MissingMap(UNDER_TEST))?;
+        let mut array = ProgramArray::try_from(array)?;
+        let fd = match subject {
+            Subject::Program(fd) => fd,
+            Subject::Floor(floor) => program(&ebpf, floor.program())?
+                .fd()
+                .map_err(super::Error::from)?,
+        };
+        array.set(0, fd, 0).map_err(|source| Error::Refused { source })?;
+        Ok(Self {
+            ebpf,
+            frame: frame.to_vec(),
+            _array: array,
+        })
+    }
+
+    /// Nanoseconds a run, the mean of `repeat` of them, harness and kernel's loop included. The last has to end in
+    /// `expected`.
+    ///
+    /// # Errors
+    /// [`Error::Unexpected`], [`Error::TestRun`].
+    pub fn measure(&self, repeat: u32, expected: Action) -> Result<u64, Error> {
+        let run = testrun::repeat(program(&self.ebpf, HARNESS)?, &self.frame, repeat.max(1))?;
+        if run.action != expected {
+            return Err(Error::Unexpected {
+                found: run.action,
+                expected,
+            });
+        }
+        Ok(u64::try_from(run.duration.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a Xdp, super::Error> {
+    let program = ebpf.program(name).ok_or(super::Error::MissingMap(name))?;
+    Ok(program.try_into()?)
+}
+
+/// Seven bytes from `offset`, as the harness writes them back.
+fn word(frame: &[u8], offset: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..HALF].copy_from_slice(&frame[offset..offset + HALF]);
+    u64::from_ne_bytes(bytes)
+}

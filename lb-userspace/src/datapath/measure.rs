@@ -4,6 +4,8 @@
 //! What the harness restores is the Ethernet header and the length of the frame; with several flows it also writes
 //! another source address each time.
 
+use std::path::Path;
+
 use aya::maps::ProgramArray;
 use aya::programs::{ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader};
@@ -147,6 +149,14 @@ impl Harness {
         })
     }
 
+    /// What the program does with the frame.
+    ///
+    /// # Errors
+    /// [`Error::TestRun`].
+    pub fn action(&self) -> Result<Action, Error> {
+        Ok(testrun::run(program(&self.ebpf, HARNESS)?, &self.frame)?.action)
+    }
+
     /// Nanoseconds a run, the mean of `repeat` of them, harness and kernel's loop included. The last has to end in
     /// `expected`.
     ///
@@ -162,6 +172,14 @@ impl Harness {
         }
         Ok(u64::try_from(run.duration.as_nanos()).unwrap_or(u64::MAX))
     }
+}
+
+/// A program that somebody pinned, to be measured.
+///
+/// # Errors
+/// [`super::Error::Program`] where it is no XDP program.
+pub fn pinned(path: &Path) -> Result<Xdp, super::Error> {
+    Ok(Xdp::from_pin(path, aya_obj::programs::XdpAttachType::Interface)?)
 }
 
 fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a Xdp, super::Error> {

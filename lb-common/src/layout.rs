@@ -41,6 +41,73 @@ pub struct ServiceKey {
     pub family: u8,
 }
 
+/// Buckets of the front of the services.
+pub const SERVICE_BUCKETS: u32 = 1 << SERVICE_BUCKET_BITS;
+const SERVICE_BUCKET_BITS: u32 = 12;
+
+/// One cache line of the front of the services: the map of services keyed by [`ServiceKey`] is the truth, these
+/// spare packets most of its look-ups, which are what costs most on their way. A key that finds its bucket full is in
+/// the map alone, and `overflow` says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct ServiceBucket {
+    pub doors: [ServiceDoor; 2],
+    /// Not 0: some keys of this bucket are in the map alone.
+    pub overflow: u64,
+    pub reserved: u64,
+}
+
+/// One service of a [`ServiceBucket`]. `word` is written last and cleared first, and a door is not used again within
+/// a second: a packet sees a whole one or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceDoor {
+    /// As [`ServiceKey::address`].
+    pub address: [u64; 2],
+    /// Bits 0..32 port, protocol and family as they stand in a [`ServiceKey`], 32..64 the index of the service. 0:
+    /// empty.
+    pub word: u64,
+}
+
+impl ServiceKey {
+    /// The address as two words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn halves(&self) -> [u64; 2] {
+        let [a, b, c, d] = self.address;
+        [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
+    }
+
+    /// Port, protocol and family in one word; never 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tail(&self) -> u32 {
+        self.port as u32 | (self.protocol as u32) << 16 | (self.family as u32) << 24
+    }
+
+    /// Its bucket. Operators choose the keys, so the factors need not be secret (they are digits of pi).
+    #[inline(always)]
+    #[must_use]
+    pub const fn bucket(&self) -> u32 {
+        let [a, b] = self.halves();
+        let sum = a
+            .wrapping_mul(0x243F_6A88_85A3_08D3)
+            .wrapping_add(b.wrapping_mul(0x1319_8A2E_0370_7345))
+            .wrapping_add((self.tail() as u64).wrapping_mul(0xA409_3822_299F_31D1));
+        ((sum ^ sum >> 32).wrapping_mul(0x082E_FA98_EC4E_6C89) >> (64 - SERVICE_BUCKET_BITS)) as u32
+    }
+}
+
+impl ServiceDoor {
+    #[must_use]
+    pub const fn new(key: &ServiceKey, index: u32) -> Self {
+        Self {
+            address: key.halves(),
+            word: key.tail() as u64 | (index as u64) << 32,
+        }
+    }
+}
+
 /// Where the lookup table of a service lies: one 64-bit word, so that one aligned store switches all packets
 /// from one generation to the next.
 ///
@@ -458,6 +525,8 @@ pub struct AgentMeta {
 
 const _: () = {
     assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 4);
+    assert!(size_of::<ServiceBucket>() == 64 && align_of::<ServiceBucket>() == 64);
+    assert!(size_of::<ServiceDoor>() == 24);
     assert!(size_of::<TableWord>() == 8);
     assert!(size_of::<ServiceRecord>() == 16 && align_of::<ServiceRecord>() == 8);
     assert!(size_of::<Slot>() == 8);
@@ -489,6 +558,8 @@ mod pod {
     }
     pod!(
         ServiceKey,
+        ServiceBucket,
+        ServiceDoor,
         TableWord,
         ServiceRecord,
         Slot,
@@ -513,6 +584,23 @@ mod pod {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn services_spread_over_their_buckets() {
+        let mut load = vec![0_u32; SERVICE_BUCKETS as usize];
+        for n in 0..1024_u32 {
+            let key = ServiceKey {
+                address: [0, 0, 0, u32::to_be(0xC000_0200 + n / 4)],
+                port: (80 + n as u16 % 4).to_be(),
+                protocol: 6,
+                family: FAMILY_V4,
+            };
+            load[key.bucket() as usize] += 1;
+        }
+        // Chance alone puts 2.1 keys of 1024 (one in 4096 buckets) beside two others.
+        let beyond: u32 = load.iter().map(|n| n.saturating_sub(2)).sum();
+        assert!(beyond <= 12, "{beyond} of 1024 keys find their bucket full");
+    }
 
     proptest! {
         #[test]

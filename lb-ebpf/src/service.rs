@@ -2,7 +2,9 @@
 
 use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::macros::btf_map;
-use lb_common::layout::{MMAPABLE, ServiceKey, ServiceRecord, TableWord};
+use lb_common::layout::{
+    MMAPABLE, SERVICE_BUCKETS, ServiceBucket, ServiceDoor, ServiceKey, ServiceRecord, TableWord,
+};
 use lb_common::reason::Reason;
 
 use crate::constants::WILDCARD;
@@ -13,6 +15,10 @@ use crate::packet::{Flow, Ip, NoFlow};
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, u32, 2048> = HashMap::new();
 
+/// The front of [`SERVICES`]: an array look-up is a few instructions, that in a hash map calls of functions.
+#[btf_map]
+static BUCKETS: Array<ServiceBucket, { SERVICE_BUCKETS as usize }, { MMAPABLE as usize }> = Array::new();
+
 /// The record of each service, by its index.
 #[btf_map]
 static RECORDS: Array<ServiceRecord, 1024, { MMAPABLE as usize }> = Array::new();
@@ -20,13 +26,13 @@ static RECORDS: Array<ServiceRecord, 1024, { MMAPABLE as usize }> = Array::new()
 /// The index of the service that the packet belongs to: the exact port first, then a service of all ports.
 #[inline(always)]
 pub fn find(ip: &Ip, flow: &Flow) -> Option<u32> {
-    if let Some(index) = lookup(ip.key(flow.destination_port(), flow.protocol as u8)) {
+    if let Some(index) = enter(ip.key(flow.destination_port(), flow.protocol as u8)) {
         return Some(index);
     }
     if WILDCARD.load() == 0 {
         return None;
     }
-    lookup(ip.key(0, flow.protocol as u8))
+    enter(ip.key(0, flow.protocol as u8))
 }
 
 /// Whether some service has the address of a key with port and protocol 0.
@@ -68,6 +74,27 @@ pub fn table_before(service: u32) -> Option<TableWord> {
     // SAFETY: as in `table`.
     let before = unsafe { core::ptr::read_volatile(&raw const (*record).before) };
     (before.size() != 0).then_some(before)
+}
+
+/// The index of the service with this key, by way of its bucket.
+#[inline(always)]
+fn enter(key: ServiceKey) -> Option<u32> {
+    let bucket = BUCKETS.get_ptr(key.bucket())?;
+    // SAFETY: a valid, aligned map value; volatile because the agent stores to it while we read.
+    let door = |number: usize| unsafe { core::ptr::read_volatile(&raw const (*bucket).doors[number].word) };
+    // SAFETY: as above; the address is written before the word that was read.
+    let address = |number: usize| unsafe { (*bucket).doors[number].address };
+    for number in 0..size_of::<[ServiceDoor; 2]>() / size_of::<ServiceDoor>() {
+        let word = door(number);
+        if word as u32 == key.tail() && address(number) == key.halves() {
+            return Some((word >> 32) as u32);
+        }
+    }
+    // SAFETY: as above.
+    if unsafe { core::ptr::read_volatile(&raw const (*bucket).overflow) } == 0 {
+        return None;
+    }
+    lookup(key)
 }
 
 /// A key on the stack: aligned, it is put together from words of 64 bits.

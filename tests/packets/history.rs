@@ -188,7 +188,7 @@ fn check(dataplane: &Dataplane, desired: &Desired) -> Result<(), TestCaseError> 
         keys.insert(identity::service_key(key));
         keys.insert(identity::address_key(key.address));
     }
-    let found: Result<BTreeSet<_>, _> = dataplane.maps.services.keys().collect();
+    let found = dataplane.maps.services.keys().map(BTreeSet::from_iter);
     prop_assert_eq!(found.expect("the keys"), keys);
     Ok(())
 }
@@ -264,12 +264,7 @@ fn an_agent_that_died_before_a_key_or_after_it_is_cleared_up_after() {
         let wanted = desired(&ALL_UP, &dataplane);
         dataplane.apply(&wanted, Instant::now()).expect("writing");
         // Metadata without keys: where a service is added the keys come last, where it is removed they go first.
-        let all: Vec<_> = dataplane
-            .maps
-            .services
-            .keys()
-            .collect::<Result<_, _>>()
-            .expect("the keys");
+        let all: Vec<_> = dataplane.maps.services.keys().expect("the keys");
         for key in all {
             dataplane.maps.services.remove(&key).expect("removing");
         }

@@ -90,6 +90,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Map`].
     pub fn adopt(mut maps: Maps) -> Result<Self, Error> {
+        maps.services.put_right()?;
         let mut services = BTreeMap::new();
         let mut by_index = BTreeMap::new();
         let mut free_services: BTreeSet<u32> = (0..maps.records.room()).collect();
@@ -161,7 +162,7 @@ impl Dataplane {
         let egress: BTreeSet<u32> = maps.egress.keys().collect::<Result<_, _>>()?;
         // A service that was being added when the last agent died has no key yet, one that was being removed
         // none any longer: the keys are made to follow the metadata.
-        let keys: Vec<_> = maps.services.keys().collect::<Result<_, _>>()?;
+        let keys = maps.services.keys()?;
         for key in keys {
             let known = match identity::service_of(&key) {
                 Some(service) => services.contains_key(&service),
@@ -387,8 +388,8 @@ impl Dataplane {
             (identity::address_key(key.address), 0),
             (identity::service_key(key), installed.index),
         ] {
-            if self.maps.services.get(&key, 0).ok() != Some(value) {
-                self.maps.services.insert(key, value, 0)?;
+            if self.maps.services.get(&key).ok() != Some(value) {
+                self.maps.services.insert(key, value)?;
             }
         }
         installed.published = true;

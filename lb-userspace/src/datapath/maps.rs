@@ -17,11 +17,12 @@ use super::flows::{self, FlowControls, Flows};
 use super::load::Sizes;
 use super::mmap::Words;
 use super::pins::{self, PinDir, Pinned};
+use super::services::Services;
 use super::slab_map;
 
 /// Every map that the agent, `status` and `simulate` use.
 pub struct Maps {
-    pub services: HashMap<MapData, layout::ServiceKey, u32>,
+    pub services: Services,
     pub records: Records,
     pub slabs: Slabs,
     pub backends: Array<MapData, Backend>,
@@ -90,7 +91,7 @@ impl Maps {
         let flow_control = take(&pins::FLOW_CONTROL)?;
         let control = data_of(&flow_control)?;
         Ok(Self {
-            services: take(&pins::SERVICES)?.try_into()?,
+            services: Services::open(take(&pins::SERVICES)?, &take(&pins::BUCKETS)?)?,
             records: Records::map(&records)?,
             slabs: Slabs::open(take(&pins::SLABS)?, pins)?,
             backends: take(&pins::BACKENDS)?.try_into()?,

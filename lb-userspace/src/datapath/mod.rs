@@ -12,6 +12,7 @@ pub mod measure;
 pub mod mmap;
 pub mod pins;
 pub mod record;
+pub mod services;
 pub mod simulate;
 mod slab_map;
 pub mod slabs;

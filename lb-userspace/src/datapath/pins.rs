@@ -38,6 +38,7 @@ macro_rules! pinned {
 
 pinned! {
     SERVICES: "SERVICES", "services", Hash, size_of::<layout::ServiceKey>(), WORD, 0;
+    BUCKETS: "BUCKETS", "service_buckets", Array, WORD, size_of::<layout::ServiceBucket>(), layout::MMAPABLE;
     RECORDS: "RECORDS", "records", Array, WORD, size_of::<layout::ServiceRecord>(), layout::MMAPABLE;
     SLABS: "SLABS", "slabs", ArrayOfMaps, WORD, WORD, 0;
     BACKENDS: "BACKENDS", "backends", Array, WORD, size_of::<layout::Backend>(), 0;

@@ -2,6 +2,7 @@
 //! tables and pages are made by `cargo xtask bench`.
 
 pub mod consistency;
+pub mod packet;
 #[path = "../../../xtask/src/bench/result.rs"]
 pub mod result;
 
@@ -30,6 +31,13 @@ enum Part {
         #[command(flatten)]
         options: consistency::Options,
     },
+    /// Nanoseconds a packet.
+    Packet {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: packet::Options,
+    },
 }
 
 /// What every part takes.
@@ -51,6 +59,10 @@ pub fn main() -> ExitCode {
     let (common, result) = match part {
         Part::Consistency { common, options } => {
             let result = consistency::run(common.quick, &options);
+            (common, result)
+        }
+        Part::Packet { common, options } => {
+            let result = packet::run(common.quick, &options);
             (common, result)
         }
     };

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use aya::programs::{ProgramFd, Xdp};
+use clap::Args;
 use etherparse::PacketBuilder;
 use xlb::config::Config;
 use xlb::datapath::measure::{self, Floor, Flows, Harness, Subject};
-use xlb::datapath::simulate::{Options, Simulator};
+use xlb::datapath::simulate::{self, Simulator};
 use xlb::datapath::testrun::Action;
 
 use super::result::{Better, Fact, PartResult, Row};
@@ -154,25 +155,22 @@ const CASES: [Case; 12] = [
 ];
 
 /// What to measure.
-#[derive(Clone, Debug)]
-pub struct Task {
-    pub rounds: usize,
-    /// Packets a measurement.
-    pub repeat: u32,
+#[derive(Clone, Debug, Default, Args)]
+pub struct Options {
     /// Another XDP program, pinned by its owner, on the same packets.
-    pub pinned: Option<PathBuf>,
+    #[arg(long, value_name = "PATH")]
+    pinned: Option<PathBuf>,
+    /// How often each case is measured.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
 }
 
-impl Task {
-    /// For figures, or to see that it works.
-    #[must_use]
-    pub fn new(quick: bool) -> Self {
-        Self {
-            rounds: if quick { 3 } else { 11 },
-            repeat: if quick { 100_000 } else { 1_000_000 },
-            pinned: None,
-        }
-    }
+/// How much of it.
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    rounds: usize,
+    /// Packets a measurement.
+    repeat: u32,
 }
 
 /// A harness that is ready, and what its program has to end in.
@@ -209,15 +207,19 @@ struct Measured<'a> {
 ///
 /// # Errors
 /// Where a program cannot be loaded, or does something else than it has to.
-pub fn run(task: &Task) -> Result<PartResult> {
+pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
+    let task = Task {
+        rounds: options.rounds.unwrap_or(if quick { 3 } else { 11 }),
+        repeat: if quick { 100_000 } else { 1_000_000 },
+    };
     let simulators = [L2, IPIP]
         .map(|forward| -> Result<_> {
-            let simulator = Simulator::for_speed(&configuration(forward)?, &Options::default())?;
+            let simulator = Simulator::for_speed(&configuration(forward)?, &simulate::Options::default())?;
             Ok((forward, simulator))
         })
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
-    let pinned = task
+    let pinned = options
         .pinned
         .as_ref()
         .map(|path| measure::pinned(path).with_context(|| path.display().to_string()))
@@ -286,7 +288,7 @@ fn prepare<'a>(case: &'a Case, program: &ProgramFd, pinned: Option<&ProgramFd>) 
     })
 }
 
-fn result(task: &Task, measured: &[Measured<'_>]) -> PartResult {
+fn result(task: Task, measured: &[Measured<'_>]) -> PartResult {
     let mut rows = Vec::new();
     for Measured {
         case,

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The parts that are built, by name, in the order they run.
-const PARTS: [&str; 1] = ["consistency"];
+const PARTS: [&str; 2] = ["packet", "consistency"];
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {

@@ -102,7 +102,7 @@ impl Observer {
 
     fn table(&mut self, target: usize) -> anyhow::Result<Table> {
         let key = identity::service_key(&self.targets[target].key);
-        let Ok(service) = self.maps.services.get(&key, 0) else {
+        let Ok(service) = self.maps.services.get(&key) else {
             return Ok(Table::default());
         };
         let word = self.maps.records.table(service);

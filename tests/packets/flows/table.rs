@@ -22,7 +22,7 @@ fn entry(n: u32) -> FlowEntry {
         owner: FlowOwner::new(n, n + 1),
         seen: FlowSeen::new(Established, u64::from(n)),
         isn: n,
-        reserved: 0,
+        before: 0,
     }
 }
 

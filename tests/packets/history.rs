@@ -112,6 +112,7 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
                 HopView {
                     hop: Ok(hop),
                     last: None,
+                    doubted: false,
                 },
             );
         }

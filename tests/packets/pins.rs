@@ -259,7 +259,14 @@ fn desired(config: &Config, dataplane: &Dataplane) -> control::Desired {
     };
     let hops = all().map(|(_, backend)| {
         let hop = Ok(hop(backend.address));
-        (backend.address, HopView { hop, last: None })
+        (
+            backend.address,
+            HopView {
+                hop,
+                last: None,
+                doubted: false,
+            },
+        )
     });
     control::desired(&Inputs {
         services: &config.services,

@@ -13,6 +13,7 @@
 
 mod attach;
 mod choice;
+mod doubt;
 mod hashkey;
 mod incident;
 mod keep;
@@ -23,6 +24,7 @@ mod report;
 mod startup;
 mod tell;
 mod trace;
+mod witness;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -141,6 +143,8 @@ struct Agent {
     follower: Follower,
     /// Writes down what must outlive a reboot.
     keeper: Keeper,
+    /// What is silent and not believed.
+    doubts: doubt::Doubts,
     /// How the backends of each service were chosen last.
     chosen: BTreeMap<ServiceKey, choice::Chosen>,
     /// Backends are starting slowly: their weights grow with time alone.
@@ -163,7 +167,8 @@ enum End {
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let (reports_in, mut reports) = mpsc::channel(4096);
     let (commands_in, mut commands) = mpsc::channel(64);
-    let (mut agent, mut hops, mut links, socket) = Agent::start(options, reports_in, commands_in).await?;
+    let (mut agent, mut hops, mut links, mut heard, socket) =
+        Agent::start(options, reports_in, commands_in).await?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -184,6 +189,13 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             Ok(()) = hops.changed() => {
                 let fresh = hops.borrow_and_update().clone();
                 agent.take_hops(&fresh);
+                agent.after_change().await?;
+            }
+            Some(answer) = heard.recv() => {
+                agent.hear(answer);
+                while let Ok(answer) = heard.try_recv() {
+                    agent.hear(answer);
+                }
                 agent.after_change().await?;
             }
             Some(event) = links.recv() => agent.link_changed(&event).await,

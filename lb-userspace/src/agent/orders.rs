@@ -73,7 +73,8 @@ impl Agent {
         }
         self.keep(Instant::now());
         self.end_incidents(Instant::now());
-        if self.ramping && !self.starting() {
+        self.judge_isolation();
+        if (self.ramping || self.behind) && !self.starting() {
             self.reconcile_or_log();
         }
         if second {

@@ -9,6 +9,7 @@ use crate::api::types::CheckStatus;
 use crate::control::{self, BackendStatus, Desired, HopView, Inputs};
 use crate::datapath::apply::{Change, ChangeKind};
 use crate::health::Report;
+use crate::health::doubt::Sign;
 use crate::model::{AdminState, BackendId, OperState};
 use crate::net::NextHops;
 use crate::observe::Kind;
@@ -20,11 +21,13 @@ impl Agent {
             return;
         }
         let probe = incident::probe(&report);
+        self.question(&report);
         let Report {
             id,
             result,
             ended,
             state,
+            sign,
             ..
         } = report;
         let starting = self.starting();
@@ -55,7 +58,10 @@ impl Agent {
             }
             _ => {}
         }
-        status.host_silent = status.state == OperState::Down && result.code.silent();
+        // An answer says so at once; silence is looked into.
+        if status.state != OperState::Down || matches!(sign, Sign::Passed | Sign::Refused) {
+            status.host_silent = false;
+        }
         let after = *status;
         let check = CheckStatus {
             code: result.code,
@@ -139,13 +145,24 @@ impl Agent {
                 }
                 _ => {}
             }
-            self.hops.insert(
-                *address,
-                HopView {
-                    hop: hop.clone(),
-                    last,
-                },
-            );
+            let before = self.hops.get(address);
+            let doubted = match (before.map(|view| (view.hop.is_ok(), view.doubted)), hop) {
+                (Some((true, _)), Err(why)) => why.may_be_our_fault(),
+                (Some((false, doubted)), Err(_)) => doubted,
+                (_, Ok(_)) | (None, Err(_)) => false,
+            };
+            let lost = doubted && before.is_some_and(|view| view.hop.is_ok());
+            let view = HopView {
+                hop: hop.clone(),
+                last,
+                doubted,
+            };
+            self.hops.insert(*address, view);
+            if lost {
+                self.lose_hop(*address);
+            } else if !doubted {
+                self.find_hop(*address);
+            }
         }
     }
 
@@ -159,6 +176,7 @@ impl Agent {
         if complete {
             return self.end_round().await;
         }
+        self.conclude();
         // Before the first round is over the tables stay as they were found.
         if self.behind && !self.starting() {
             self.reconcile_or_log();

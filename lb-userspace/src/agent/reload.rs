@@ -189,6 +189,9 @@ impl Agent {
         for id in ids {
             self.statuses.entry(id).or_default();
         }
+        if old.agent.witness != self.config.agent.witness {
+            self.change_witness(self.config.agent.witness);
+        }
         let changes = self.reconcile()?;
         let mut done = describe(&changes, old, &self.config);
         done.changes.append(&mut self.attach_as_configured().await?);

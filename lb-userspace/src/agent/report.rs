@@ -64,6 +64,7 @@ impl Agent {
                     .saturating_duration_since(Instant::now())
                     .as_secs()
             }),
+            isolated_since: self.doubts.isolated_since().map(rfc3339),
             config: self.options.config.display().to_string(),
             warnings: self
                 .config
@@ -114,6 +115,7 @@ impl Agent {
                 state: want.status.state,
                 admin: want.status.admin,
                 serving: want.eligible() && taking.contains(&(id.address, id.port)),
+                doubted: want.doubted || self.doubts.doubts(&id),
                 unresolved: want.unresolved.clone(),
                 check: observed.check,
                 share_percent: if slots == 0 {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
+use super::doubt::{Doubts, HeardReceiver};
 use super::keep::{self, Restored};
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
 use crate::api::command::Command;
@@ -38,7 +39,7 @@ impl Agent {
         options: AgentOptions,
         reports: ReportSender,
         commands: mpsc::Sender<Command>,
-    ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver, Socket)> {
+    ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver, HeardReceiver, Socket)> {
         datapath::check_system()?;
         let config = read_config(&options.config)?;
         for warning in config.warnings() {
@@ -49,11 +50,12 @@ impl Agent {
         let lock = pins.lock()?;
         let fresh = !pins.path(AGENT_META.pin).exists();
         let result = async {
-            let (agent, hops, links) = Self::bring_up(options, config, pins.clone(), lock, reports).await?;
+            let (agent, hops, links, heard) =
+                Self::bring_up(options, config, pins.clone(), lock, reports).await?;
             let path = &agent.config.agent.api_socket;
             let socket = server::serve(path, commands, agent.archive.clone())
                 .with_context(|| format!("API socket {}", path.display()))?;
-            Ok((agent, hops, links, socket))
+            Ok((agent, hops, links, heard, socket))
         }
         .await;
         if result.is_err()
@@ -71,7 +73,7 @@ impl Agent {
         pins: PinDir,
         lock: File,
         reports: ReportSender,
-    ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver)> {
+    ) -> anyhow::Result<(Self, HopsReceiver, LinkReceiver, HeardReceiver)> {
         pins.verify()?;
         refuse_foreign_programs(&config, &pins).await?;
         let key = hashkey::settle(&config, &pins)?;
@@ -105,6 +107,7 @@ impl Agent {
         let netlink = Netlink::open()?;
         let links = link::watch_links().await.context("watching the interfaces")?;
         let (resolver, hops) = Resolver::spawn();
+        let (doubts, heard) = Doubts::new(config.agent.witness);
         let mut agent = Self {
             prober: Prober::new(reports),
             resolver,
@@ -128,6 +131,7 @@ impl Agent {
             groups: BTreeSet::new(),
             behind: true,
             started: SystemTime::now(),
+            doubts,
             chosen: BTreeMap::new(),
             ramping: false,
             events,
@@ -150,7 +154,7 @@ impl Agent {
             reload: None,
         });
         log::info!("first round of checks: {} backends", targets.len());
-        Ok((agent, hops, links))
+        Ok((agent, hops, links, heard))
     }
 
     /// The last sign of life of the agent before this one, as far as events do not have a later one.

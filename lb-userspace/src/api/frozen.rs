@@ -202,6 +202,7 @@ fn agent_status(meta: &AgentMeta) -> AgentStatus {
         pid: meta.pid,
         detached: false,
         confirm_within_s: None,
+        isolated_since: None,
         config: String::new(),
         warnings: Vec::new(),
     }
@@ -340,6 +341,7 @@ fn backend_status(backend: &Member, table_size: u32) -> BackendStatus {
         state,
         admin,
         serving: state == OperState::Up && admin == AdminState::Ready && effective_weight > 0 && resolved,
+        doubted: false,
         unresolved: (!resolved).then(|| "its next hop was not known when the agent stopped".into()),
         check: check_status(meta),
         share_percent: match table_size {

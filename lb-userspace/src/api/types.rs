@@ -30,6 +30,8 @@ pub struct AgentStatus {
     pub detached: bool,
     /// `--attach-confirm` waits for `xlb confirm`, for so many seconds more.
     pub confirm_within_s: Option<u64>,
+    /// Since when nothing answers, not even the witness, so that the fault may be ours and tables stay; RFC 3339, UTC.
+    pub isolated_since: Option<String>,
     /// Path of the configuration file.
     pub config: String,
     pub warnings: Vec<String>,
@@ -93,6 +95,8 @@ pub struct BackendStatus {
     pub admin: AdminState,
     /// Whether it takes new flows.
     pub serving: bool,
+    /// It is silent, or its next hop is lost, and that is not believed because nothing else answered since.
+    pub doubted: bool,
     /// Why packets cannot be sent to it, where they cannot.
     pub unresolved: Option<String>,
     pub check: CheckStatus,

@@ -33,6 +33,7 @@ pub(super) fn example_backend(address: &str) -> BackendStatus {
         state: OperState::Up,
         admin: AdminState::Ready,
         serving: true,
+        doubted: false,
         unresolved: None,
         check: CheckStatus {
             code: CheckCode::L7ok,
@@ -102,6 +103,7 @@ pub(super) fn example_status() -> Status {
             pid: 4711,
             detached: false,
             confirm_within_s: None,
+            isolated_since: None,
             config: "/etc/xlb/xlb.toml".into(),
             warnings: Vec::new(),
         },

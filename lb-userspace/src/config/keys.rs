@@ -102,6 +102,7 @@ pub static AGENT: Table = Table {
         &XDP_MODE,
         &ANNOUNCE,
         &ON_STOP,
+        &WITNESS,
         &API_SOCKET,
         &STATE_DIR,
         &PIN_DIR,
@@ -109,7 +110,7 @@ pub static AGENT: Table = Table {
         &MAX_SERVICES,
         &MAX_BACKENDS,
     ],
-    planned: &["metrics", "witness"],
+    planned: &["metrics"],
 };
 pub static INTERFACES: Key = Key::required(
     "interfaces",
@@ -146,6 +147,14 @@ pub static ON_STOP: Key = Key::with_default(
     },
     "\"keep\"",
     "What a stop of the agent does. keep: forwarding goes on with the states as they are.",
+);
+pub static WITNESS: Key = Key::with_default(
+    "witness",
+    Shape::Witness,
+    "\"gateway\"",
+    "Who is asked, besides the backends, whether this machine is still connected when something falls silent. \
+     gateway: the router of the default route. none: nobody. An address: by ARP, neighbour solicitation or ICMP \
+     echo. With a port: by TCP, where a refusal will do.",
 );
 pub static API_SOCKET: Key = Key::with_default(
     "api_socket",
@@ -226,13 +235,12 @@ pub static SERVICE: Table = Table {
     ],
     planned: &SERVICE_PLANNED,
 };
-static SERVICE_PLANNED: [&str; 6] = [
+static SERVICE_PLANNED: [&str; 5] = [
     "pool",
     "tracking",
     "persistence",
     "tcp_idle_timeout",
     "udp_idle_timeout",
-    "witness",
 ];
 pub static NAME: Key = Key::required("name", Shape::Name, "The name of the service.");
 pub static SERVICE_ADDRESS: Key =

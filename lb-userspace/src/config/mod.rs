@@ -38,5 +38,5 @@ pub use schema::schema;
 pub use types::{
     Agent, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck, ExecCheck, GrpcCheck, HashKey,
     Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop, Pattern, PoolRules, Probe, QueryType, Rcode,
-    Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck, XdpMode,
+    Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck, Witness, XdpMode,
 };

@@ -183,6 +183,7 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
     let xdp_mode = walk.or_default(&keys::XDP_MODE, value::choice);
     let announce = walk.or_default(&keys::ANNOUNCE, value::choice);
     let on_stop = walk.or_default(&keys::ON_STOP, value::choice);
+    let witness = walk.or_default(&keys::WITNESS, value::witness);
     let api_socket = walk.or_default(&keys::API_SOCKET, value::path);
     let state_dir = walk.or_default(&keys::STATE_DIR, value::path);
     let pin_dir = walk.or_default(&keys::PIN_DIR, value::path);
@@ -194,6 +195,7 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
         xdp_mode: xdp_mode?,
         announce: announce?,
         on_stop: on_stop?,
+        witness: witness?,
         api_socket: api_socket?,
         state_dir: state_dir?,
         pin_dir: pin_dir?,

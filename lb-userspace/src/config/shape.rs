@@ -23,6 +23,8 @@ pub enum Shape {
     /// From [`super::value::DURATION_MIN`] to [`super::value::DURATION_MAX`].
     Duration,
     Address,
+    /// `gateway`, `none`, an address, or an address and a port.
+    Witness,
     /// Absolute.
     Path {
         max_bytes: usize,
@@ -76,6 +78,10 @@ impl Shape {
             }
             Self::Duration => "a duration from \"1ms\" to \"1day\", such as \"2s\" or \"200ms\"".to_owned(),
             Self::Address => "an IPv4 or IPv6 address, such as \"192.0.2.10\" or \"2001:db8::10\"".to_owned(),
+            Self::Witness => {
+                "\"gateway\", \"none\", an address, or an address and a port such as \"192.0.2.1:22\""
+                    .to_owned()
+            }
             Self::Path { max_bytes } => format!("an absolute path of at most {max_bytes} bytes"),
             Self::Name => {
                 "1 to 63 letters, digits, `.`, `_` and `-`, the first a letter or a digit".to_owned()
@@ -120,6 +126,7 @@ impl Shape {
             Self::Choice { built, .. } => json!({"enum": built}),
             Self::Duration => json!({"type": "string", "pattern": "^ *[0-9].*[a-zµ] *$"}),
             Self::Address => json!({"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
+            Self::Witness => json!({"type": "string", "pattern": "^[0-9A-Za-z.:\\[\\]]+$"}),
             Self::Path { max_bytes } => {
                 json!({"type": "string", "pattern": "^/.", "maxLength": max_bytes})
             }

@@ -3,7 +3,7 @@
 mod check;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub struct Agent {
     pub xdp_mode: XdpMode,
     pub announce: Announce,
     pub on_stop: OnStop,
+    /// Who is asked, besides the backends, whether we are still connected.
+    pub witness: Witness,
     pub api_socket: PathBuf,
     pub state_dir: PathBuf,
     pub pin_dir: PathBuf,
@@ -60,6 +62,18 @@ pub enum Announce {
     None,
     /// ARP and neighbour solicitations are answered, gratuitous ones sent.
     L2,
+}
+
+/// Who is asked, besides the backends, whether we are still connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Witness {
+    /// The router of the default route.
+    Gateway,
+    None,
+    /// By ARP, neighbour solicitation or ICMP echo.
+    Host(IpAddr),
+    /// By TCP.
+    Port(SocketAddr),
 }
 
 /// What a stop of the agent does to forwarding.

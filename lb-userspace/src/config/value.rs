@@ -5,7 +5,7 @@
 
 mod check;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use toml::de::{DeInteger, DeValue};
 use super::keys::Key;
 use super::nearest;
 use super::shape::Shape;
-use super::types::{HashKey, StatusRange};
+use super::types::{HashKey, StatusRange, Witness};
 
 pub(super) use check::{domain_name, header, payload, regex, server_name, text};
 
@@ -171,6 +171,23 @@ pub(super) fn routable_address(key: &Key, shape: &Shape, value: &DeValue<'_>) ->
         )),
         _ => Ok(address),
     }
+}
+
+/// Who is asked whether we are connected.
+pub(super) fn witness(key: &Key, shape: &Shape, value: &DeValue<'_>) -> Result<Witness, String> {
+    match string(key, value)? {
+        "gateway" => return Ok(Witness::Gateway),
+        "none" => return Ok(Witness::None),
+        text => {
+            if let Ok(place) = text.parse::<SocketAddr>() {
+                return match place.port() {
+                    0 => Err(format!("`{}` is {text}, whose port is 0", key.name)),
+                    _ => Ok(Witness::Port(place)),
+                };
+            }
+        }
+    }
+    routable_address(key, shape, value).map(Witness::Host)
 }
 
 /// An absolute path other than `/`.

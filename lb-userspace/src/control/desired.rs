@@ -51,6 +51,8 @@ pub struct HopView {
     pub hop: Result<NextHop, Unresolved>,
     /// The last one that was known, for a backend that is in use while its neighbour entry is gone.
     pub last: Option<NextHop>,
+    /// It was lost, and is not believed to be: the fault may be ours. The last one is used on.
+    pub doubted: bool,
 }
 
 /// What was installed before, of one service.
@@ -113,6 +115,8 @@ pub struct DesiredBackend {
     pub steps: u32,
     /// Why packets cannot be sent to it at present.
     pub unresolved: Option<String>,
+    /// That is not believed yet: it keeps its slots.
+    pub doubted: bool,
     /// Longest packet of a client that fits the way to it, in bytes.
     pub packet_mtu: Option<u32>,
 }
@@ -142,6 +146,7 @@ impl DesiredBackend {
             steps: _,
             record,
             unresolved,
+            doubted,
             packet_mtu: _,
         } = self;
         Member {
@@ -149,7 +154,7 @@ impl DesiredBackend {
             may_serve: status.admin == AdminState::Ready
                 && self.effective_weight() > 0
                 && *record != Record::UNRESOLVED,
-            healthy: status.state == OperState::Up && unresolved.is_none(),
+            healthy: status.state == OperState::Up && (unresolved.is_none() || *doubted),
             ever_up: status.ever_up,
             down_since: status.down_since,
         }
@@ -295,6 +300,7 @@ fn resolve(
         status,
         old_flows,
         steps: slow_start::STEPS,
+        doubted: record != Record::UNRESOLVED && view.is_some_and(|view| view.hop.is_err() && view.doubted),
         record,
         unresolved,
         packet_mtu,

@@ -394,7 +394,12 @@ fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control
         .into_iter()
         .map(|address| {
             let hop = Ok(options.hop(address));
-            (address, HopView { hop, last: None })
+            let view = HopView {
+                hop,
+                last: None,
+                doubted: false,
+            };
+            (address, view)
         })
         .collect();
     control::desired(&Inputs {

@@ -7,18 +7,23 @@
 //!     └─────────┘            ┌────────────────────────────► └──────┘
 //!          │             ┌──────┐                               │
 //!          └───────────► │ DOWN │ ◄─────────────────────────────┘
-//!     first result       └──────┘  fall results in a row failed
-//!     failed              failed: passes = 0
+//!     first result       └──────┘  fall results in a row failed,
+//!     failed              failed:  and the last is believed
+//!                         passes = 0
 //! ```
 //!
 //! Only consecutive results count: one that agrees with the state starts the count anew. A probe that could
 //! not be sent (`SOCKERR`) says nothing about the target; it neither counts nor starts anew.
 //!
+//! Silence is believed only when something else answered meanwhile ([`super::doubt`]). Until then a target with
+//! `fall` failures in a row stays UP, *doubted*.
+//!
 //! # Pace
 //!
 //! A verdict is *in transition* while some results contradict the state, but not enough of them, and
 //! until this run has its first result. Then probes are `fast_interval` apart and have `fast_timeout`
-//! to answer. Else they are `interval` apart (`down_interval` while DOWN, where set) and have `timeout`.
+//! to answer. Else they are `interval` apart (`down_interval` while DOWN, where set) and have `timeout`. A doubted
+//! target is at rest: whoever doubts asks for a probe when there is reason to.
 //!
 //! Intervals run from start to start, so that slow answers do not stretch them; a probe that takes
 //! longer than its interval is followed by the next at once. Jitter only shortens them. From this
@@ -130,8 +135,15 @@ impl Machine {
         self.enter(state)
     }
 
-    /// Takes the result of a probe: passed, failed, or none (it could not be sent).
-    pub fn observe(&mut self, passed: Option<bool>) -> Option<Change> {
+    /// `fall` results in a row failed, and are not believed.
+    #[must_use]
+    pub fn doubted(&self) -> bool {
+        self.state == OperState::Up && self.failures >= self.policy.fall.max(1)
+    }
+
+    /// Takes the result of a probe: passed, failed, or none (it could not be sent). `believed`: an UP target may be
+    /// DOWN by it.
+    pub fn observe(&mut self, passed: Option<bool>, believed: bool) -> Option<Change> {
         let was_in_transition = self.in_transition();
         match passed {
             Some(true) => (self.passes, self.failures) = (self.passes.saturating_add(1), 0),
@@ -141,7 +153,8 @@ impl Machine {
         let changed = self.enter(match self.state {
             OperState::Unknown if self.passes > 0 => OperState::Up,
             OperState::Unknown if self.failures > 0 => OperState::Down,
-            OperState::Up if self.failures >= self.policy.fall.max(1) => OperState::Down,
+            // Not by a result that says nothing.
+            OperState::Up if passed == Some(false) && believed && self.doubted() => OperState::Down,
             OperState::Down if self.passes >= self.policy.rise.max(1) => OperState::Up,
             same => same,
         });
@@ -154,7 +167,7 @@ impl Machine {
     pub fn in_transition(&self) -> bool {
         match self.state {
             OperState::Unknown => true,
-            OperState::Up => self.passes == 0,
+            OperState::Up => self.passes == 0 && !self.doubted(),
             OperState::Down => self.failures == 0,
         }
     }
@@ -169,11 +182,26 @@ impl Machine {
         } = self.policy;
         // Only on the way down, where the time until the verdict counts. A backend that answers slowly but
         // within `timeout` must be able to come UP.
-        if self.in_transition() && self.state == OperState::Up {
+        if self.state == OperState::Up && (self.in_transition() || self.doubted()) {
             fast_timeout.min(timeout)
         } else {
             timeout
         }
+    }
+
+    /// From the end of the first probe of a silent target to its verdict, `timeout` at most and long enough for an
+    /// answer.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let Policy {
+            timeout,
+            fast_interval,
+            fast_timeout,
+            fall,
+            ..
+        } = self.policy;
+        let to_verdict = fast_interval.max(fast_timeout) * fall.max(1).saturating_sub(1);
+        to_verdict.max(fast_timeout).min(timeout)
     }
 
     /// When the next probe starts, after one that lasted from `started` to `ended`. `draw` is a random number

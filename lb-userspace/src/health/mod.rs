@@ -13,16 +13,20 @@
 //! of the checkers, a file each; [`machine`] decides, without I/O and without a clock, what a result means and when
 //! the next probe is due.
 //!
+//! [`doubt`] says whether silence is believed.
+//!
 //! A checker never fails: what goes wrong is a result. It takes at most its time limit, reads at most a bounded part
 //! of what it is answered, and gives the runtime back whenever it waits, so that no target delays the check of
 //! another one.
 
 mod dns;
+pub mod doubt;
 mod exec;
 mod grpc;
 pub mod http;
 mod icmp;
 pub mod machine;
+pub mod presence;
 pub mod probe;
 pub mod prober;
 mod socket;

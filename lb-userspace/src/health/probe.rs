@@ -20,6 +20,16 @@ pub struct Subject {
     pub require: Require,
 }
 
+impl Subject {
+    /// The host that answers, if it is asked over the network.
+    #[must_use]
+    pub fn host(&self) -> Option<IpAddr> {
+        let asked = |probe: &&Probe| !matches!(probe.kind, CheckKind::Exec(_));
+        let hosts = self.probes.iter().filter(asked).map(|probe| probe.address.ip());
+        hosts.into_iter().find(|host| !host.is_loopback())
+    }
+}
+
 /// One probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {

@@ -6,7 +6,7 @@
 //! counts it as late.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use super::Target;
+use super::doubt::{Answers, Run, Sign};
 use super::machine::{Change, Machine, Policy};
 use super::probe::{self, NO_CHECK, ProbeResult, Subject};
 use crate::model::{BackendId, CheckCode, OperState};
@@ -45,6 +46,14 @@ pub struct Report {
     /// Results in a row that failed, and how many of them an UP target needs.
     pub failures: u32,
     pub fall: u32,
+    /// What the result says of the host.
+    pub sign: Sign,
+    /// It failed often enough to be DOWN, and is not believed.
+    pub doubted: bool,
+    /// When the first of the failures in a row began.
+    pub first_miss: Option<Instant>,
+    /// How long it takes from the first miss of a silent target to the verdict.
+    pub patience: Duration,
 }
 
 /// Makes probes. Tests put their own in place of the network.
@@ -76,6 +85,14 @@ struct Shared<C> {
     checker: C,
     under_way: Semaphore,
     reports: mpsc::Sender<Report>,
+    answers: Mutex<Answers>,
+}
+
+impl<C> Shared<C> {
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        // Nothing panics while it is held.
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The ways to reach the task of one target. The task ends when they are dropped.
@@ -119,6 +136,7 @@ impl<C: Checker> Prober<C> {
                 checker,
                 under_way: Semaphore::new(limit),
                 reports,
+                answers: Mutex::default(),
             }),
             running: HashMap::new(),
         }
@@ -134,6 +152,8 @@ impl<C: Checker> Prober<C> {
         let targets: HashMap<BackendId, Target> =
             targets.into_iter().map(|target| (target.id, target)).collect();
         self.running.retain(|id, _| targets.contains_key(id));
+        let hosts = targets.values().filter_map(|target| target.subject().host());
+        self.shared.answers().set_hosts(hosts.collect());
 
         let added = targets.len() - self.running.len();
         let apart =
@@ -169,6 +189,11 @@ impl<C: Checker> Prober<C> {
         running.is_some()
     }
 
+    /// Who answered lately: what decides whether silence is believed.
+    pub fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.shared.answers()
+    }
+
     fn start(&self, id: BackendId, spec: Spec, previous: OperState, first_probe: TokioInstant) -> Running {
         let machine = Machine::new(spec.policy, previous);
         let (spec_sender, spec_changes) = watch::channel(spec.clone());
@@ -176,6 +201,7 @@ impl<C: Checker> Prober<C> {
         let watched = Watched {
             id,
             machine,
+            run: Run::default(),
             last: None,
             due: first_probe,
             spec,
@@ -218,6 +244,8 @@ fn now() -> Instant {
 struct Watched<C> {
     id: BackendId,
     machine: Machine,
+    /// Its failures since it last passed.
+    run: Run,
     /// The last probe of this subject.
     last: Option<LastProbe>,
     /// When the next probe starts.
@@ -262,6 +290,8 @@ impl<C: Checker> Watched<C> {
         }
         let started = now();
         let subject = self.spec.subject.clone();
+        let host = subject.host();
+        let witnessed = host.is_none_or(|host| self.run.witnessed(&shared.answers(), host));
         let probing = shared.checker.check(&subject, self.machine.timeout());
         tokio::pin!(probing);
         let result = loop {
@@ -280,10 +310,15 @@ impl<C: Checker> Watched<C> {
             started,
             ended: now(),
         };
-        let changed = self.machine.observe(result.code.passed());
+        let sign = Sign::of(&result);
+        if let (Some(host), Sign::Passed | Sign::Refused) = (host, sign) {
+            shared.answers().answered(host, started);
+        }
+        let believed = self.run.observe(sign, started, witnessed);
+        let changed = self.machine.observe(result.code.passed(), believed);
         self.last = Some(last);
         self.schedule();
-        self.report(last, result, changed).await
+        self.report(last, result, sign, changed).await
     }
 
     /// Sets the time of the next probe by the last one.
@@ -308,6 +343,7 @@ impl<C: Checker> Watched<C> {
             return Changed::Policy;
         }
         self.machine.forget_results();
+        self.run = Run::default();
         self.last = None;
         self.due = TokioInstant::now();
         Changed::Subject
@@ -324,13 +360,14 @@ impl<C: Checker> Watched<C> {
             started: now(),
             ended: now(),
         };
-        self.report(last, result, changed).await
+        self.report(last, result, Sign::NotSent, changed).await
     }
 
     async fn report(
         &self,
         LastProbe { started, ended }: LastProbe,
         result: ProbeResult,
+        sign: Sign,
         changed: Option<Change>,
     ) -> Result<(), Gone> {
         let Policy { rise, fall, .. } = *self.machine.policy();
@@ -352,6 +389,10 @@ impl<C: Checker> Watched<C> {
             rise,
             failures: self.machine.failures(),
             fall,
+            sign,
+            doubted: self.machine.doubted(),
+            first_miss: self.run.first_miss,
+            patience: self.machine.patience(),
         };
         self.shared.reports.send(report).await.map_err(|_| Gone)
     }

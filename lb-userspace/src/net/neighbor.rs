@@ -255,6 +255,21 @@ pub async fn use_neighbor(netlink: &Netlink, (ifindex, address): NeighborKey) ->
     netlink::within_deadline("resolve a neighbour", request.execute()).await
 }
 
+/// Has the kernel ask a neighbour whose address it knows whether it is still there (`NUD_PROBE`): at once, and whatever
+/// the entry's age. Until it answers the entry is used as before; without an answer it fails after three seconds.
+///
+/// # Errors
+/// Where the kernel refuses: no permission, or no address is known.
+pub async fn verify_neighbor(netlink: &Netlink, (ifindex, address): NeighborKey) -> Result<(), NetlinkError> {
+    let request = netlink
+        .handle()
+        .neighbours()
+        .add(ifindex, address)
+        .state(NeighbourState::Probe)
+        .replace();
+    netlink::within_deadline("verify a neighbour", request.execute()).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

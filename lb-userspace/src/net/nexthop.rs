@@ -78,6 +78,24 @@ pub enum Unresolved {
     Netlink(#[from] NetlinkError),
 }
 
+impl Unresolved {
+    /// Whether it may be this machine that is cut off, rather than the target that is gone.
+    #[must_use]
+    pub fn may_be_our_fault(&self) -> bool {
+        match self {
+            Self::NoRoute
+            | Self::InterfaceDown { .. }
+            | Self::NoSource { .. }
+            | Self::NoNeighbor { .. }
+            | Self::Netlink(_) => true,
+            Self::LocalAddress
+            | Self::Forbidden { .. }
+            | Self::NotUnicast { .. }
+            | Self::NotEthernet { .. } => false,
+        }
+    }
+}
+
 fn down(interface: &str, admin_up: bool) -> String {
     if admin_up {
         format!("the route to it leaves through {interface}, which has no carrier: check cable and peer")

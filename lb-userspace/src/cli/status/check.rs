@@ -69,6 +69,9 @@ fn judge(status: anyhow::Result<Status>) -> Answer {
     if status.agent.detached {
         critical.push("the agent is detached".to_owned());
     }
+    if let Some(since) = &status.agent.isolated_since {
+        critical.push(format!("isolated since {since}: nothing answers"));
+    }
     for interface in status
         .interfaces
         .iter()

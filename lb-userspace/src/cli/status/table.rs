@@ -47,6 +47,7 @@ fn agent_lines(agent: &AgentStatus, attached: bool, screen: &Screen) -> String {
         pid,
         detached,
         confirm_within_s,
+        isolated_since,
         config,
         warnings,
     } = agent;
@@ -67,6 +68,12 @@ fn agent_lines(agent: &AgentStatus, attached: bool, screen: &Screen) -> String {
     }
     if *detached {
         text += "DETACHED: the program was taken off; restart the agent to attach again\n";
+    }
+    if let Some(since) = isolated_since {
+        let _ = writeln!(
+            text,
+            "ISOLATED since {since}: nothing answers, the fault may be ours; tables stay as they are"
+        );
     }
     if let Some(seconds) = confirm_within_s {
         let _ = writeln!(
@@ -211,6 +218,7 @@ pub(in crate::cli) fn backend_row(
         state,
         admin,
         serving: _,
+        doubted,
         unresolved,
         check,
         share_percent,
@@ -266,6 +274,9 @@ pub(in crate::cli) fn backend_row(
             OldFlows::Reset => "are reset",
         };
         notes.push(format!("its host {host}; flows it has {flows}"));
+    }
+    if *doubted {
+        notes.push("DOUBTED: silent, but nothing else answered since; it keeps its slots".to_owned());
     }
     if let Some(why) = unresolved {
         notes.push(format!("UNRESOLVED: {why}"));
@@ -348,6 +359,8 @@ mod tests {
         let mut status = example_status();
         status.agent.detached = true;
         status.agent.confirm_within_s = Some(42);
+        status.agent.isolated_since = Some("2025-01-01T00:00:01Z".into());
+        status.services[0].backends[0].doubted = true;
         status.agent.warnings = vec!["odd".into()];
         status.interfaces[0].mode = "detached".into();
         status.services[0].selection = Some(Why::Last);
@@ -356,6 +369,8 @@ mod tests {
         for words in [
             "DETACHED: ",
             "NOT CONFIRMED: detaching in 42 s",
+            "ISOLATED since 2025-01-01T00:00:01Z",
+            "DOUBTED: ",
             "warning: odd",
             "eth0       DETACHED",
             "ALL DOWN: ",

@@ -53,6 +53,7 @@ fn reached(gateway: Option<&str>) -> HopView {
     HopView {
         hop: Ok(next_hop(gateway)),
         last: None,
+        doubted: false,
     }
 }
 
@@ -60,6 +61,7 @@ fn lost(last: Option<NextHop>) -> HopView {
     HopView {
         hop: Err(Unresolved::NoRoute),
         last,
+        doubted: false,
     }
 }
 
@@ -160,6 +162,23 @@ fn a_lost_next_hop_keeps_its_last_header_for_the_last_resort() {
     let records: Vec<_> = service.backends.values().map(|b| b.record).collect();
     assert_ne!(records[0], Record::UNRESOLVED);
     assert_eq!(records[1], Record::UNRESOLVED);
+    assert!(service.backends.values().next().unwrap().unresolved.is_some());
+}
+
+#[test]
+fn a_next_hop_that_is_lost_in_doubt_takes_nobody_out() {
+    let doubted = |last| HopView {
+        doubted: true,
+        ..lost(last)
+    };
+    let all = [
+        (UP, doubted(Some(next_hop(None)))),
+        (UP, doubted(None)),
+        (DOWN, doubted(Some(next_hop(None)))),
+    ];
+    let service = wanted(&three(), &all, Some(4093));
+    assert!(!service.all_down);
+    assert_eq!(addresses(&service), [FIRST]);
     assert!(service.backends.values().next().unwrap().unresolved.is_some());
 }
 
@@ -273,6 +292,7 @@ fn a_backend_that_cannot_be_encapsulated_to_takes_no_flows() {
     let view = HopView {
         hop: Ok(hop),
         last: None,
+        doubted: false,
     };
     let service = wanted(&config, &[(UP, view)], None);
     assert!(service.candidates.is_empty());

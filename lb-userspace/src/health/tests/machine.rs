@@ -22,6 +22,7 @@ fn policy() -> Policy {
 const PASSED: Option<bool> = Some(true);
 const FAILED: Option<bool> = Some(false);
 const NOT_SENT: Option<bool> = None;
+const BELIEVED: bool = true;
 
 fn machine(state: OperState, passes: u32, failures: u32) -> Machine {
     Machine {
@@ -72,7 +73,7 @@ fn every_transition() {
     ];
     for (before, result, after) in table {
         let mut machine = machine(before.0, before.1, before.2);
-        let changed = machine.observe(result);
+        let changed = machine.observe(result, BELIEVED);
         assert_eq!(
             (machine.state(), machine.passes(), machine.failures()),
             after,
@@ -115,6 +116,57 @@ fn pace_and_patience_by_state() {
     }
 }
 
+/// A failure that is not believed, in every state with every count: it counts, and takes nobody out who was UP.
+#[test]
+fn every_transition_by_a_failure_in_doubt() {
+    type Row = ((OperState, u32, u32), (OperState, u32, u32));
+    let table: [Row; 11] = [
+        // One result decides, whatever it is: what was never UP has nothing to lose.
+        ((Unknown, 0, 0), (Down, 0, 1)),
+        ((Up, 0, 0), (Up, 0, 1)),
+        ((Up, 1, 0), (Up, 0, 1)),
+        ((Up, 0, 1), (Up, 0, 2)),
+        ((Up, 0, 2), (Up, 0, 3)),
+        ((Up, 0, 3), (Up, 0, 4)),
+        ((Up, 0, 99), (Up, 0, 100)),
+        ((Down, 0, 0), (Down, 0, 1)),
+        ((Down, 0, 1), (Down, 0, 2)),
+        ((Down, 0, 3), (Down, 0, 4)),
+        ((Down, 1, 0), (Down, 0, 1)),
+    ];
+    for (before, after) in table {
+        let mut machine = machine(before.0, before.1, before.2);
+        machine.observe(FAILED, false);
+        let found = (machine.state(), machine.passes(), machine.failures());
+        assert_eq!(found, after, "{before:?}");
+        assert_eq!(machine.doubted(), after.0 == Up && after.2 >= 3, "{before:?}");
+    }
+}
+
+#[test]
+fn a_doubted_target_rests_until_a_failure_is_believed() {
+    let mut machine = machine(Up, 0, 2);
+    assert_eq!(machine.observe(FAILED, false), None);
+    assert!(machine.doubted() && !machine.in_transition());
+    assert_eq!(machine.wait(0.5), 2000 * MS);
+    assert_eq!(
+        machine.timeout(),
+        300 * MS,
+        "what it may take while UP is in question"
+    );
+    assert_eq!(machine.observe(NOT_SENT, BELIEVED), None, "says nothing");
+    assert_eq!(machine.observe(FAILED, BELIEVED), Some((Up, Down)));
+    assert!(!machine.doubted());
+}
+
+#[test]
+fn an_answer_ends_the_doubt() {
+    let mut machine = machine(Up, 0, 7);
+    assert_eq!(machine.observe(PASSED, false), None);
+    assert!(!machine.doubted());
+    assert_eq!(machine.observe(FAILED, BELIEVED), None, "counts begin anew");
+}
+
 #[test]
 fn down_is_probed_like_up_without_an_interval_of_its_own() {
     assert_eq!(machine(Down, 0, 3).wait(0.5), 2000 * MS);
@@ -141,7 +193,7 @@ fn jitter_shortens_by_its_percentage() {
     assert_eq!(machine.wait(0.0), 2000 * MS);
     assert_eq!(machine.wait(0.5), 1900 * MS);
     assert_eq!(machine.wait(1.0), 1800 * MS);
-    machine.observe(FAILED);
+    machine.observe(FAILED, BELIEVED);
     assert_eq!(machine.wait(1.0), 180 * MS);
 }
 
@@ -149,11 +201,11 @@ fn jitter_shortens_by_its_percentage() {
 fn the_first_wait_at_rest_spreads_over_the_interval() {
     let mut machine = machine(Up, 0, 1);
     machine.policy.jitter_percent = 10;
-    machine.observe(PASSED);
+    machine.observe(PASSED, BELIEVED);
     assert_eq!(machine.wait(0.0), 2000 * MS);
     assert_eq!(machine.wait(0.5), 1100 * MS);
     assert_eq!(machine.wait(1.0), 200 * MS);
-    machine.observe(PASSED);
+    machine.observe(PASSED, BELIEVED);
     assert_eq!(machine.wait(1.0), 1800 * MS, "only the first");
     machine.policy.jitter_percent = 0;
     assert_eq!(machine.wait(1.0), 2000 * MS, "not without jitter");
@@ -170,7 +222,7 @@ fn an_interval_of_nothing_does_not_spin() {
     };
     let mut machine = Machine::new(policy, Unknown);
     for result in [NOT_SENT, PASSED, PASSED, FAILED] {
-        machine.observe(result);
+        machine.observe(result, BELIEVED);
         assert_eq!(machine.wait(1.0), SHORTEST_WAIT);
     }
 }
@@ -185,20 +237,20 @@ fn rise_and_fall_of_0_mean_1() {
         },
         Up,
     );
-    assert_eq!(machine.observe(FAILED), Some((Up, Down)));
-    assert_eq!(machine.observe(NOT_SENT), None);
-    assert_eq!(machine.observe(PASSED), Some((Down, Up)));
-    assert_eq!(machine.observe(NOT_SENT), None);
+    assert_eq!(machine.observe(FAILED, BELIEVED), Some((Up, Down)));
+    assert_eq!(machine.observe(NOT_SENT, BELIEVED), None);
+    assert_eq!(machine.observe(PASSED, BELIEVED), Some((Down, Up)));
+    assert_eq!(machine.observe(NOT_SENT, BELIEVED), None);
 }
 
 #[test]
 fn another_policy_keeps_state_and_counts() {
     let mut machine = machine(Up, 0, 2);
     machine.set_policy(Policy { fall: 5, ..policy() });
-    assert_eq!(machine.observe(FAILED), None);
+    assert_eq!(machine.observe(FAILED, BELIEVED), None);
     machine.set_policy(Policy { fall: 2, ..policy() });
     assert_eq!((machine.state(), machine.failures()), (Up, 3));
-    assert_eq!(machine.observe(FAILED), Some((Up, Down)));
+    assert_eq!(machine.observe(FAILED, BELIEVED), Some((Up, Down)));
 }
 
 #[test]
@@ -206,9 +258,9 @@ fn forgetting_keeps_the_state_until_it_is_contradicted() {
     let mut machine = machine(Up, 0, 2);
     machine.forget_results();
     assert!(machine.in_transition());
-    assert_eq!(machine.observe(FAILED), None);
-    assert_eq!(machine.observe(FAILED), None);
-    assert_eq!(machine.observe(FAILED), Some((Up, Down)));
+    assert_eq!(machine.observe(FAILED, BELIEVED), None);
+    assert_eq!(machine.observe(FAILED, BELIEVED), None);
+    assert_eq!(machine.observe(FAILED, BELIEVED), Some((Up, Down)));
 }
 
 #[test]
@@ -244,6 +296,11 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         )
 }
 
+/// Whether a result is believed.
+fn belief() -> impl Strategy<Value = bool> {
+    prop::bool::weighted(0.7)
+}
+
 fn any_result() -> impl Strategy<Value = Option<bool>> {
     prop_oneof![4 => Just(PASSED), 4 => Just(FAILED), 1 => Just(NOT_SENT)]
 }
@@ -252,13 +309,13 @@ fn any_result() -> impl Strategy<Value = Option<bool>> {
 /// `lasts` times what it may.
 fn time_to_verdict(policy: Policy, draws: &[f64], lasts: &[f64]) -> Duration {
     let mut machine = Machine::new(policy, Up);
-    machine.observe(PASSED);
-    machine.observe(PASSED);
+    machine.observe(PASSED, BELIEVED);
+    machine.observe(PASSED, BELIEVED);
     let first = Instant::now();
     let mut started = first;
     for (draw, lasts) in draws.iter().zip(lasts) {
         let ended = started + machine.timeout().mul_f64(*lasts);
-        if machine.observe(FAILED) == Some((Up, Down)) {
+        if machine.observe(FAILED, BELIEVED) == Some((Up, Down)) {
             return ended - first;
         }
         started = machine.next_probe(started, ended, *draw);
@@ -293,10 +350,42 @@ proptest! {
                 Down if in_a_row(true) >= policy.rise.max(1) as usize => Up,
                 same => same,
             };
-            let changed = machine.observe(result);
+            let changed = machine.observe(result, BELIEVED);
             prop_assert_eq!(machine.state(), expected);
             prop_assert_eq!(changed, (before != expected).then_some((before, expected)));
             prop_assert!(machine.passes() == 0 || machine.failures() == 0);
+        }
+    }
+
+    /// No flap without results in a row, and none by a failure that is not believed.
+    #[test]
+    fn no_change_without_results_in_a_row(
+        policy in any_policy(),
+        previous in prop_oneof![Just(Unknown), Just(Up), Just(Down)],
+        results in proptest::collection::vec((any_result(), belief()), 0..80),
+    ) {
+        let mut machine = Machine::new(policy, previous);
+        let mut verdicts: Vec<bool> = Vec::new();
+        let mut before = None;
+        for (result, believed) in results {
+            verdicts.extend(result);
+            let in_a_row = |wanted: bool| verdicts.iter().rev().take_while(|v| **v == wanted).count();
+            match machine.observe(result, believed) {
+                None => {}
+                Some((Unknown, _)) => prop_assert_eq!(verdicts.len(), 1),
+                Some((Up, to)) => {
+                    prop_assert_eq!(to, Down);
+                    prop_assert!(believed && in_a_row(false) >= policy.fall.max(1) as usize);
+                }
+                Some((Down, to)) => {
+                    prop_assert_eq!(to, Up);
+                    prop_assert!(in_a_row(true) >= policy.rise.max(1) as usize);
+                }
+            }
+            // Changes alternate.
+            let state = machine.state();
+            prop_assert!(state != Unknown || before.is_none_or(|before| before == Unknown));
+            before = Some(state);
         }
     }
 
@@ -330,7 +419,7 @@ proptest! {
     ) {
         let mut machine = Machine::new(policy, Unknown);
         for result in results {
-            machine.observe(result);
+            machine.observe(result, BELIEVED);
         }
         let started = Instant::now();
         let ended = started + lasted_ms * MS;

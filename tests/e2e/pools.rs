@@ -1,0 +1,271 @@
+//! Who takes flows when things fail: silence that is our own fault, deaths in numbers, backups, sorry backends.
+
+mod support;
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use lb_tests::cleanup::Folder;
+use lb_tests::lab::{Lab, LabOptions};
+use lb_tests::server::Server;
+use lb_tests::unprivileged;
+use lb_tests::wait::wait_until;
+use serde_json::Value;
+use support::{FAST, Xlb, addresses, curl, service};
+
+const VIP: &str = "192.0.2.10";
+
+struct World {
+    lab: Lab,
+    servers: Vec<Option<Server>>,
+    folder: Arc<Folder>,
+}
+
+impl World {
+    fn new(backends: u8) -> anyhow::Result<Self> {
+        let lab = Lab::new(LabOptions {
+            backends,
+            ..LabOptions::default()
+        })?;
+        let folder = Arc::new(Folder::new("servers")?);
+        let servers = lab
+            .backends
+            .iter()
+            .map(|b| Server::http(b, 80, &folder).map(Some));
+        let servers = servers.collect::<anyhow::Result<_>>()?;
+        Ok(Self { lab, servers, folder })
+    }
+
+    /// The service with these keys, and all backends.
+    fn web(&self, keys: &str) -> String {
+        let all = addresses(&self.lab, false);
+        service("web", VIP, 80, "tcp", "dsr-l2", FAST, &all).replace(
+            "forward = \"dsr-l2\"\n",
+            &format!("forward = \"dsr-l2\"\n{keys}\n"),
+        )
+    }
+
+    fn kill(&mut self, backend: usize) -> anyhow::Result<()> {
+        self.servers[backend].take().context("a server")?.kill()
+    }
+
+    fn revive(&mut self, backend: usize) -> anyhow::Result<()> {
+        self.servers[backend] = Some(Server::http(&self.lab.backends[backend], 80, &self.folder)?);
+        Ok(())
+    }
+
+    fn served(&self, count: usize) -> anyhow::Result<Vec<String>> {
+        let names = (0..count).map(|_| Ok(curl(&self.lab, VIP, 80, "/")?.trim().to_owned()));
+        let mut names = names.collect::<anyhow::Result<Vec<_>>>()?;
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// A value of each backend of the service.
+fn each(xlb: &Xlb, key: &str) -> anyhow::Result<Vec<Value>> {
+    let service = xlb.service("web")?;
+    let backends = service["backends"].as_array().context("no backends")?;
+    Ok(backends.iter().map(|backend| backend[key].clone()).collect())
+}
+
+fn isolated(xlb: &Xlb) -> anyhow::Result<bool> {
+    Ok(!xlb.status()?["agent"]["isolated_since"].is_null())
+}
+
+fn generation(xlb: &Xlb) -> anyhow::Result<Value> {
+    Ok(xlb.service("web")?["generation"].clone())
+}
+
+macro_rules! privileged {
+    ($name:literal) => {
+        if unprivileged($name) {
+            return Ok(());
+        }
+    };
+}
+
+/// The load balancer's cable is pulled, and then its port of the switch leads nowhere while its carrier stays.
+#[test]
+fn our_own_link_down_and_up_moves_nothing() -> anyhow::Result<()> {
+    privileged!("our_own_link_down_and_up_moves_nothing");
+    let world = World::new(3)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
+    let before = generation(&xlb)?;
+    let switch = &world.lab.switch;
+    for (down, up) in [
+        ("link set lb down\n", "link set lb up\n"),
+        ("link set lb nomaster\n", "link set lb master br0\n"),
+    ] {
+        switch.ip(down)?;
+        wait_until("isolated", || isolated(&xlb)).with_context(|| xlb.log())?;
+        // Long enough for every neighbour entry to fail as well.
+        wait_until("the neighbours lost", || {
+            let unresolved = each(&xlb, "unresolved")?;
+            Ok(unresolved.iter().all(|why| !why.is_null()))
+        })?;
+        assert_eq!(each(&xlb, "state")?, ["UP", "UP", "UP"], "{down}");
+        assert_eq!(each(&xlb, "doubted")?, [true, true, true], "{down}");
+        assert!(xlb.verb("status")?.contains("ISOLATED"));
+        assert_eq!(generation(&xlb)?, before, "{down}");
+        switch.ip(up)?;
+        wait_until("the end of it", || Ok(!isolated(&xlb)?)).with_context(|| xlb.log())?;
+        wait_until("everybody heard", || {
+            let codes = each(&xlb, "check")?;
+            Ok(codes.iter().all(|check| check["code"] == "L4OK"))
+        })?;
+        assert_eq!(generation(&xlb)?, before, "{up}");
+    }
+    assert_eq!(world.served(40)?, ["b1", "b2", "b3"]);
+    let log = xlb.log();
+    assert_eq!(log.matches("ISOLATED").count(), 2, "{log}");
+    ensure!(!log.contains("UP -> DOWN"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn two_of_three_die_at_once_and_are_out() -> anyhow::Result<()> {
+    privileged!("two_of_three_die_at_once_and_are_out");
+    let world = World::new(3)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
+    world.lab.cut("b1")?;
+    world.lab.cut("b2")?;
+    wait_until("both DOWN", || Ok(each(&xlb, "state")? == ["DOWN", "DOWN", "UP"]))
+        .with_context(|| xlb.log())?;
+    assert_eq!(world.served(20)?, ["b3"]);
+    assert!(!isolated(&xlb)?);
+    wait_until("their hosts known to be silent", || {
+        Ok(each(&xlb, "host_answers")? == [Value::from(false), Value::from(false), Value::Null])
+    })?;
+    assert_eq!(each(&xlb, "old_flows")?, ["move", "move", "keep"]);
+    world.lab.mend("b1")?;
+    world.lab.mend("b2")?;
+    wait_until("all UP", || Ok(each(&xlb, "state")? == ["UP", "UP", "UP"]))?;
+    assert_eq!(world.served(40)?, ["b1", "b2", "b3"]);
+    Ok(())
+}
+
+#[test]
+fn all_refuse_and_nobody_has_to_be_asked() -> anyhow::Result<()> {
+    privileged!("all_refuse_and_nobody_has_to_be_asked");
+    let mut world = World::new(3)?;
+    let xlb = Xlb::started(
+        &world.lab,
+        "witness = \"none\"",
+        &world.web("on_all_down = \"drop\""),
+    )?;
+    for backend in 0..3 {
+        world.kill(backend)?;
+    }
+    wait_until(
+        "all DOWN",
+        || Ok(each(&xlb, "state")? == ["DOWN", "DOWN", "DOWN"]),
+    )?;
+    assert!(!isolated(&xlb)?);
+    assert_eq!(each(&xlb, "host_answers")?, [true, true, true]);
+    assert_eq!(each(&xlb, "old_flows")?, ["keep", "keep", "keep"]);
+    assert_eq!(xlb.service("web")?["selection"], "nobody");
+    assert!(curl(&world.lab, VIP, 80, "/").is_err());
+    Ok(())
+}
+
+/// With one backend only the witness can say whose fault silence is.
+#[test]
+fn the_witness_tells_our_fault_from_the_backends() -> anyhow::Result<()> {
+    privileged!("the_witness_tells_our_fault_from_the_backends");
+    let world = World::new(1)?;
+    for witness in ["10.77.0.1", "fd77::1", "10.77.0.1:9"] {
+        let xlb = Xlb::started(
+            &world.lab,
+            &format!("witness = \"{witness}\""),
+            &world.web("on_all_down = \"drop\""),
+        )?;
+        world.lab.cut("lb")?;
+        wait_until("isolated", || isolated(&xlb)).with_context(|| format!("{witness}:\n{}", xlb.log()))?;
+        assert_eq!(each(&xlb, "state")?, ["UP"], "{witness}");
+        world.lab.mend("lb")?;
+        wait_until("the end of it", || Ok(!isolated(&xlb)?))?;
+        assert_eq!(each(&xlb, "state")?, ["UP"], "{witness}");
+        world.lab.cut("b1")?;
+        wait_until("DOWN", || Ok(each(&xlb, "state")? == ["DOWN"]))
+            .with_context(|| format!("{witness}:\n{}", xlb.log()))?;
+        assert!(!isolated(&xlb)?, "{witness}");
+        world.lab.mend("b1")?;
+        wait_until("UP", || Ok(each(&xlb, "state")? == ["UP"]))?;
+        xlb.verb("detach")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn backups_join_below_the_quorum_and_the_sorry_backend_comes_last() -> anyhow::Result<()> {
+    privileged!("backups_join_below_the_quorum_and_the_sorry_backend_comes_last");
+    let mut world = World::new(4)?;
+    let sorry = world.lab.backends[3].v4.to_string();
+    let text = world
+        .web(&format!("quorum = 2\nsorry = \"{sorry}\""))
+        .replace(&format!("[[service.backend]]\naddress = \"{sorry}\"\n"), "");
+    // The last of the three that are left.
+    let xlb = Xlb::started(&world.lab, "", &format!("{text}backup = true\n"))?;
+    assert_eq!(each(&xlb, "role")?, ["primary", "primary", "backup", "sorry"]);
+    assert_eq!(world.served(40)?, ["b1", "b2"]);
+    world.kill(0)?;
+    wait_until("the backup in use", || {
+        Ok(xlb.service("web")?["backups_in_use"] == true)
+    })?;
+    assert_eq!(world.served(40)?, ["b2", "b3"]);
+    world.kill(1)?;
+    wait_until("the backup alone", || Ok(world.served(20)? == ["b3"]))?;
+    world.kill(2)?;
+    wait_until("the sorry backend", || {
+        Ok(xlb.service("web")?["selection"] == "sorry")
+    })?;
+    assert_eq!(world.served(20)?, ["b4"]);
+    for backend in 0..3 {
+        world.revive(backend)?;
+    }
+    wait_until("the primaries again", || {
+        let service = xlb.service("web")?;
+        Ok(service["selection"] == "serving" && service["backups_in_use"] == false)
+    })?;
+    wait_until("both", || Ok(world.served(40)? == ["b1", "b2"]))
+}
+
+#[test]
+fn a_backend_that_comes_up_takes_its_weight_slowly() -> anyhow::Result<()> {
+    privileged!("a_backend_that_comes_up_takes_its_weight_slowly");
+    let mut world = World::new(2)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web("slow_start = \"5s\""))?;
+    assert_eq!(
+        each(&xlb, "slow_start_percent")?,
+        [Value::Null, Value::Null],
+        "not at the start"
+    );
+    world.kill(0)?;
+    wait_until("DOWN", || Ok(each(&xlb, "state")?[0] == "DOWN"))?;
+    let before = generation(&xlb)?.as_u64().context("a number")?;
+    world.revive(0)?;
+    let mut shares = Vec::new();
+    wait_until("the whole weight", || {
+        let status = xlb.service("web")?;
+        let backend = &status["backends"][0];
+        if backend["state"] != "UP" {
+            return Ok(false);
+        }
+        shares.push(backend["share_percent"].as_f64().context("a share")?);
+        Ok(backend["slow_start_percent"].is_null())
+    })?;
+    wait_until("its share", || {
+        let share = each(&xlb, "share_percent")?[0].as_f64();
+        Ok(share.is_some_and(|share| (49.0..51.0).contains(&share)))
+    })?;
+    assert!(
+        shares.iter().any(|share| (1.0..40.0).contains(share)),
+        "{shares:?}"
+    );
+    assert!(shares.is_sorted(), "{shares:?}");
+    let steps = generation(&xlb)?.as_u64().context("a number")? - before;
+    assert!((2..=10).contains(&steps), "{steps} tables");
+    Ok(())
+}

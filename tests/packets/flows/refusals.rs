@@ -79,18 +79,17 @@ fn the_table_is_full() {
     });
 }
 
-/// The element that a look-up found may be another flow's by the time its owner is read.
+/// The element that a look-up found may be another flow's by the time its owner is read. One that stays so under the
+/// flow's key, which no race makes, is not followed, and not written over.
 #[test]
 fn an_element_of_another_flow_is_not_followed() {
     Bench::tcp(|bench| {
         let mut bench = bench.moved();
-        let (a, c) = (bench.a, bench.c);
+        let c = bench.c;
         for (port, tcp) in [(1, syn(1, 5)), (2, data(2, 5))] {
             let wrong = !bench.hash(port);
             bench.write_entry(port, wrong, c, Established);
-            let before = now_ns();
-            assert_eq!(bench.segment("another flow's tag", tcp), a);
-            assert!(bench.control().refused_ns >= before);
+            assert_eq!(bench.segment("another flow's tag", tcp), 0);
             let entry = bench.entry(port).expect("untouched");
             assert_eq!((entry.owner.hash(), entry.owner.backend()), (wrong, c));
             assert_eq!(entry.seen.at_ns(), 1);

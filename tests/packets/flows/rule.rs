@@ -1,7 +1,7 @@
 //! Each case of the rule.
 
 use lb_common::layout::{FlowCounters, Slot};
-use lb_common::rule::State::{Closing, Established, Unconfirmed};
+use lb_common::rule::State::{Closing, Contested, Established, Unconfirmed};
 use lb_common::rule::{CONFIRM_WINDOW, Standing};
 
 use super::{Bench, data, fin, now_ns, rst, syn};
@@ -38,14 +38,15 @@ fn a_connection_from_syn_to_fin() {
         assert_eq!(bench.known(FLOW), Some((b, Unconfirmed)));
         assert_eq!(bench.control().refused_ns, 0);
 
-        // What a forged SYN would have to bear: the first segment of another connection.
+        // Segments of another connection of this key, which was there before.
         for sequence in [ISN, ISN.wrapping_add(CONFIRM_WINDOW + 1), ISN.wrapping_sub(1)] {
             assert_eq!(bench.segment("not of this connection", data(FLOW, sequence)), a);
-            assert_eq!(bench.known(FLOW), Some((b, Unconfirmed)));
+            assert_eq!(bench.known(FLOW), Some((b, Contested)));
         }
-        let refused = bench.control().refused_ns;
-        assert!((before..=now_ns()).contains(&refused), "{refused}");
-        assert_eq!(bench.segment("another SYN", syn(FLOW, ISN + 1)), a);
+        let contested = bench.entry(FLOW).expect("an entry");
+        assert_eq!((contested.isn, contested.before), (ISN, a));
+        assert_eq!(bench.segment("another SYN", syn(FLOW, ISN.wrapping_sub(9))), a);
+        assert_eq!(bench.control().refused_ns, 0);
 
         assert_eq!(
             bench.segment("its first segment", data(FLOW, ISN.wrapping_add(1))),
@@ -67,7 +68,7 @@ fn a_connection_from_syn_to_fin() {
         let expected = FlowCounters {
             hits: 10,
             inserted_syn: 1,
-            occupied: 4,
+            occupied: 1,
             ..FlowCounters::default()
         };
         assert_eq!(bench.counters(), expected);
@@ -152,14 +153,16 @@ fn entries_of_the_dead_are_replaced() {
             assert_eq!(bench.segment("its backend is gone", tcp), backend);
             assert_eq!(bench.known(port), Some((backend, state)));
         }
-        // Where nothing moves only a SYN replaces it.
+        // Where nothing moves too: it would come back to life with its backend.
         bench.set_slots(Slot::new(b, b, true));
         let hash = bench.hash(4);
         bench.write_entry(4, hash, c, Established);
         assert_eq!(bench.segment("settled", data(4, 5)), b);
-        assert_eq!(bench.known(4), Some((c, Established)));
-        assert_eq!(bench.segment("settled", syn(4, 5)), b);
-        assert_eq!(bench.known(4), Some((b, Unconfirmed)));
+        assert_eq!(bench.known(4), Some((b, Established)));
+        let hash = bench.hash(6);
+        bench.write_entry(6, hash, c, Established);
+        assert_eq!(bench.segment("settled", syn(6, 5)), b);
+        assert_eq!(bench.known(6), Some((b, Unconfirmed)));
         // Flows without an entry, where their backend is gone: they are lost whatever is done.
         bench.set_slots(Slot::new(b, c, true));
         assert_eq!(bench.segment("of a dead backend", data(5, 5)), b);

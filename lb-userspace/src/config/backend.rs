@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::model::{Forward, Protocol};
 
+use super::agent_check::{self, AgentLayer};
 use super::check::{CheckType, Layer, LayerRead, refuse_foreign_source, refuse_misfits};
 use super::fault::{At, Report, Reported};
 use super::keys;
@@ -25,6 +26,8 @@ pub(super) struct Context<'c> {
     /// `[service.check]`.
     pub layer: Result<&'c Layer, Reported>,
     pub check_type: Result<Option<CheckType>, Reported>,
+    /// `[service.agent_check]`.
+    pub agent: Result<Option<&'c AgentLayer>, Reported>,
 }
 
 impl Context<'_> {
@@ -99,6 +102,8 @@ impl<'b> Backends<'b> {
         let backup = walk.or_default(&keys::BACKUP, value::boolean);
         let LayerRead { layer, .. } = LayerRead::of(walk, self.service.check_type, self.report);
 
+        let own_agent = AgentLayer::of(walk);
+
         if let Ok(address) = address {
             self.judge_address(address);
         }
@@ -109,6 +114,10 @@ impl<'b> Backends<'b> {
             let address = address.map(|at| at.value);
             self.service.backend_check(&layer, address, self.report)
         });
+        let agent_check = own_agent.and_then(|own| {
+            let layers = [own.as_ref(), self.service.agent?];
+            agent_check::settle(layers, address?.value, self.report)
+        });
 
         port?;
         Ok(Backend {
@@ -117,6 +126,7 @@ impl<'b> Backends<'b> {
             weight: weight?,
             role: if backup? { Role::Backup } else { Role::Primary },
             check: check?,
+            agent_check: agent_check?,
         })
     }
 
@@ -132,6 +142,7 @@ impl<'b> Backends<'b> {
                 kind: CheckKind::None,
                 ..Check::built_in(self.service.protocol?)
             },
+            agent_check: None,
         })
     }
 

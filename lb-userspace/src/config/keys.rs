@@ -73,7 +73,16 @@ pub struct Table {
 }
 
 /// Every kind of table, the whole file first.
-pub static TABLES: [&Table; 7] = [&ROOT, &AGENT, &DEFAULTS, &SERVICE, &BACKEND, &CHECK, &ALSO];
+pub static TABLES: [&Table; 8] = [
+    &ROOT,
+    &AGENT,
+    &DEFAULTS,
+    &SERVICE,
+    &BACKEND,
+    &CHECK,
+    &ALSO,
+    &AGENT_CHECK,
+];
 
 pub static ROOT: Table = Table {
     id: "root",
@@ -231,6 +240,7 @@ pub static SERVICE: Table = Table {
         &MAX_EJECTION_PERCENT,
         &SLOW_START,
         &CHECK_TABLE,
+        &AGENT_CHECK_TABLE,
         &BACKENDS,
     ],
     planned: &SERVICE_PLANNED,
@@ -359,7 +369,14 @@ pub static BACKENDS: Key = Key::required("backend", Shape::Tables(&BACKEND), "Th
 pub static BACKEND: Table = Table {
     id: "backend",
     header: "[[service.backend]]",
-    keys: &[&BACKEND_ADDRESS, &BACKEND_PORT, &WEIGHT, &BACKUP, &CHECK_TABLE],
+    keys: &[
+        &BACKEND_ADDRESS,
+        &BACKEND_PORT,
+        &WEIGHT,
+        &BACKUP,
+        &CHECK_TABLE,
+        &AGENT_CHECK_TABLE,
+    ],
     planned: &["max_connections"],
 };
 pub static BACKEND_ADDRESS: Key = Key::required("address", Shape::Address, "The backend's own address.");

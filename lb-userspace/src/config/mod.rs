@@ -10,6 +10,7 @@
 //! list. Nothing here asks the machine anything: what a configuration has to know about it is handed
 //! in as a [`Machine`].
 
+mod agent_check;
 mod backend;
 mod check;
 mod example;
@@ -36,7 +37,7 @@ pub use machine::Machine;
 pub use parse::MAX_CONFIG_BYTES;
 pub use schema::schema;
 pub use types::{
-    Agent, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck, ExecCheck, GrpcCheck, HashKey,
-    Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop, Pattern, PoolRules, Probe, QueryType, Rcode,
-    Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck, Witness, XdpMode,
+    Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck, ExecCheck,
+    GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop, Pattern, PoolRules, Probe,
+    QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck, Witness, XdpMode,
 };

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::model::{Protocol, ServiceKey};
 
+use super::agent_check::AgentLayer;
 use super::backend::{Backends, Context};
 use super::check::{CheckType, Layer, LayerRead};
 use super::fault::{At, Report, Reported};
@@ -87,6 +88,8 @@ impl<'r> Services<'r> {
         let LayerRead { check_type, layer } =
             LayerRead::of(walk, base_type(defaults.check.check_type, &protocol), self.report);
 
+        let agent = AgentLayer::of(walk);
+
         if let Ok(name) = &name {
             self.refuse_second_name(name);
         }
@@ -107,6 +110,7 @@ impl<'r> Services<'r> {
             defaults: defaults.check.layer.as_ref().map_err(|&reported| reported),
             layer: layer.as_ref().map_err(|&reported| reported),
             check_type,
+            agent: agent.as_ref().map(Option::as_ref).map_err(|&reported| reported),
         };
         let backends = self.backends(walk, &context, sorry);
 

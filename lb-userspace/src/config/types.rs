@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::{BackendId, Forward, Scheduler, ServiceKey};
 
 pub use check::{
-    Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern, Probe,
-    QueryType, Rcode, Require, StatusRange, StatusSet, TlsCheck, UdpCheck,
+    AgentCheck, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern,
+    Probe, QueryType, Rcode, Require, StatusRange, StatusSet, TlsCheck, UdpCheck,
 };
 
 /// A whole configuration; only [`Config::parse`] and its relatives make sure that it is valid.
@@ -214,6 +214,8 @@ pub struct Backend {
     pub weight: u16,
     pub role: Role,
     pub check: Check,
+    /// `None`: it has no agent.
+    pub agent_check: Option<AgentCheck>,
 }
 
 impl Backend {

@@ -19,6 +19,7 @@
 //! of what it is answered, and gives the runtime back whenever it waits, so that no target delays the check of
 //! another one.
 
+pub mod agent_check;
 mod dns;
 pub mod doubt;
 mod exec;
@@ -35,6 +36,7 @@ mod tcp;
 mod tls;
 mod udp;
 
+pub use agent_check::{AgentProber, AgentReport, AgentTarget, Steering};
 pub use http::{HttpCheck, InvalidHttpCheck};
 pub use machine::{Machine, Policy};
 pub use probe::{Probe, ProbeResult, Subject};

@@ -333,3 +333,32 @@ pub static ALSO_TYPE: Key = Key::required(
     },
     "What is probed.",
 );
+
+pub static AGENT_CHECK_TABLE: Key = Key::optional(
+    "agent_check",
+    Shape::Table(&AGENT_CHECK),
+    "Where the backend's agent listens, that steers its weight and state in the words of HAProxy's agent-check.",
+);
+pub static AGENT_CHECK: Table = Table {
+    id: "agent_check",
+    header: "[agent_check]",
+    keys: &[
+        &AGENT_PORT,
+        &CHECK_ADDRESS,
+        &INTERVAL,
+        &TIMEOUT,
+        &AGENT_SEND,
+        &SOURCE,
+    ],
+    planned: &[],
+};
+pub static AGENT_PORT: Key = Key::optional(
+    "port",
+    Shape::Integer { min: 1, max: 65535 },
+    "The port of the agent; required, here or in the service's table.",
+);
+pub static AGENT_SEND: Key = Key::optional(
+    "send",
+    Shape::Payload,
+    "What the agent is sent before it answers; nothing when absent.",
+);

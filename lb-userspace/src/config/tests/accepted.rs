@@ -4,8 +4,9 @@ use std::time::Duration;
 use crate::model::{Forward, Protocol, Scheduler};
 
 use super::super::{
-    Announce, Check, CheckKind, Config, HashKey, Header, HttpCheck, HttpMethod, Machine, OnAllDown, OnDown,
-    OnStop, PoolRules, Probe, QueryType, Require, Role, StatusRange, StatusSet, XdpMode, example,
+    AgentCheck, Announce, Check, CheckKind, Config, HashKey, Header, HttpCheck, HttpMethod, Machine,
+    OnAllDown, OnDown, OnStop, PoolRules, Probe, QueryType, Require, Role, StatusRange, StatusSet, XdpMode,
+    example,
 };
 use super::{BACKEND, HEAD, WEB, parsed};
 
@@ -306,4 +307,33 @@ fn a_sorry_backend_is_not_checked_and_changes_what_happens_when_all_are_down() {
         "{HEAD}{WEB}sorry = \"10.0.1.99\"\non_all_down = \"last\"\n{BACKEND}"
     ));
     assert_eq!(last.services[0].rules.on_all_down, OnAllDown::Last);
+}
+
+#[test]
+fn the_agent_check_of_a_backend_overrides_the_services() {
+    let config = parsed(&format!(
+        "{HEAD}{WEB}[service.agent_check]\nport = 8081\ninterval = \"5s\"\n{BACKEND}\
+         [[service.backend]]\naddress = \"10.0.1.12\"\n[service.backend.agent_check]\n\
+         port = 9\nsend = \"hex:0a\"\n"
+    ));
+    let [first, second] = config.services[0].backends.as_slice() else {
+        panic!("two backends");
+    };
+    let expected = AgentCheck {
+        port: 8081,
+        address: None,
+        interval: Duration::from_secs(5),
+        timeout: Duration::from_secs(1),
+        send: Vec::new(),
+        source: None,
+    };
+    assert_eq!(first.agent_check.as_ref(), Some(&expected));
+    let expected = AgentCheck {
+        port: 9,
+        send: vec![b'\n'],
+        ..expected
+    };
+    assert_eq!(second.agent_check.as_ref(), Some(&expected));
+    let config = parsed(&format!("{HEAD}{WEB}{BACKEND}"));
+    assert_eq!(config.services[0].backends[0].agent_check, None);
 }

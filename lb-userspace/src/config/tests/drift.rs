@@ -2,7 +2,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::super::keys::{self, ALSO, BACKEND, CHECK, DEFAULTS, Key, ROOT, SERVICE, TABLES, Table};
+use super::super::keys::{
+    self, AGENT_CHECK, ALSO, BACKEND, CHECK, DEFAULTS, Key, ROOT, SERVICE, TABLES, Table,
+};
 use super::super::shape::Shape;
 use super::super::{Config, Faults, example, schema};
 use super::parsed;
@@ -25,7 +27,8 @@ fn full() -> Value {
         "service": [{
             "name": "web", "address": "192.0.2.10", "port": 80, "protocol": "tcp", "forward": "dsr-l2",
             "check": {"also": [{"type": "http"}]},
-            "backend": [{"address": "10.0.1.11", "check": {}}],
+            "agent_check": {"port": 1},
+            "backend": [{"address": "10.0.1.11", "check": {}, "agent_check": {"port": 2}}],
         }],
     })
 }
@@ -43,6 +46,7 @@ fn places(table: &Table) -> &'static [&'static str] {
             "/service/0/check",
             "/service/0/backend/0/check",
         ],
+        "agent_check" => &["/service/0/agent_check", "/service/0/backend/0/agent_check"],
         "also" => &["/service/0/check/also/0"],
         other => panic!("where is {other}?"),
     }
@@ -220,7 +224,8 @@ fn each_table_in_a_table_is_defined() {
             }
         }
     }
-    let headers = [&ROOT, &DEFAULTS, &SERVICE, &BACKEND, &CHECK, &ALSO].map(|table| table.header);
+    let headers =
+        [&ROOT, &DEFAULTS, &SERVICE, &BACKEND, &CHECK, &ALSO, &AGENT_CHECK].map(|table| table.header);
     assert_eq!(headers.iter().collect::<BTreeSet<_>>().len(), headers.len());
     assert_eq!(keys::SERVICES.name, "service");
 }

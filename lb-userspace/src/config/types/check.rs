@@ -86,6 +86,26 @@ impl Check {
     }
 }
 
+/// Where a backend's agent is asked, which steers the backend's weight and state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentCheck {
+    pub port: u16,
+    /// `None`: the backend's address.
+    pub address: Option<IpAddr>,
+    pub interval: Duration,
+    /// At most `interval`.
+    pub timeout: Duration,
+    /// Sent before the answer is read.
+    pub send: Vec<u8>,
+    /// `None`: whatever address the kernel chooses.
+    pub source: Option<IpAddr>,
+}
+
+impl AgentCheck {
+    pub const INTERVAL: Duration = Duration::from_secs(2);
+    pub const TIMEOUT: Duration = Duration::from_secs(1);
+}
+
 /// What a probe does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {

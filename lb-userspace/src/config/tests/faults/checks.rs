@@ -192,6 +192,102 @@ fn of_checks() {
                 ),
                 &["the check needs a port, and the service has none"],
             ),
+            (
+                "probes that lack something",
+                format!(
+                    "{}[[service.backend]]\naddress = \"10.0.1.13\"\n[service.backend.check]\ntype = ▶\"dns\"\n\
+                     [[service.backend]]\naddress = \"10.0.1.12\"\n[service.backend.check]\ntype = ▶\"exec\"\n",
+                    check_table("type = ▶\"udp\"")
+                ),
+                &[
+                    "the udp check does not say what to send; expected `send` with it",
+                    "the dns check does not say what to ask for",
+                    "the exec check does not say what to run",
+                ],
+            ),
+            (
+                "keys of other types",
+                check_table("type = \"udp\"\nsend = \"x\"\nquery = ▶\".\""),
+                &["`query` is for checks of type \"dns\", and the type of this check is \"udp\""],
+            ),
+            (
+                "payloads, patterns, headers, names",
+                check_table(
+                    "[[service.check.also]]\ntype = \"udp\"\nsend = ▶\"hex:0\"\nexpect = ▶\"\"\n\
+                     [[service.check.also]]\ntype = \"http\"\nexpect_body_regex = ▶\"(\"\n\
+                     headers = [▶\"no colon\", ▶\"Host: a\", ▶\"A: b\\r\\nC: d\", \"X-Fine: yes\"]\n\
+                     [[service.check.also]]\ntype = \"dns\"\nquery = ▶\"a..b\"\n\
+                     [[service.check.also]]\ntype = \"https\"\nsni = ▶\"a b\"\nverify = ▶\"no\"\n",
+                ),
+                &[
+                    "`send` is \"hex:0\"",
+                    "`expect` is \"\"",
+                    "unclosed group",
+                    "\"no colon\"",
+                    "\"Host: a\", which the check sets itself",
+                    "an item of `headers` is",
+                    "`query` is \"a..b\"",
+                    "`sni` is \"a b\"",
+                    "`verify` is a string",
+                ],
+            ),
+            (
+                "programs",
+                check_table("type = \"exec\"\ncommand = [▶\"check\", \"x\"]"),
+                &["the program is \"check\"; expected its absolute path"],
+            ),
+            (
+                "certificates",
+                check_table(
+                    "[[service.check.also]]\ntype = ▶\"https\"\nclient_cert = \"/a\"\n\
+                     [[service.check.also]]\ntype = ▶\"https\"\nverify = false\nca_file = \"/a\"\n\
+                     [[service.check.also]]\ntype = ▶\"grpc\"\nsni = \"a\"\n",
+                ),
+                &[
+                    "one of `client_cert` and `client_key`",
+                    "a `ca_file` and does not verify",
+                    "keys for TLS and does not use it",
+                ],
+            ),
+            (
+                "beside no check",
+                check_table("type = \"none\"\n[[service.check.also]]\ntype = ▶\"tcp\""),
+                &["the check beside it has the type \"none\""],
+            ),
+            (
+                "beside a check",
+                check_table("[[service.check.also]]\ntype = ▶\"none\""),
+                &["`type` is \"none\""],
+            ),
+            (
+                "a source of another family",
+                check_table(
+                    "source = ▶\"2001:db8::1\"\n[[service.check.also]]\ntype = \"tcp\"\nsource = ▶\"2001:db8::1\"",
+                ),
+                &[
+                    "probes of 10.0.1.11 cannot come from 2001:db8::1",
+                    "cannot come from",
+                ],
+            ),
+            (
+                "agent checks",
+                format!(
+                    "{}[service.backend.agent_check]\nport = ▶0\n\
+                     [[service.backend]]\naddress = \"10.0.1.12\"\n[service.backend.agent_check]\ntimeout = ▶\"3s\"\n",
+                    service("[service.agent_check]\nport = 1\nsource = ▶\"::2\"\n▶rise = 2")
+                ),
+                &[
+                    "an agent at 10.0.1.12 cannot be asked from ::2",
+                    "unknown key `rise` in [agent_check]",
+                    "`port` is 0",
+                    "the `timeout` of the agent check is longer than its `interval`",
+                ],
+            ),
+            (
+                "an agent nowhere",
+                service("▶[service.agent_check]\ninterval = \"5s\""),
+                &["`port` is missing from [agent_check]"],
+            ),
         ],
         Config::parse,
     );

@@ -22,6 +22,7 @@ mod reconcile;
 mod reload;
 mod report;
 mod startup;
+mod steering;
 mod tell;
 mod trace;
 mod witness;
@@ -117,6 +118,7 @@ struct Agent {
     observed: BTreeMap<BackendId, Observed>,
     hops: BTreeMap<IpAddr, HopView>,
     prober: Prober,
+    agents: steering::Agents,
     resolver: Resolver,
     netlink: Netlink,
     round: Option<Round>,
@@ -184,6 +186,10 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
                 while let Ok(report) = reports.try_recv() {
                     agent.take_report(report);
                 }
+                agent.after_change().await?;
+            }
+            Some(report) = agent.agents.next() => {
+                agent.take_agent_report(report);
                 agent.after_change().await?;
             }
             Ok(()) = hops.changed() => {

@@ -116,7 +116,7 @@ impl Agent {
             && self
                 .statuses
                 .get(id)
-                .is_none_or(|status| status.admin != AdminState::Maint)
+                .is_none_or(|status| status.admin_in_force() != AdminState::Maint)
     }
 
     pub(super) fn take_hops(&mut self, fresh: &NextHops) {
@@ -169,8 +169,9 @@ impl Agent {
     /// After anything changed: ends a round that is complete, else brings the maps up to date.
     pub(super) async fn after_change(&mut self) -> anyhow::Result<()> {
         let complete = self.round.as_ref().is_some_and(|round| {
-            let known =
-                round.awaiting.is_empty() && round.addresses.iter().all(|a| self.hops.contains_key(a));
+            let known = round.awaiting.is_empty()
+                && self.agents.all_heard()
+                && round.addresses.iter().all(|a| self.hops.contains_key(a));
             known || Instant::now() >= round.deadline
         });
         if complete {

@@ -112,12 +112,13 @@ impl Agent {
                 slow_start_percent: (want.steps < STEPS).then_some(want.steps * 100 / STEPS),
                 old_flows: Some(want.old_flows),
                 host_answers: (want.status.state == OperState::Down).then_some(!want.status.host_silent),
-                state: want.status.state,
+                state: want.status.state_in_force(),
                 admin: want.status.admin,
                 serving: want.eligible() && taking.contains(&(id.address, id.port)),
                 doubted: want.doubted || self.doubts.doubts(&id),
                 unresolved: want.unresolved.clone(),
                 check: observed.check,
+                agent_check: self.agents.status(&id),
                 share_percent: if slots == 0 {
                     0.0
                 } else {

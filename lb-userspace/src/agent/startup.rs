@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::doubt::{Doubts, HeardReceiver};
 use super::keep::{self, Restored};
+use super::steering::Agents;
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
 use crate::api::command::Command;
 use crate::api::server::{self, Socket};
@@ -110,6 +111,7 @@ impl Agent {
         let (doubts, heard) = Doubts::new(config.agent.witness);
         let mut agent = Self {
             prober: Prober::new(reports),
+            agents: Agents::new(),
             resolver,
             netlink,
             pins,
@@ -198,7 +200,9 @@ impl Agent {
         let addresses = configs.iter().flat_map(|config| Self::backend_addresses(config));
         self.resolver.set_targets(addresses.collect());
         let targets = self.targets(&configs);
+        let agents = self.agent_targets(&configs);
         self.prober.set_targets(targets.clone());
+        self.set_agents(agents);
         targets
     }
 
@@ -210,7 +214,7 @@ impl Agent {
                 for backend in &service.backends {
                     let id = backend.id(service.key);
                     let status = self.statuses.get(&id).copied().unwrap_or_default();
-                    if status.admin == AdminState::Maint {
+                    if status.admin_in_force() == AdminState::Maint {
                         continue;
                     }
                     targets.entry(id).or_insert_with(|| Target {

@@ -29,17 +29,19 @@ impl Agent {
 
     /// An order, or what else changed what an operator may say of a backend. `weight` is the file's.
     pub(super) fn emit_orders(&self, id: &BackendId, was: &BackendStatus, is: &BackendStatus, weight: u16) {
-        if was.admin != is.admin {
+        let (was_admin, is_admin) = (was.admin_in_force(), is.admin_in_force());
+        if was_admin != is_admin {
             let kind = Kind::BackendAdmin {
-                from: was.admin,
-                to: is.admin,
+                from: was_admin,
+                to: is_admin,
             };
             self.emit(self.about(id, kind));
         }
-        if was.runtime_weight != is.runtime_weight {
+        let (was_weight, is_weight) = (was.weight_in_force(weight), is.weight_in_force(weight));
+        if was_weight != is_weight || was.runtime_weight != is.runtime_weight {
             let kind = Kind::BackendWeight {
-                from: was.runtime_weight.unwrap_or(weight),
-                to: is.runtime_weight.unwrap_or(weight),
+                from: was_weight,
+                to: is_weight,
                 file: weight,
             };
             self.emit(self.about(id, kind));

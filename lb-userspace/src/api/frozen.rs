@@ -344,6 +344,7 @@ fn backend_status(backend: &Member, table_size: u32) -> BackendStatus {
         doubted: false,
         unresolved: (!resolved).then(|| "its next hop was not known when the agent stopped".into()),
         check: check_status(meta),
+        agent_check: None,
         share_percent: match table_size {
             0 => 0.0,
             size => 100.0 * *slots as f64 / f64::from(size),

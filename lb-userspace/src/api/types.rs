@@ -100,6 +100,8 @@ pub struct BackendStatus {
     /// Why packets cannot be sent to it, where they cannot.
     pub unresolved: Option<String>,
     pub check: CheckStatus,
+    /// What its agent said; `null`: it has none, or none was heard yet.
+    pub agent_check: Option<AgentCheckStatus>,
     /// Its share of the slots, in per cent.
     pub share_percent: f64,
     pub packets: u64,
@@ -116,6 +118,22 @@ pub struct CheckStatus {
     pub code: CheckCode,
     pub latency_ms: Option<f64>,
     pub detail: String,
+}
+
+/// What the agent of a backend said, in the words of HAProxy's agent-check; `null`: it never spoke of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentCheckStatus {
+    /// `up`, `down`, `stopped` or `fail`.
+    pub health: Option<String>,
+    pub description: Option<String>,
+    /// In force where the operator's is READY.
+    pub admin: Option<AdminState>,
+    /// Of the configuration's weight; in force where no weight was set at runtime.
+    pub weight_percent: Option<u16>,
+    /// Not enforced.
+    pub max_connections: Option<u32>,
+    /// Why its last line, or a part of it, did not count.
+    pub problem: Option<String>,
 }
 
 /// `GET /v1/stats`: counts since the maps were made.

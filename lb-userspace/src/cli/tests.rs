@@ -40,6 +40,7 @@ pub(super) fn example_backend(address: &str) -> BackendStatus {
             latency_ms: Some(1.21),
             detail: "200 OK".into(),
         },
+        agent_check: None,
         share_percent: 33.333,
         packets: 12_345,
         bytes: 1_234_567,

@@ -7,7 +7,7 @@ use std::time::Instant;
 use lb_common::layout::Backend as Record;
 
 use super::eligible::{self, Before, Choice, Member, Why};
-use super::{OldFlows, keeps_old_flows, slow_start};
+use super::{OldFlows, Steer, keeps_old_flows, slow_start};
 use crate::config::{self, Role};
 use crate::datapath::record::{self, Hop};
 use crate::maglev::{self, Candidate};
@@ -30,6 +30,8 @@ pub struct BackendStatus {
     pub down_since: Option<Instant>,
     /// While UP: since when, where this agent saw it come UP after its first round of checks.
     pub up_since: Option<Instant>,
+    /// What its agent says of it.
+    pub steer: Steer,
 }
 
 impl BackendStatus {
@@ -42,6 +44,7 @@ impl BackendStatus {
         host_silent: false,
         down_since: None,
         up_since: None,
+        steer: Steer::NONE,
     };
 }
 
@@ -125,7 +128,7 @@ impl DesiredBackend {
     /// The weight in force.
     #[must_use]
     pub fn effective_weight(&self) -> u16 {
-        self.status.runtime_weight.unwrap_or(self.weight)
+        self.status.weight_in_force(self.weight)
     }
 
     /// Whether it may take new flows by its verdict; whether it does depends on the others too.
@@ -151,10 +154,10 @@ impl DesiredBackend {
         } = self;
         Member {
             role: *role,
-            may_serve: status.admin == AdminState::Ready
+            may_serve: status.admin_in_force() == AdminState::Ready
                 && self.effective_weight() > 0
                 && *record != Record::UNRESOLVED,
-            healthy: status.state == OperState::Up && (unresolved.is_none() || *doubted),
+            healthy: status.state_in_force() == OperState::Up && (unresolved.is_none() || *doubted),
             ever_up: status.ever_up,
             down_since: status.down_since,
         }

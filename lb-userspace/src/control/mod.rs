@@ -5,6 +5,7 @@ mod desired;
 pub mod eligible;
 mod old_flows;
 pub mod slow_start;
+mod steer;
 pub mod step;
 
 pub use desired::{
@@ -12,3 +13,4 @@ pub use desired::{
 };
 pub use eligible::Why;
 pub use old_flows::{OldFlows, keeps_old_flows};
+pub use steer::Steer;

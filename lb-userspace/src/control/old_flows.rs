@@ -33,7 +33,7 @@ pub enum OldFlows {
 /// `keep`, those of a DOWN backend always move.
 #[must_use]
 pub fn keeps_old_flows(status: &BackendStatus, on_down: OnDown, protocol: Protocol) -> OldFlows {
-    match (status.admin, status.state) {
+    match (status.admin_in_force(), status.state_in_force()) {
         (AdminState::Maint, _) => return OldFlows::Move,
         (AdminState::Ready | AdminState::Drain, OperState::Up | OperState::Unknown) => {
             return OldFlows::Keep;

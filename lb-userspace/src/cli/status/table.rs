@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use super::{counted, is_missing};
-use crate::api::types::{AgentStatus, BackendStatus, CheckStatus, InterfaceStatus, ServiceStatus, Status};
+use crate::api::types::{
+    AgentCheckStatus, AgentStatus, BackendStatus, CheckStatus, InterfaceStatus, ServiceStatus, Status,
+};
 use crate::cli::grid::{Cell, Column, Grid, Tone};
 use crate::cli::human;
 use crate::cli::outcome::Screen;
@@ -221,6 +223,7 @@ pub(in crate::cli) fn backend_row(
         doubted,
         unresolved,
         check,
+        agent_check,
         share_percent,
         packets,
         bytes,
@@ -278,6 +281,7 @@ pub(in crate::cli) fn backend_row(
     if *doubted {
         notes.push("DOUBTED: silent, but nothing else answered since; it keeps its slots".to_owned());
     }
+    notes.extend(agent_check.as_ref().and_then(agent_note));
     if let Some(why) = unresolved {
         notes.push(format!("UNRESOLVED: {why}"));
     }
@@ -286,6 +290,43 @@ pub(in crate::cli) fn backend_row(
         notes.push(format!("check: {}", check.detail));
     }
     (cells, notes)
+}
+
+/// `its agent says: down # no disk, drain, 75%`; nothing where it said no more than that all is well.
+fn agent_note(agent: &AgentCheckStatus) -> Option<String> {
+    let AgentCheckStatus {
+        health,
+        description,
+        admin,
+        weight_percent,
+        max_connections,
+        problem,
+    } = agent;
+    let unhealthy = health.as_ref().filter(|health| *health != "up");
+    let description = unhealthy
+        .and(description.as_ref())
+        .map(|text| format!("# {text}"));
+    let health = unhealthy.map(|health| {
+        [Some(health.clone()), description]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ")
+    });
+    let admin = admin.filter(|admin| *admin != AdminState::Ready);
+    let said = [
+        health,
+        admin.map(|admin| admin.to_string().to_lowercase()),
+        weight_percent.map(|percent| format!("{percent}%")),
+        max_connections.map(|limit| format!("maxconn:{limit}")),
+    ];
+    let said = said.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    match (said.is_empty(), problem) {
+        (true, None) => None,
+        (false, None) => Some(format!("its agent says: {said}")),
+        (true, Some(problem)) => Some(format!("its agent: {problem}")),
+        (false, Some(problem)) => Some(format!("its agent said: {said}; {problem}")),
+    }
 }
 
 /// `L7OK/200 in 1.2ms`.

@@ -1,0 +1,225 @@
+//! Agent checks: what backends say of themselves takes effect, beside checks and orders.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use tokio::sync::mpsc;
+
+use super::Agent;
+use crate::api::types::AgentCheckStatus;
+use crate::config::Config;
+use crate::control::Steer;
+use crate::health::agent_check::AgentHealth;
+use crate::health::{AgentProber, AgentReport, AgentTarget, Steering};
+use crate::model::{AdminState, BackendId, CheckCode, OperState};
+use crate::observe::Kind;
+
+/// The agents of the backends, and what they said.
+pub(super) struct Agents {
+    prober: AgentProber,
+    reports: mpsc::Receiver<AgentReport>,
+    said: BTreeMap<BackendId, AgentReport>,
+    /// Never asked to the end yet: a round of checks waits for them too.
+    unheard: BTreeSet<BackendId>,
+}
+
+impl Agents {
+    pub fn new() -> Self {
+        let (sender, reports) = mpsc::channel(1024);
+        Self {
+            prober: AgentProber::new(sender),
+            reports,
+            said: BTreeMap::new(),
+            unheard: BTreeSet::new(),
+        }
+    }
+
+    /// The next report. Without agents there never is one.
+    pub async fn next(&mut self) -> Option<AgentReport> {
+        self.reports.recv().await
+    }
+
+    pub fn all_heard(&self) -> bool {
+        self.unheard.is_empty()
+    }
+
+    /// What status tells of the agent of a backend; `None`: it has none.
+    pub fn status(&self, id: &BackendId) -> Option<AgentCheckStatus> {
+        let report = self.said.get(id)?;
+        let Steering {
+            health,
+            description,
+            admin,
+            weight_percent,
+            max_connections,
+        } = report.steering.clone();
+        Some(AgentCheckStatus {
+            health: health.map(|health| health.word().to_owned()),
+            description,
+            admin,
+            weight_percent,
+            max_connections,
+            problem: report.problem.clone(),
+        })
+    }
+}
+
+fn steer(said: &Steering) -> Steer {
+    Steer {
+        down: said.health.is_some_and(|health| health != AgentHealth::Up),
+        admin: said.admin.unwrap_or_default(),
+        weight_percent: said.weight_percent,
+    }
+}
+
+impl Agent {
+    /// The agents that these configurations name; the first that names a backend says how. In an operator's MAINT none is
+    /// asked.
+    pub(super) fn agent_targets(&self, configs: &[&Config]) -> BTreeMap<BackendId, AgentTarget> {
+        let mut targets = BTreeMap::new();
+        for service in configs.iter().flat_map(|config| &config.services) {
+            for backend in &service.backends {
+                let id = backend.id(service.key);
+                let admin = self
+                    .statuses
+                    .get(&id)
+                    .map_or(AdminState::Ready, |status| status.admin);
+                if admin == AdminState::Maint || targets.contains_key(&id) {
+                    continue;
+                }
+                targets.insert(
+                    id,
+                    backend.agent_check.as_ref().map(|check| AgentTarget {
+                        id,
+                        address: SocketAddr::new(check.address.unwrap_or(backend.address), check.port),
+                        check: check.clone(),
+                    }),
+                );
+            }
+        }
+        targets
+            .into_iter()
+            .filter_map(|(id, target)| Some((id, target?)))
+            .collect()
+    }
+
+    /// Has exactly these asked. An agent that is no longer asked has no say.
+    pub(super) fn set_agents(&mut self, targets: BTreeMap<BackendId, AgentTarget>) {
+        let agents = &mut self.agents;
+        agents.said.retain(|id, _| targets.contains_key(id));
+        agents.unheard = targets
+            .keys()
+            .filter(|id| !agents.said.contains_key(id))
+            .copied()
+            .collect();
+        for (id, status) in &mut self.statuses {
+            if status.steer != Steer::NONE && !targets.contains_key(id) {
+                status.steer = Steer::NONE;
+                self.behind = true;
+            }
+        }
+        agents.prober.set_targets(targets.into_values().collect());
+    }
+
+    /// Takes what an agent said.
+    pub(super) fn take_agent_report(&mut self, report: AgentReport) {
+        let id = report.id;
+        let known = self.agents.unheard.remove(&id) || self.agents.said.contains_key(&id);
+        if !known {
+            // Said before it was no longer asked.
+            return;
+        }
+        if let Some(problem) = &report.problem {
+            log::warn!("agent of {}: {problem}", self.describe(&id));
+        }
+        let steer = steer(&report.steering);
+        let cause = describe(&report.steering);
+        self.agents.said.insert(id, report);
+        let status = self.statuses.entry(id).or_default();
+        let was = *status;
+        status.steer = steer;
+        if status.admin_in_force() == AdminState::Maint && was.admin_in_force() != AdminState::Maint {
+            // Its checks stop: what they said is not known to hold.
+            status.state = OperState::Unknown;
+        }
+        let is = *status;
+        if is == was {
+            return;
+        }
+        self.behind = true;
+        log::info!("agent of {}: {cause}", self.describe(&id));
+        let services = self.config.services.iter();
+        let backend = services
+            .filter(|service| service.key == id.service)
+            .flat_map(|service| &service.backends)
+            .find(|backend| backend.id(id.service) == id);
+        self.emit_orders(&id, &was, &is, backend.map_or(1, |backend| backend.weight));
+        let (from, to) = (was.state_in_force(), is.state_in_force());
+        if from != to && is.state == was.state {
+            let kind = Kind::BackendState {
+                from,
+                to,
+                code: if to == OperState::Up {
+                    CheckCode::L7ok
+                } else {
+                    CheckCode::L7sts
+                },
+                latency_ms: 0.0,
+                results: Vec::new(),
+            };
+            self.observed.entry(id).or_default().changed = Some(SystemTime::now());
+            self.emit(self.about(&id, kind).because(format!("its agent says: {cause}")));
+        }
+        if was.admin_in_force() != is.admin_in_force() {
+            self.set_targets();
+        }
+    }
+}
+
+/// `down # no disk, drain, 75%`.
+fn describe(steering: &Steering) -> String {
+    let Steering {
+        health,
+        description,
+        admin,
+        weight_percent,
+        max_connections,
+    } = steering;
+    let health = health.map(|health| match description {
+        Some(description) => format!("{} # {description}", health.word()),
+        None => health.word().to_owned(),
+    });
+    let words = [
+        health,
+        admin.map(|admin| admin.to_string().to_lowercase()),
+        weight_percent.map(|percent| format!("{percent}%")),
+        max_connections.map(|limit| format!("maxconn:{limit}")),
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_said_takes_effect() {
+        let mut said = Steering::default();
+        assert_eq!(steer(&said), Steer::NONE);
+        assert_eq!(said.take("stopped drain 30% # at noon"), None);
+        let expected = Steer {
+            down: true,
+            admin: AdminState::Drain,
+            weight_percent: Some(30),
+        };
+        assert_eq!(steer(&said), expected);
+        assert_eq!(describe(&said), "stopped # at noon, drain, 30%");
+        assert_eq!(said.take("up ready"), None);
+        let expected = Steer {
+            weight_percent: Some(30),
+            ..Steer::NONE
+        };
+        assert_eq!(steer(&said), expected);
+    }
+}

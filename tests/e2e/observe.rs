@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use lb_tests::server::Server;
 use lb_tests::unprivileged;
 use lb_tests::wait::{wait_for, wait_until};
 use serde_json::Value;
-use support::{FAST, Xlb, addresses, service};
+use support::{FAST, Xlb, addresses, curl, service};
 use xlb::model::{CheckCode, OperState};
 use xlb::observe::history::Answer;
 use xlb::observe::{Timeline, Timestamp};
@@ -174,6 +175,126 @@ fn an_incident_has_its_course_and_outlives_a_reboot() -> anyhow::Result<()> {
     let unknown = xlb.run(&["health", "history", "web", "10.9.9.9"])?;
     assert_eq!(unknown.status.code(), Some(1));
     Ok(())
+}
+
+/// The value of one metric, labels and all as they stand in the text.
+fn metric(text: &str, name: &str) -> anyhow::Result<f64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = line.with_context(|| format!("no {name} in\n{text}"))?;
+    Ok(value.parse()?)
+}
+
+#[test]
+fn metrics_and_notifications_say_what_status_says() -> anyhow::Result<()> {
+    if unprivileged("metrics_and_notifications_say_what_status_says") {
+        return Ok(());
+    }
+    let mut world = World::new()?;
+    let told = Folder::new("notify")?;
+    let program = told.file("program");
+    let file = told.file("told");
+    fs::write(&program, format!("#!/bin/sh\ncat >> {}\n", file.display()))?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let agent = format!(
+        "metrics = \"127.0.0.1:9414\"\nnotify = [\"{}\"]",
+        program.display()
+    );
+    let xlb = Xlb::started(&world.lab, &agent, &world.web())?;
+    let [b1, b2] = [0, 1].map(|n: usize| world.lab.backends[n].v4.to_string());
+    let scrape = || {
+        let answer = world
+            .lab
+            .lb
+            .netns
+            .run("curl -sS --fail http://127.0.0.1:9414/metrics")?;
+        ensure!(answer.trim_end().ends_with("# EOF"), "{answer}");
+        Ok::<_, anyhow::Error>(answer)
+    };
+    for _ in 0..20 {
+        curl(&world.lab, VIP, 80, "/")?;
+    }
+    let counted = xlb.service("web")?;
+    let text = wait_for("a scrape of these requests", || {
+        let text = scrape()?;
+        let packets = metric(&text, "xlb_service_packets_total{service=\"web\"}")?;
+        ensure!(
+            Some(packets) == counted["packets"].as_f64(),
+            "{packets}, {counted}"
+        );
+        Ok(text)
+    })?;
+    let of = |name: &str, backend: &str, more: &str| {
+        metric(
+            &text,
+            &format!("xlb_{name}{{service=\"web\",backend=\"{backend}:80\"{more}}}"),
+        )
+    };
+    for backend in [&b1, &b2] {
+        let known = xlb.backend("web", backend)?;
+        assert_eq!(
+            Some(of("backend_packets_total", backend, "")?),
+            known["packets"].as_f64()
+        );
+        assert_eq!(
+            Some(of("backend_bytes_total", backend, "")?),
+            known["bytes"].as_f64()
+        );
+        assert_eq!(of("backend_state", backend, ",state=\"UP\"")?, 1.0);
+        assert_eq!(of("backend_state", backend, ",state=\"DOWN\"")?, 0.0);
+        assert!(of("check_results_total", backend, ",code=\"L4OK\"")? > 0.0);
+    }
+    let forwarded = metric(&text, "xlb_packets_total{reason=\"transmitted\",verdict=\"tx\"}")?;
+    assert_eq!(Some(forwarded), counted["packets"].as_f64());
+    assert_eq!(
+        metric(
+            &text,
+            "xlb_interface_attached{interface=\"eth0\",mode=\"native\"}"
+        )?,
+        1.0
+    );
+
+    world.kill(0)?;
+    event(&xlb, "DOWN", |e| e["detail"]["to"] == "DOWN")?;
+    xlb.verb(&format!("backend drain web {b2} --force"))?;
+    let scrape = || {
+        world
+            .lab
+            .lb
+            .netns
+            .run("curl -sS --fail http://127.0.0.1:9414/metrics")
+    };
+    wait_for("the metrics of it", || {
+        let text = scrape()?;
+        let of = |name: &str| metric(&text, &format!("xlb_{name}"));
+        ensure!(
+            of(&format!(
+                "backend_state{{service=\"web\",backend=\"{b1}:80\",state=\"DOWN\"}}"
+            ))? == 1.0
+        );
+        ensure!(
+            of(&format!(
+                "backend_admin_state{{service=\"web\",backend=\"{b2}:80\",state=\"DRAIN\"}}"
+            ))? == 1.0
+        );
+        ensure!(of("service_all_down{service=\"web\"}")? == 1.0);
+        ensure!(of("service_table_switches_total{service=\"web\"}")? >= 1.0);
+        Ok(())
+    })?;
+    wait_for("the notifications", || {
+        let text = fs::read_to_string(&file)?;
+        let told: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let known = events(&xlb)?;
+        ensure!(told.iter().all(|event| known.contains(event)), "{told:#?}");
+        let has = |kind: &str, to: &str| told.iter().any(|e| e["kind"] == kind && e["detail"]["to"] == to);
+        ensure!(
+            has("backend_state", "DOWN") && has("backend_admin", "DRAIN"),
+            "{told:#?}"
+        );
+        ensure!(told.iter().any(|event| event["kind"] == "all_down"), "{told:#?}");
+        Ok(())
+    })
 }
 
 /// What a reboot takes away: the agent, at once, and everything pinned.

@@ -66,7 +66,7 @@ impl Agent {
 }
 
 impl Chosen {
-    fn all_down(self) -> bool {
+    pub(super) fn all_down(self) -> bool {
         !matches!(self.why, Why::Serving | Why::Panic)
     }
 

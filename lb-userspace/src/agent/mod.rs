@@ -17,6 +17,7 @@ mod doubt;
 mod hashkey;
 mod incident;
 mod keep;
+mod measure;
 mod orders;
 mod reconcile;
 mod reload;
@@ -53,6 +54,8 @@ use crate::net::link::LinkEvent;
 use crate::net::netlink::Netlink;
 use crate::net::{NextHops, Resolver};
 use crate::observe::incident::Follower;
+use crate::observe::metrics::Meter;
+use crate::observe::notify::Notifier;
 use crate::observe::{Archive, Bus, Kind, Trail};
 use crate::state::Keeper;
 use lb_common::hash::HashKey;
@@ -141,6 +144,10 @@ struct Agent {
     archive: Archive,
     /// Backends found DOWN whose table was not switched yet.
     incidents: Vec<incident::Opened>,
+    /// Programs that are told of events.
+    notifier: Notifier,
+    /// Counts for the metrics.
+    meter: Meter,
     /// Looks for the first packets after a switch.
     follower: Follower,
     /// Writes down what must outlive a reboot.

@@ -21,6 +21,7 @@ impl Agent {
         match command {
             Command::Status(reply) => drop(reply.send(self.status().await)),
             Command::Stats(reply) => drop(reply.send(self.stats())),
+            Command::Measure(reply) => drop(reply.send(Ok(self.measure()))),
             Command::Reload(reply) => self.begin_reload(Some(reply)).await,
             Command::Backend(order, reply) => {
                 let result = self.order(&order);

@@ -71,6 +71,7 @@ impl Agent {
         let cause = format!("{} {}", check.code, check.detail);
         observed.check = check;
         observed.trail.note(probe);
+        self.meter.result(&id, result.code, result.latency);
         if after != before {
             self.behind = true;
             self.keeper.mark();
@@ -78,6 +79,7 @@ impl Agent {
         if after.state != before.state {
             observed.changed = Some(SystemTime::now());
             let (from, to) = (before.state, after.state);
+            self.meter.verdict(&id, to);
             let kind = Kind::BackendState {
                 from,
                 to,
@@ -216,6 +218,9 @@ impl Agent {
         for change in &changes {
             log::info!("{}", describe_change(change));
             self.emit_change(change);
+            if let ChangeKind::Table { moved, .. } = change.kind {
+                self.meter.switch(&change.key, moved as u64);
+            }
         }
         self.follow_incidents(&changes, &desired);
         self.note_choices(&desired);

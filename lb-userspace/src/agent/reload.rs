@@ -7,7 +7,7 @@ use super::startup::{read_config, round_limit};
 use super::{Agent, Reload, Round, reconcile};
 use crate::api::command::{Refusal, Reply};
 use crate::api::types::{Done, ServiceChange};
-use crate::config::{Config, LoadError};
+use crate::config::{self, Config, LoadError};
 use crate::datapath::apply::{Change, ChangeKind};
 use crate::datapath::attach;
 use crate::model::{BackendId, OperState};
@@ -34,6 +34,7 @@ impl Agent {
             Ok(config) => config,
             Err(error) => {
                 log::error!("reload refused, the running configuration goes on: {error:#}");
+                self.meter.reload(false);
                 self.emit(Kind::ReloadRefused.because(format!("{error:#}")));
                 return refuse(reply, bad_config(&error));
             }
@@ -164,6 +165,7 @@ impl Agent {
         let result = self.put_in_force(&old).await;
         if let Err(error) = &result {
             log::error!("reload failed, the configuration of before goes on: {error:#}");
+            self.meter.reload(false);
             self.emit(Kind::ReloadRefused.because(format!("{error:#}")));
             self.config = old;
             self.statuses = statuses;
@@ -186,6 +188,7 @@ impl Agent {
             .collect();
         self.statuses.retain(|id, _| ids.contains(id));
         self.observed.retain(|id, _| ids.contains(id));
+        self.meter.keep_only(&ids);
         for id in ids {
             self.statuses.entry(id).or_default();
         }
@@ -200,6 +203,8 @@ impl Agent {
         }
         done.changed = !done.changes.is_empty();
         self.keeper.mark();
+        self.meter.reload(true);
+        self.notifier.set(&self.config.agent.notify);
         self.emit_membership(old);
         self.emit(Kind::Reloaded {
             changes: done.changes.clone(),
@@ -258,6 +263,7 @@ impl Agent {
             state_dir,
             pin_dir,
             hash_key,
+            metrics,
             xdp_mode,
             max_services,
             max_backends
@@ -352,7 +358,8 @@ fn describe(changes: &[Change], old: &Config, new: &Config) -> Done {
                 .push(format!("service {}: renamed to {name}", before.name));
         }
     }
-    if old.agent.announce != new.agent.announce || old.agent.on_stop != new.agent.on_stop {
+    let settings = |agent: &config::Agent| (agent.announce, agent.on_stop, agent.notify.clone());
+    if settings(&old.agent) != settings(&new.agent) {
         done.changes.push("agent settings changed".into());
     }
     done

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
@@ -10,12 +11,14 @@ use tokio::sync::mpsc;
 
 use super::doubt::{Doubts, HeardReceiver};
 use super::keep::{self, Restored};
+use super::measure::Scrape;
 use super::steering::Agents;
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
 use crate::api::command::Command;
 use crate::api::server::{self, Socket};
 use crate::config::{Announce, Config, Machine};
 use crate::datapath::apply::Dataplane;
+use crate::datapath::counters::CounterMaps;
 use crate::datapath::load::{self, Features, Sizes};
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::{AGENT_META, PinDir};
@@ -24,7 +27,9 @@ use crate::health::{CheckSpec, Prober, Target};
 use crate::model::{AdminState, BackendId, OperState};
 use crate::net::netlink::Netlink;
 use crate::net::{Resolver, link};
-use crate::observe::incident::{Follower, Pinned};
+use crate::observe::incident::Follower;
+use crate::observe::metrics::{self, Meter};
+use crate::observe::notify::Notifier;
 use crate::observe::{Archive, Timestamp};
 use crate::state::{Checkpoint, Keeper};
 
@@ -53,6 +58,13 @@ impl Agent {
         let result = async {
             let (agent, hops, links, heard) =
                 Self::bring_up(options, config, pins.clone(), lock, reports).await?;
+            if let Some(address) = agent.config.agent.metrics {
+                let scrape = Scrape {
+                    commands: commands.clone(),
+                    counters: Arc::new(CounterMaps::open(&agent.pins)?),
+                };
+                tokio::spawn(metrics::server::serve(address, scrape));
+            }
             let path = &agent.config.agent.api_socket;
             let socket = server::serve(path, commands, agent.archive.clone())
                 .with_context(|| format!("API socket {}", path.display()))?;
@@ -96,13 +108,13 @@ impl Agent {
         let warm = !dataplane.remembered().is_empty();
         let kept = Checkpoint::load(&config.agent.state_dir);
         let Restored { statuses, observed } = keep::restore(&config, &dataplane.remembered(), kept.as_ref());
+        let counters = Arc::new(CounterMaps::open(&pins)?);
         let archive = Archive::open(&config.agent.state_dir);
         let events = archive.bus().clone();
         tokio::spawn(archive.clone().follow());
-        let follower = Follower::spawn(
-            Pinned::open(&pins).map_err(datapath::Error::from)?,
-            events.clone(),
-        );
+        let mut notifier = Notifier::new(events.clone());
+        notifier.set(&config.agent.notify);
+        let follower = Follower::spawn(Arc::clone(&counters), events.clone());
         let seq = kept.as_ref().map_or(0, |checkpoint| checkpoint.seq);
         let keeper = Keeper::new(&config.agent.state_dir, seq, events.clone());
         let netlink = Netlink::open()?;
@@ -139,6 +151,8 @@ impl Agent {
             events,
             archive,
             incidents: Vec::new(),
+            notifier,
+            meter: Meter::default(),
             follower,
             keeper,
             trace,

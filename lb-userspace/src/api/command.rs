@@ -3,6 +3,7 @@
 use tokio::sync::oneshot;
 
 use crate::api::types::{BackendOrder, Done, Stats, Status};
+use crate::observe::metrics::Measured;
 
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 pub enum Command {
     Status(Reply<Status>),
     Stats(Reply<Stats>),
+    /// For a scrape of the metrics.
+    Measure(Reply<Measured>),
     Reload(Reply<Done>),
     Confirm(Reply<Done>),
     /// Takes everything away and ends the agent.

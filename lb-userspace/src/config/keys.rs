@@ -118,8 +118,10 @@ pub static AGENT: Table = Table {
         &HASH_KEY,
         &MAX_SERVICES,
         &MAX_BACKENDS,
+        &METRICS,
+        &NOTIFY,
     ],
-    planned: &["metrics"],
+    planned: &[],
 };
 pub static INTERFACES: Key = Key::required(
     "interfaces",
@@ -200,6 +202,20 @@ pub static MAX_BACKENDS: Key = Key::with_default(
     Shape::Integer { min: 1, max: 65535 },
     "4096",
     "How many backends, over all services, the maps have room for.",
+);
+
+pub static METRICS: Key = Key::optional(
+    "metrics",
+    Shape::Listen,
+    "Where metrics are served to Prometheus, at /metrics; nowhere when absent.",
+);
+pub static NOTIFY: Key = Key::optional(
+    "notify",
+    Shape::List {
+        item: &Shape::Path { max_bytes: 4000 },
+        unique: true,
+    },
+    "Programs that are run at each change of state, with the event as JSON on their standard input.",
 );
 
 pub static DEFAULTS: Table = Table {

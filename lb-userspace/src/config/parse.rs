@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
@@ -190,6 +190,8 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
     let hash_key = walk.maybe(&keys::HASH_KEY, value::hash_key);
     let max_services = walk.or_default(&keys::MAX_SERVICES, value::integer);
     let max_backends = walk.or_default(&keys::MAX_BACKENDS, value::integer);
+    let metrics = walk.maybe(&keys::METRICS, value::listen);
+    let notify = notify(walk, report);
     Ok(Agent {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?,
@@ -202,7 +204,22 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
         hash_key: hash_key?.map(|at| at.value),
         max_services: max_services?,
         max_backends: max_backends?,
+        metrics: metrics?.map(|at| at.value),
+        notify: notify?,
     })
+}
+
+fn notify(walk: &Walk<'_, '_>, report: &Report<'_>) -> Result<Vec<PathBuf>, Reported> {
+    let items = walk.list(&keys::NOTIFY, value::path)?.unwrap_or_default();
+    let mut programs = Vec::new();
+    for at in items {
+        if programs.contains(&at.value) {
+            let message = format!("the program \"{}\" is named twice", at.value.display());
+            report.fault(at.offset, message, "each program once");
+        }
+        programs.push(at.value);
+    }
+    Ok(programs)
 }
 
 fn interfaces(

@@ -25,6 +25,8 @@ pub enum Shape {
     Address,
     /// `gateway`, `none`, an address, or an address and a port.
     Witness,
+    /// An address to listen at, with its port.
+    Listen,
     /// Absolute.
     Path {
         max_bytes: usize,
@@ -82,6 +84,7 @@ impl Shape {
                 "\"gateway\", \"none\", an address, or an address and a port such as \"192.0.2.1:22\""
                     .to_owned()
             }
+            Self::Listen => "an address with a port, such as \"127.0.0.1:9414\" or \"[::1]:9414\"".to_owned(),
             Self::Path { max_bytes } => format!("an absolute path of at most {max_bytes} bytes"),
             Self::Name => {
                 "1 to 63 letters, digits, `.`, `_` and `-`, the first a letter or a digit".to_owned()
@@ -127,6 +130,7 @@ impl Shape {
             Self::Duration => json!({"type": "string", "pattern": "^ *[0-9].*[a-zµ] *$"}),
             Self::Address => json!({"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
             Self::Witness => json!({"type": "string", "pattern": "^[0-9A-Za-z.:\\[\\]]+$"}),
+            Self::Listen => json!({"type": "string", "pattern": "^.+:[0-9]+$"}),
             Self::Path { max_bytes } => {
                 json!({"type": "string", "pattern": "^/.", "maxLength": max_bytes})
             }

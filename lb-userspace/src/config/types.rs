@@ -43,6 +43,10 @@ pub struct Agent {
     pub max_services: u32,
     /// Over all services.
     pub max_backends: u32,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// Programs that are told of changes of state, none twice.
+    pub notify: Vec<PathBuf>,
 }
 
 /// How XDP is attached.

@@ -156,6 +156,15 @@ pub(super) fn address(key: &Key, _: &Shape, value: &DeValue<'_>) -> Result<IpAdd
     }
 }
 
+/// An address to listen at, with a port that clients can know.
+pub(super) fn listen(key: &Key, _: &Shape, value: &DeValue<'_>) -> Result<SocketAddr, String> {
+    let text = string(key, value)?;
+    let address = text.parse().ok();
+    address
+        .filter(|address: &SocketAddr| address.port() != 0)
+        .ok_or_else(|| format!("`{}` is {}", key.name, quoted(text)))
+}
+
 /// An address that packets from the network can be sent to.
 pub(super) fn routable_address(key: &Key, shape: &Shape, value: &DeValue<'_>) -> Result<IpAddr, String> {
     let address = address(key, shape, value)?;

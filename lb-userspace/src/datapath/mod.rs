@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod attach;
+pub mod counters;
 pub mod decap;
 pub mod flows;
 pub mod identity;

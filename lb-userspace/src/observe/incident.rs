@@ -5,16 +5,15 @@
 //! service's packets went on, and when at the latest. A packet may have come before it was seen, by as much as
 //! `resolution_ms`.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aya::maps::{Map, MapData, PerCpuArray};
-use lb_common::layout::Counters;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::bus::Bus;
 use super::event::{Draft, Kind, Timeline, Timestamp};
-use crate::datapath::pins::{self, PinDir};
+use crate::datapath::counters::CounterMaps;
 
 /// How many of the backends that took over are looked at.
 pub const LOOKED_AT: usize = 16;
@@ -35,22 +34,9 @@ pub trait Packets: Send + 'static {
     fn packets(&self, index: u32) -> Option<u64>;
 }
 
-/// The pinned counters.
-pub struct Pinned(PerCpuArray<MapData, Counters>);
-
-impl Pinned {
-    /// # Errors
-    /// Where they are not pinned, or something else is.
-    pub fn open(pins: &PinDir) -> Result<Self, aya::maps::MapError> {
-        let data = MapData::from_pin(pins.path(pins::COUNTERS.pin))?;
-        Ok(Self(Map::from_map_data(data)?.try_into()?))
-    }
-}
-
-impl Packets for Pinned {
+impl Packets for Arc<CounterMaps> {
     fn packets(&self, index: u32) -> Option<u64> {
-        let values = self.0.get(&index, 0).ok()?;
-        Some(values.iter().map(|cpu| cpu.packets).sum())
+        self.backend(index).ok().map(|counted| counted.packets)
     }
 }
 
@@ -151,7 +137,6 @@ fn pace(since: Duration) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;

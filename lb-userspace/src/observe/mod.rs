@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!  every part of the agent ──emit──▶ bus ──┬─▶ GET /v1/events, `xlb events -w`
+//!                                          ├─▶ notify: programs of the operator
 //!                                          └─▶ archive ─▶ history: GET /v1/history, `xlb health history`
 //!                                                      └▶ record: events.jsonl in state_dir
 //!  verdict DOWN ─▶ table switched ─▶ incident: the first packet to those who took over ──emit──▶ bus
+//!  scrape ─▶ metrics ─▶ the loop's knowledge, packet counters ─▶ OpenMetrics text
 //! ```
 //!
 //! Nothing here can hold up a probe or a change of the tables: emitting is a push into a bounded ring, and
@@ -15,6 +17,8 @@ pub mod bus;
 pub mod event;
 pub mod history;
 pub mod incident;
+pub mod metrics;
+pub mod notify;
 pub mod record;
 pub mod trail;
 

@@ -110,14 +110,19 @@ fn of_the_agent() {
                 &["unknown key `xdp-mode` in [agent], did you mean `xdp_mode`?"],
             ),
             (
-                "metrics",
-                agent("▶metrics = \"127.0.0.1:9414\""),
-                &["`metrics` of [agent] is not built yet"],
+                "metrics without a port",
+                agent("metrics = ▶\"127.0.0.1\""),
+                &["`metrics` is \"127.0.0.1\"; expected an address with a port"],
+            ),
+            (
+                "metrics at a port that nobody knows",
+                agent("metrics = ▶\"[::1]:0\""),
+                &["`metrics` is \"[::1]:0\"; expected an address with a port"],
             ),
             (
                 "metrics in the wrong place",
                 format!("▶metrics = 1\n{HEAD}"),
-                &["`metrics` of the file is not built yet"],
+                &["unknown key `metrics` in the file, it belongs to [agent]"],
             ),
             (
                 "an unknown mode",

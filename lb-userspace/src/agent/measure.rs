@@ -1,0 +1,179 @@
+//! What the agent gives for a scrape of its metrics: everything but the packet counters, which are read beside the
+//! loop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Agent;
+use crate::api::command::Command;
+use crate::datapath::counters::CounterMaps;
+use crate::model::{AdminState, BackendId, OperState};
+use crate::observe::metrics::server::Source;
+use crate::observe::metrics::{self, Family, Measured, Sender};
+
+/// The metrics of the agent whose loop takes these commands.
+pub(super) struct Scrape {
+    pub commands: mpsc::Sender<Command>,
+    pub counters: Arc<CounterMaps>,
+}
+
+impl Source for Scrape {
+    async fn text(&self) -> Result<String, String> {
+        let stopping = || "the agent is stopping".to_owned();
+        let (reply, measured) = oneshot::channel();
+        let command = Command::Measure(reply);
+        self.commands.send(command).await.map_err(|_| stopping())?;
+        let Measured {
+            mut families,
+            senders,
+        } = measured
+            .await
+            .map_err(|_| stopping())?
+            .map_err(|refusal| format!("{refusal:?}"))?;
+        let counters = Arc::clone(&self.counters);
+        let text = tokio::task::spawn_blocking(move || {
+            families.extend(metrics::read(&counters, &senders)?);
+            Ok::<_, crate::datapath::Error>(metrics::text(families))
+        });
+        text.await
+            .map_err(|_| stopping())?
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl Agent {
+    pub(super) fn measure(&self) -> Measured {
+        let mut families = self.of_the_agent();
+        families.extend(self.of_services());
+        families.extend(self.of_backends());
+        let services = &self.config.services;
+        let names = services
+            .iter()
+            .map(|service| (service.key, service.name.as_str()));
+        let backends = self.members().map(|(id, service)| (id, service, place(&id)));
+        families.extend(self.meter.families(names, backends));
+        Measured {
+            families,
+            senders: self.senders(),
+        }
+    }
+
+    /// Every backend of the configuration, with the name of its service.
+    fn members(&self) -> impl Iterator<Item = (BackendId, &str)> {
+        let services = self.config.services.iter();
+        services.flat_map(|service| {
+            let backends = service.backends.iter();
+            backends.map(|backend| (backend.id(service.key), service.name.as_str()))
+        })
+    }
+
+    fn of_the_agent(&self) -> Vec<Family> {
+        let mut build = Family::gauge("build_info", "The version of the agent; the value is 1.");
+        build.row([("version", env!("CARGO_PKG_VERSION"))], true);
+        let help = "When the agent started, since 1970.";
+        let mut started = Family::gauge("agent_start_time", help).seconds();
+        let since = self.started.duration_since(SystemTime::UNIX_EPOCH);
+        started.row([], since.unwrap_or_default().as_secs_f64());
+        let help = "Whether state_dir can be written.";
+        let mut writable = Family::gauge("state_dir_writable", help);
+        writable.row([], self.keeper.failed().is_none());
+        let help = "Whether the program is on an interface, and in which mode.";
+        let mut attached = Family::gauge("interface_attached", help);
+        for interface in &self.config.agent.interfaces {
+            let (mode, on) = match self.attachments.get(interface) {
+                Some(attached) if attached.native => ("native", true),
+                Some(_) => ("generic", true),
+                None => ("detached", false),
+            };
+            attached.row([("interface", interface), ("mode", mode)], on);
+        }
+        vec![build, started, writable, attached]
+    }
+
+    fn of_services(&self) -> Vec<Family> {
+        let help = "Address, port, protocol, forward mode and scheduler; the value is 1.";
+        let mut info = Family::gauge("service_info", help);
+        let help = "Whether no backend may take new flows.";
+        let mut all_down = Family::gauge("service_all_down", help);
+        let help = "Version of the lookup table in force.";
+        let mut generation = Family::gauge("service_table_generation", help);
+        for service in &self.config.services {
+            let (key, name) = (&service.key, ("service", service.name.as_str()));
+            let labels = [
+                name,
+                ("address", &key.address.to_string()),
+                ("port", &key.port.to_string()),
+                ("protocol", &key.protocol.to_string()),
+                ("forward", &service.forward.to_string()),
+                ("scheduler", &service.scheduler.to_string()),
+            ];
+            info.row(labels, true);
+            let chosen = self.chosen.get(key).copied().unwrap_or_default();
+            all_down.row([name], chosen.all_down());
+            let (version, _) = self.dataplane.service_history(key).unwrap_or_default();
+            generation.row([name], version);
+        }
+        vec![info, all_down, generation]
+    }
+
+    fn of_backends(&self) -> Vec<Family> {
+        let help = "Operational state: 1 for the one it is in.";
+        let mut states = Family::gauge("backend_state", help);
+        let help = "Admin state: 1 for the one it is in.";
+        let mut admins = Family::gauge("backend_admin_state", help);
+        let mut weights = Family::gauge("backend_weight", "Weight in force.");
+        let help = "Time that the last check took.";
+        let mut latencies = Family::gauge("backend_check_latency", help).seconds();
+        for service in &self.config.services {
+            for backend in &service.backends {
+                let id = backend.id(service.key);
+                let place = place(&id);
+                let [service, backend_label] =
+                    [("service", service.name.as_str()), ("backend", place.as_str())];
+                let status = self.statuses.get(&id).copied().unwrap_or_default();
+                for state in [OperState::Up, OperState::Down, OperState::Unknown] {
+                    let label = ("state", &*state.to_string());
+                    states.row([service, backend_label, label], status.state == state);
+                }
+                for admin in [AdminState::Ready, AdminState::Drain, AdminState::Maint] {
+                    let label = ("state", &*admin.to_string());
+                    admins.row([service, backend_label, label], status.admin == admin);
+                }
+                let weight = status.runtime_weight.unwrap_or(backend.weight);
+                weights.row([service, backend_label], u64::from(weight));
+                if let Some(ms) = self
+                    .observed
+                    .get(&id)
+                    .and_then(|observed| observed.check.latency_ms)
+                {
+                    latencies.row([service, backend_label], ms / 1000.0);
+                }
+            }
+        }
+        vec![states, admins, weights, latencies]
+    }
+
+    fn senders(&self) -> Vec<Sender> {
+        let services = self.config.services.iter();
+        let senders = services.map(|service| {
+            let (_, retired) = self.dataplane.service_history(&service.key).unwrap_or_default();
+            let backends = service.backends.iter().map(|backend| {
+                let id = backend.id(service.key);
+                (place(&id), self.dataplane.index_of(&id))
+            });
+            Sender {
+                service: service.name.clone(),
+                retired,
+                backends: backends.collect(),
+            }
+        });
+        senders.collect()
+    }
+}
+
+fn place(id: &BackendId) -> String {
+    SocketAddr::new(id.address, id.port).to_string()
+}

@@ -443,7 +443,7 @@ pub struct Interface {
     pub reserved: u16,
 }
 
-/// What the program decided about the last packet on a CPU; written only where the load-time constant
+/// What the program decided about the last packet; written only where the load-time constant
 /// `EXPLAIN` is set, by `simulate`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -453,6 +453,7 @@ pub struct Decision {
     pub service: u32,
     /// Index of the backend; 0 for none.
     pub backend: u32,
+    pub reserved: u32,
 }
 
 /// Longest name of a service, in bytes.
@@ -537,7 +538,7 @@ const _: () = {
     assert!(size_of::<FlowControl>() == 32);
     assert!(size_of::<FlowCounters>() == 64);
     assert!(size_of::<Interface>() == 8);
-    assert!(size_of::<Decision>() == 12);
+    assert!(size_of::<Decision>() == 16);
     assert!(size_of::<ServiceMeta>() == 128);
     assert!(size_of::<BackendMeta>() == 36);
     assert!(size_of::<AgentMeta>() == 56);

@@ -50,9 +50,23 @@ macro_rules! reasons {
             }
 
             /// What happens to a packet with this reason.
+            #[inline(always)]
             #[must_use]
             pub const fn verdict(self) -> Verdict {
                 match self { $(Self::$variant => Verdict::$verdict,)+ }
+            }
+
+            /// Whether the packet was written over with an answer that goes back to its sender.
+            #[must_use]
+            pub const fn is_answer(self) -> bool {
+                matches!(
+                    self,
+                    Self::ArpReply
+                        | Self::NeighborReply
+                        | Self::ResetSent
+                        | Self::TooBigAnswered
+                        | Self::EchoReply
+                )
             }
 
             /// The reason with this index, if there is one.
@@ -82,7 +96,7 @@ reasons! {
     BadHeader = 6, "bad_header", Pass;
     /// No service has this address, port and protocol.
     NotService = 7, "not_service", Pass;
-    /// Neither TCP nor UDP (ICMP among them).
+    /// Neither TCP nor UDP, nor ICMP that concerns a service.
     OtherProtocol = 8, "other_protocol", Pass;
     /// The frame already bears the MAC of the backend that the packet belongs to: a switch flooded it.
     Flooded = 9, "flooded", Pass;
@@ -96,12 +110,19 @@ reasons! {
     Fragment = 13, "fragment", Drop;
     /// To a service address, with more extension headers than are followed.
     ExtensionHeaders = 14, "extension_headers", Drop;
-    /// Does not fit the way to the backend once encapsulated.
+    /// Does not fit the way to the backend, and its sender could not be told: too many at a time, an IPv6 way below
+    /// 1280 bytes, a later fragment, or itself an ICMP error.
     TooBig = 15, "too_big", Drop;
     /// No room before the packet for the outer header, or the outgoing interface cannot transmit.
     CannotSend = 16, "cannot_send", Drop;
     /// The backend of the connection is DOWN: the client was told by a reset in its name (`on_down = "reset"`).
     ResetSent = 17, "reset_sent", Tx;
+    /// Does not fit the way to the backend: the sender was told by ICMP how long packets may be.
+    TooBigAnswered = 18, "too_big_answered", Tx;
+    /// An echo request to a service address was answered.
+    EchoReply = 19, "echo_reply", Tx;
+    /// An ICMP error to a service address that does not tell whose packet it is about.
+    IcmpUnmatched = 20, "icmp_unmatched", Drop;
 }
 
 const _: () = assert!(Reason::COUNT <= crate::layout::REASON_SLOTS as usize);

@@ -2,6 +2,7 @@
 //! are answered here with the MAC of the interface they came in by. Everything else of ARP and neighbour
 //! discovery is the kernel's.
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
@@ -13,7 +14,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::Ipv6Hdr;
 
 use crate::constants::ANNOUNCE;
-use crate::packet::{self, Ip};
+use crate::packet;
 use crate::service;
 
 /// The interfaces that we answer on, by their index.
@@ -105,9 +106,29 @@ struct NeighborFrame {
 /// extension headers, one source link-layer option, a unicast asker. A probe for a duplicate address (asker
 /// `::`) goes to the kernel like all other ICMPv6.
 #[inline(always)]
-pub fn neighbor(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
+pub fn neighbor(ctx: &XdpContext) -> Option<Reason> {
+    if ANNOUNCE.load() == 0 {
+        return None;
+    }
+    match neighbor_apart(ctx.ctx) {
+        Reason::NeighborReply => Some(Reason::NeighborReply),
+        _ => None,
+    }
+}
+
+/// Not inlined: solicitations are rare, and the message takes much of the stack.
+#[inline(never)]
+fn neighbor_apart(ctx: *mut xdp_md) -> Reason {
+    match answer_neighbor(&XdpContext::new(ctx)) {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
+#[inline(always)]
+fn answer_neighbor(ctx: &XdpContext) -> Result<Reason, Reason> {
     const OTHER: Reason = Reason::OtherProtocol;
-    if ANNOUNCE.load() == 0 || ip.length as usize != Ipv6Hdr::LEN + MESSAGE_LEN || ip.source == [0; 4] {
+    let ip = packet::ipv6(ctx)?;
+    if ip.length as usize != Ipv6Hdr::LEN + MESSAGE_LEN || ip.source == [0; 4] {
         return Err(OTHER);
     }
     let frame = packet::at::<NeighborFrame>(ctx, 0).ok_or(OTHER)?;

@@ -18,3 +18,24 @@ pub fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     unsafe { core::hint::assert_unchecked(pointer.addr().is_multiple_of(2)) };
     Some(pointer)
 }
+
+/// Like [`at`], but the bounds are read from the context anew, so that the compiler concludes nothing from earlier
+/// comparisons: what it can conclude about offsets that vary the verifier cannot. For the rare paths.
+#[inline(always)]
+pub fn at_anew<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    const { assert!(align_of::<T>() <= 2) };
+    // SAFETY: a valid context, whose fields are aligned words.
+    let (start, end) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*ctx.ctx).data) as usize,
+            core::ptr::read_volatile(&raw const (*ctx.ctx).data_end) as usize,
+        )
+    };
+    if start + offset + size_of::<T>() > end {
+        return None;
+    }
+    let pointer = (start + offset) as *mut T;
+    // SAFETY: as in `at`.
+    unsafe { core::hint::assert_unchecked(pointer.addr().is_multiple_of(2)) };
+    Some(pointer)
+}

@@ -22,6 +22,13 @@ pub static TRACE_DROPS: Global<u8> = Global::new(0);
 /// Not 0: some service has `on_down = "reset"`.
 #[unsafe(no_mangle)]
 pub static RESETS: Global<u8> = Global::new(0);
+/// Not 0: echo requests to service addresses are answered.
+#[unsafe(no_mangle)]
+pub static ICMP_ECHO: Global<u8> = Global::new(0);
+
+/// How many ICMP errors each CPU may send a second; 0: any number.
+#[unsafe(no_mangle)]
+pub static ICMP_ERROR_RATE: Global<u32> = Global::new(0);
 
 /// The secret of the hash.
 #[unsafe(no_mangle)]

@@ -15,14 +15,21 @@ mod bounds;
 mod constants;
 mod flow;
 mod forward;
+mod icmp;
+mod link;
 mod packet;
 mod reset;
 mod schedule;
+mod seen;
 mod service;
 mod stats;
+mod toobig;
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::reason::Reason;
+
+use crate::packet::{Flow, Ip, NoFlow};
+use crate::seen::Seen;
 
 // Ready-made headers are put together in registers, where the order of bytes shows.
 #[cfg(all(target_arch = "bpf", not(target_endian = "little")))]
@@ -40,6 +47,7 @@ mod entry {
 
     #[xdp]
     pub fn lb(ctx: XdpContext) -> u32 {
+        super::stats::explain_anew();
         let reason = super::handle(&ctx);
         super::stats::count(&ctx, reason);
         match reason.verdict() {
@@ -79,21 +87,42 @@ fn steer(ctx: &XdpContext) -> Result<Reason, Reason> {
 }
 
 #[inline(always)]
-fn steer_ip(ctx: &XdpContext, ip: &packet::Ip) -> Result<Reason, Reason> {
-    let flow = match ip.flow(ctx) {
-        Ok(flow) => flow,
-        Err(packet::NoFlow::Icmpv6) => return announce::neighbor(ctx, ip),
-        Err(why) => return Err(service::judge(ip, why)),
-    };
-    let service = service::find(ip, &flow).ok_or(Reason::NotService)?;
+fn steer_ip(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
+    match ip.flow(ctx) {
+        Ok(flow) => steer_flow(ctx, ip, &flow),
+        Err(why) => {
+            let mut seen = Seen::NOTHING;
+            look(ctx, ip, why, &mut seen)?;
+            steer_flow(ctx, &seen.of(ip), &seen.flow)
+        }
+    }
+}
+
+/// Sends a packet to the backend of its flow. `ip.source` is the client of the flow.
+#[inline(always)]
+fn steer_flow(ctx: &XdpContext, ip: &Ip, flow: &Flow) -> Result<Reason, Reason> {
+    let service = service::find(ip, flow).ok_or(Reason::NotService)?;
     stats::explain_service(service);
     let table = service::table(service).ok_or(Reason::NoBackend)?;
-    let hash = ip.hash(&flow);
-    let index = schedule::backend(ctx, ip, &flow, service, table, hash).ok_or(Reason::NoBackend)?;
+    let hash = ip.hash(flow);
+    let index = schedule::backend(ctx, ip, flow, service, table, hash).ok_or(Reason::NoBackend)?;
     stats::explain_backend(index);
-    let reason = forward::forward(ctx, ip, &flow, hash, index)?;
+    let reason = forward::forward(ctx, ip, flow, hash, index)?;
     if matches!(reason, Reason::ResetSent) {
         flow::count_reset(service);
     }
     Ok(reason)
+}
+
+/// Finds the flow of a packet that is neither TCP nor UDP, or cannot be read so far.
+#[inline(always)]
+fn look(ctx: &XdpContext, ip: &Ip, why: NoFlow, seen: &mut Seen) -> Result<(), Reason> {
+    match why {
+        NoFlow::Icmpv6 => match announce::neighbor(ctx) {
+            Some(answered) => Err(answered),
+            None => icmp::look(ctx, ip, seen),
+        },
+        NoFlow::Icmp => icmp::look(ctx, ip, seen),
+        why => Err(service::judge(ip, why)),
+    }
 }

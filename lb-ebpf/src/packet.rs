@@ -1,8 +1,8 @@
 //! Parsing, on top of the one function that turns packet memory into pointers ([`crate::bounds`]).
 //!
-//! Header types come from `network-types` and have alignment 1; the program is linked with misaligned
-//! accesses allowed, so that reading a field is one load.
+//! Header types come from `network-types` and have alignment 1.
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::hash;
 use lb_common::layout::{FAMILY_V4, FAMILY_V6, ServiceKey};
@@ -10,23 +10,25 @@ use lb_common::reason::Reason;
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-pub use crate::bounds::at;
+pub use crate::bounds::{at, at_anew};
 use crate::constants;
 
+/// Where the IP header begins: VLAN tags are off the frame by then.
 pub const ETHERNET_LEN: usize = EthHdr::LEN;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86DD;
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+pub const ETHERTYPE_IPV6: u16 = 0x86DD;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88A8;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
@@ -47,6 +49,13 @@ pub fn read<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
     at::<T>(ctx, offset).map(|pointer| unsafe { pointer.read() })
 }
 
+/// Like [`read`], for offsets that vary (see [`at_anew`]).
+#[inline(always)]
+pub fn read_anew<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
+    // SAFETY: within bounds, alignment 1 or 2, and every `T` used here is made of integers.
+    at_anew::<T>(ctx, offset).map(|pointer| unsafe { pointer.read() })
+}
+
 /// What the frame carries.
 pub enum Network {
     Ipv4,
@@ -55,9 +64,10 @@ pub enum Network {
 }
 
 /// The fixed part of an IP header, which is all there is to say whose packet it is.
+#[derive(Clone, Copy)]
 pub struct Ip {
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
-    family: u8,
+    pub family: u8,
     /// Destination address as [`ServiceKey::address`].
     pub destination: [u32; 4],
     /// Source address as [`ServiceKey::address`].
@@ -67,15 +77,21 @@ pub struct Ip {
     /// Type of service or traffic class.
     pub traffic_class: u8,
     /// Protocol or first next header.
-    protocol: u8,
+    pub protocol: u8,
     /// IPv4: header length in bytes, may be below 20. IPv6: 40.
-    header_len: u32,
-    /// IPv4: fragment offset and more-fragments bit.
-    fragment: bool,
+    pub header_len: u32,
+    /// IPv4: fragment offset or more-fragments bit are set.
+    pub fragment: bool,
+    /// IPv4: fragment offset in units of 8 bytes.
+    pub fragment_offset: u32,
+    /// No ICMP error may answer it (RFC 1122 section 3.2.2): it is one itself, or not a first fragment.
+    pub quiet: bool,
 }
 
 /// A packet of TCP or UDP. All fields have one size, and so has [`NoFlow`]: the result of the two then lives
 /// in registers, where smaller ones would be packed together on the stack.
+#[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Flow {
     pub protocol: u32,
     /// Source and destination port as their four bytes stand in the packet.
@@ -93,6 +109,8 @@ pub struct Flow {
 pub enum NoFlow {
     /// ICMPv6 directly behind the IPv6 header.
     Icmpv6,
+    /// ICMP, or ICMPv6 behind extension headers.
+    Icmp,
     /// Neither TCP nor UDP.
     OtherProtocol,
     /// Cut short, or lengths that contradict each other.
@@ -118,6 +136,15 @@ struct Tcp {
 struct Udp {
     ports: [u8; 4],
     length_and_checksum: [u8; 4],
+}
+
+/// Where the extension headers of an IPv6 packet end.
+#[derive(Clone, Copy)]
+pub struct Behind {
+    /// Type of the header there.
+    pub next: u8,
+    /// Where it begins, in bytes from the start of the IP header.
+    pub offset: u32,
 }
 
 /// The first bytes of an IPv6 extension header.
@@ -206,13 +233,19 @@ pub fn network(ctx: &XdpContext) -> Result<Network, Reason> {
 /// Reads the fixed part of an IPv4 header.
 #[inline(always)]
 pub fn ipv4(ctx: &XdpContext) -> Result<Ip, Reason> {
-    let header = at::<Ipv4Hdr>(ctx, ETHERNET_LEN).ok_or(Reason::BadHeader)?;
+    ipv4_at(ctx, ETHERNET_LEN)
+}
+
+/// Reads the fixed part of an IPv4 header, `start` bytes from the start of the frame.
+#[inline(always)]
+pub fn ipv4_at(ctx: &XdpContext, start: usize) -> Result<Ip, Reason> {
+    let header = at::<Ipv4Hdr>(ctx, start).ok_or(Reason::BadHeader)?;
     // SAFETY: `at` checked the bounds; the fields have alignment 1.
     let header = unsafe { &*header };
     if header.vihl >> 4 != 4 {
         return Err(Reason::BadHeader);
     }
-    let fragment = u16::from_be_bytes(header.frags) & 0x3fff != 0;
+    let frags = u16::from_be_bytes(header.frags);
     Ok(Ip {
         family: FAMILY_V4,
         destination: [0, 0, 0, u32::from_ne_bytes(header.dst_addr)],
@@ -221,14 +254,22 @@ pub fn ipv4(ctx: &XdpContext) -> Result<Ip, Reason> {
         traffic_class: header.tos,
         protocol: header.proto,
         header_len: u32::from(header.vihl & 0xf) * 4,
-        fragment,
+        fragment: frags & 0x3fff != 0,
+        fragment_offset: u32::from(frags & 0x1fff),
+        quiet: false,
     })
 }
 
 /// Reads an IPv6 header.
 #[inline(always)]
 pub fn ipv6(ctx: &XdpContext) -> Result<Ip, Reason> {
-    let header = at::<Ipv6Hdr>(ctx, ETHERNET_LEN).ok_or(Reason::BadHeader)?;
+    ipv6_at(ctx, ETHERNET_LEN)
+}
+
+/// Reads an IPv6 header, `start` bytes from the start of the frame.
+#[inline(always)]
+pub fn ipv6_at(ctx: &XdpContext, start: usize) -> Result<Ip, Reason> {
+    let header = at::<Ipv6Hdr>(ctx, start).ok_or(Reason::BadHeader)?;
     // SAFETY: `at` checked the bounds; the fields have alignment 1.
     let header = unsafe { &*header };
     let vcf = u32::from_be_bytes(header.vcf);
@@ -244,7 +285,120 @@ pub fn ipv6(ctx: &XdpContext) -> Result<Ip, Reason> {
         protocol: header.next_hdr,
         header_len: Ipv6Hdr::LEN as u32,
         fragment: false,
+        fragment_offset: 0,
+        quiet: false,
     })
+}
+
+/// Follows IPv6 extension headers from the one of type `next` at `offset` from the start of the IP header, as far as
+/// they can be followed: to the transport header, or a fragment header. `length` is that of the packet.
+#[inline(always)]
+fn walk(
+    ctx: &XdpContext,
+    length: u32,
+    mut next: u8,
+    mut offset: u32,
+    read: impl Fn(&XdpContext, usize) -> Option<Extension>,
+) -> Result<Behind, NoFlow> {
+    for _ in 0..MAX_EXTENSIONS {
+        match next {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {}
+            _ => break,
+        }
+        let extension = read(ctx, ETHERNET_LEN + offset as usize).ok_or(NoFlow::Malformed)?;
+        // RFC 8200 section 4: units of 8 bytes beyond the first; RFC 4302 section 2.2: units of 4, less 2.
+        let len = if next == AUTHENTICATION {
+            (u32::from(extension.length) + 2) * 4
+        } else {
+            (u32::from(extension.length) + 1) * 8
+        };
+        offset += len;
+        if offset > length {
+            return Err(NoFlow::Malformed);
+        }
+        next = extension.next;
+    }
+    match next {
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => Err(NoFlow::Extensions),
+        _ => Ok(Behind { next, offset }),
+    }
+}
+
+/// How far [`walk_anew`] goes: twice what [`MAX_EXTENSIONS`] headers can take, and a bound for the verifier.
+const FARTHEST: u32 = 0x7fff;
+
+/// Like [`walk`], for the rare paths, where it is called several times; `None` where it comes to no end.
+#[inline(always)]
+pub fn walk_anew(ctx: &XdpContext, length: u32, next: u8, offset: u32) -> Option<Behind> {
+    let found = walk_apart(ctx.ctx, length, u32::from(next), offset);
+    (found != NOWHERE).then_some(Behind {
+        next: (found >> 32) as u8,
+        offset: found as u32 & FARTHEST,
+    })
+}
+
+const NOWHERE: u64 = u64::MAX;
+
+/// Not inlined, or its copies would fill the stack of its callers.
+#[inline(never)]
+fn walk_apart(ctx: *mut xdp_md, length: u32, next: u32, offset: u32) -> u64 {
+    match walk(
+        &XdpContext::new(ctx),
+        length,
+        next as u8,
+        offset & FARTHEST,
+        read_anew,
+    ) {
+        Ok(Behind { next, offset }) if offset <= FARTHEST => u64::from(next) << 32 | u64::from(offset),
+        _ => NOWHERE,
+    }
+}
+
+/// Length of a fragment header (RFC 8200 section 4.5).
+pub const FRAGMENT_LEN: u32 = 8;
+
+/// What an IPv6 fragment header says.
+#[derive(Clone, Copy)]
+pub struct FragmentV6 {
+    pub next: u8,
+    /// In units of 8 bytes.
+    pub offset: u32,
+    /// Not 0: more fragments follow.
+    pub more: u32,
+    /// As it stands in memory.
+    pub identification: u32,
+}
+
+/// Reads the fragment header at `offset` from the start of the IP header.
+#[inline(always)]
+pub fn fragment_v6(ctx: &XdpContext, ip: &Ip, offset: u32) -> Option<FragmentV6> {
+    if offset + FRAGMENT_LEN > ip.length {
+        return None;
+    }
+    let [next, _, high, low, a, b, c, d] = read_anew::<[u8; 8]>(ctx, ETHERNET_LEN + offset as usize)?;
+    let place = u32::from(u16::from_be_bytes([high, low]));
+    Some(FragmentV6 {
+        next,
+        offset: place >> 3,
+        more: place & 1,
+        identification: u32::from_ne_bytes([a, b, c, d]),
+    })
+}
+
+/// Whether an IPv4 address in memory order can be that of one host: not of this network, loopback, multicast,
+/// reserved or broadcast. ICMP says nothing to others (RFC 1122 section 3.2.2).
+#[inline(always)]
+pub fn is_host_v4(address: u32) -> bool {
+    let [first, ..] = address.to_ne_bytes();
+    first != 0 && first != 127 && first < 224
+}
+
+/// Whether an IPv6 address can be that of one host: neither unspecified nor multicast (RFC 4443 section 2.4 (e)).
+#[inline(always)]
+pub fn is_host_v6(address: &[u32; 4]) -> bool {
+    let [a, b, c, d] = *address;
+    let [first, ..] = a.to_ne_bytes();
+    first != 0xff && a | b | c | d != 0
 }
 
 /// An IPv6 address as four words in network order.
@@ -281,8 +435,7 @@ impl Ip {
     /// longer than its packet (padding), never shorter.
     #[inline(always)]
     pub fn flow(&self, ctx: &XdpContext) -> Result<Flow, NoFlow> {
-        let frame = (ctx.data_end() - ctx.data()) as u32;
-        if self.length + ETHERNET_LEN as u32 > frame {
+        if self.length + ETHERNET_LEN as u32 > frame_len(ctx) {
             return Err(NoFlow::Malformed);
         }
         if !self.is_v4() {
@@ -308,37 +461,16 @@ impl Ip {
             ICMPV6 => return Err(NoFlow::Icmpv6),
             _ => {}
         }
-        let mut next = self.protocol;
-        let mut offset = Ipv6Hdr::LEN as u32;
-        for _ in 0..MAX_EXTENSIONS {
-            match next {
-                HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {}
-                _ => break,
-            }
-            let extension =
-                read::<Extension>(ctx, ETHERNET_LEN + offset as usize).ok_or(NoFlow::Malformed)?;
-            // RFC 8200 section 4: units of 8 bytes beyond the first; RFC 4302 section 2.2: units of 4, less 2.
-            let length = if next == AUTHENTICATION {
-                (u32::from(extension.length) + 2) * 4
-            } else {
-                (u32::from(extension.length) + 1) * 8
-            };
-            offset += length;
-            if offset > self.length {
-                return Err(NoFlow::Malformed);
-            }
-            next = extension.next;
-        }
+        let Behind { next, offset } = walk(ctx, self.length, self.protocol, Ipv6Hdr::LEN as u32, read)?;
         match next {
             FRAGMENT => Err(NoFlow::Fragment),
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => Err(NoFlow::Extensions),
             _ => self.ports(ctx, next, offset),
         }
     }
 
     /// `offset` is that of the transport header from the start of the IP header.
     #[inline(always)]
-    fn ports(&self, ctx: &XdpContext, protocol: u8, offset: u32) -> Result<Flow, NoFlow> {
+    pub fn ports(&self, ctx: &XdpContext, protocol: u8, offset: u32) -> Result<Flow, NoFlow> {
         let start = ETHERNET_LEN + offset as usize;
         match protocol {
             TCP => {
@@ -373,6 +505,8 @@ impl Ip {
                     transport: start as u32,
                 })
             }
+            ICMP if self.is_v4() => Err(NoFlow::Icmp),
+            ICMPV6 if !self.is_v4() => Err(NoFlow::Icmp),
             _ => Err(NoFlow::OtherProtocol),
         }
     }

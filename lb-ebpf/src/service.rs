@@ -45,7 +45,7 @@ pub fn has_address(key: ServiceKey) -> bool {
 /// dropped, because the kernel would answer in the service's name; elsewhere it is none of ours.
 #[inline(always)]
 pub fn judge(ip: &Ip, why: NoFlow) -> Reason {
-    if matches!(why, NoFlow::Icmpv6 | NoFlow::OtherProtocol) {
+    if matches!(why, NoFlow::Icmpv6 | NoFlow::Icmp | NoFlow::OtherProtocol) {
         return Reason::OtherProtocol;
     }
     let ours = has_address(ip.key(0, 0));

@@ -1,10 +1,11 @@
 //! Counters, the record of decisions for `simulate`, and the log of dropped packets.
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::info;
-use lb_common::layout::{Counters, Decision, REASON_SLOTS};
+use lb_common::layout::{Counters, Decision, MMAPABLE, REASON_SLOTS};
 use lb_common::reason::{Reason, Verdict};
 
 use crate::constants::{EXPLAIN, TRACE_DROPS};
@@ -18,23 +19,35 @@ static REASONS: PerCpuArray<u64, { REASON_SLOTS as usize }> = PerCpuArray::new()
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, 4096> = PerCpuArray::new();
 
-/// The decision about the last packet on this CPU.
+/// The decision about the last packet. One for all CPUs: only a program that is attached to nothing writes it.
 #[btf_map]
-static DECISION: PerCpuArray<Decision, 1> = PerCpuArray::new();
+static DECISION: Array<Decision, 1, { MMAPABLE as usize }> = Array::new();
 
 /// How many more dropped packets are to be logged.
 #[btf_map]
 static TRACE_LEFT: Array<u64, 1> = Array::new();
 
-/// Counts a packet by its reason.
+/// Forgets the decision about the packet before.
 #[inline(always)]
-pub fn count(ctx: &XdpContext, reason: Reason) {
+pub fn explain_anew() {
+    explain(|decision| *decision = Decision::default());
+}
+
+/// Changes the decision that is written down, where one is.
+#[inline(always)]
+fn explain(change: impl FnOnce(&mut Decision)) {
     if EXPLAIN.load() != 0
         && let Some(decision) = DECISION.get_ptr_mut(0)
     {
-        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
-        unsafe { (*decision).reason = reason as u32 };
+        // SAFETY: a valid, aligned map value; user space reads it when the program has ended.
+        change(unsafe { &mut *decision });
     }
+}
+
+/// Counts a packet by its reason.
+#[inline(always)]
+pub fn count(ctx: &XdpContext, reason: Reason) {
+    explain(|decision| decision.reason = reason as u32);
     if matches!(reason, Reason::Transmitted | Reason::Redirected) {
         return;
     }
@@ -43,7 +56,7 @@ pub fn count(ctx: &XdpContext, reason: Reason) {
         unsafe { *counter += 1 };
     }
     if TRACE_DROPS.load() != 0 && matches!(reason.verdict(), Verdict::Drop) {
-        trace(ctx, reason);
+        trace(ctx.ctx, reason as u32);
     }
 }
 
@@ -65,27 +78,19 @@ pub fn forwarded(backend: u32, bytes: u64, opens: u32, redirected: bool) {
 
 #[inline(always)]
 pub fn explain_service(service: u32) {
-    if EXPLAIN.load() != 0
-        && let Some(decision) = DECISION.get_ptr_mut(0)
-    {
-        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
-        unsafe { (*decision).service = service + 1 };
-    }
+    explain(|decision| decision.service = service + 1);
 }
 
 #[inline(always)]
 pub fn explain_backend(backend: u32) {
-    if EXPLAIN.load() != 0
-        && let Some(decision) = DECISION.get_ptr_mut(0)
-    {
-        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
-        unsafe { (*decision).backend = backend };
-    }
+    explain(|decision| decision.backend = backend);
 }
 
-/// Logs a dropped packet. Two CPUs may both see the last one left: the reader counts too.
-#[inline(always)]
-fn trace(ctx: &XdpContext, reason: Reason) {
+/// Logs a dropped packet. Two CPUs may both see the last one left: the reader counts too. Not inlined: the message
+/// would take much of the caller's stack.
+#[inline(never)]
+fn trace(ctx: *mut xdp_md, reason: u32) {
+    let ctx = &XdpContext::new(ctx);
     let Some(left) = TRACE_LEFT.get_ptr_mut(0) else {
         return;
     };
@@ -100,22 +105,26 @@ fn trace(ctx: &XdpContext, reason: Reason) {
     let bytes = ctx.data_end() - ctx.data();
     match packet::network(ctx) {
         Ok(Network::Ipv4) => {
-            let Ok(ip) = packet::ipv4(ctx) else { return };
+            let Ok(ip) = packet::ipv4(ctx) else {
+                return;
+            };
             info!(
                 ctx,
                 "dropped reason {} from {:i} to {:i} bytes {}",
-                reason as u32,
+                reason,
                 u32::from_be(ip.source[3]),
                 u32::from_be(ip.destination[3]),
                 bytes
             );
         }
         Ok(Network::Ipv6) => {
-            let Ok(ip) = packet::ipv6(ctx) else { return };
+            let Ok(ip) = packet::ipv6(ctx) else {
+                return;
+            };
             info!(
                 ctx,
                 "dropped reason {} from {:x}:{:x}:{:x}:{:x} to {:x}:{:x}:{:x}:{:x} bytes {}",
-                reason as u32,
+                reason,
                 u32::from_be(ip.source[0]),
                 u32::from_be(ip.source[1]),
                 u32::from_be(ip.source[2]),

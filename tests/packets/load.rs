@@ -17,7 +17,7 @@ fn every_combination_of_features_passes_the_verifier() {
         backends: 64,
         flows: 1024,
     };
-    for bits in 0..32 {
+    for bits in 0..64 {
         let on = |bit: u32| bits & 1 << bit != 0;
         let features = Features {
             wildcard: on(0),
@@ -25,6 +25,8 @@ fn every_combination_of_features_passes_the_verifier() {
             explain: on(2),
             trace_drops: on(3),
             resets: on(4),
+            icmp_echo: on(5),
+            icmp_error_rate: if on(3) { load::ICMP_ERROR_RATE } else { 0 },
         };
         let mut ebpf = load::load(features, &HashKey([3; 8]), sizes, None).expect("an object that loads");
         attach::verify(&mut ebpf, "lb").unwrap_or_else(|error| panic!("{features:?}: {error:?}"));

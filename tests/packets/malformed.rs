@@ -3,12 +3,13 @@
 
 use etherparse::IpNumber;
 use lb_common::reason::{Reason, Verdict};
+use xlb::datapath::simulate::MTU;
 
 use crate::build::{
     ETHERNET, PAYLOAD, SOURCE_PORT, authentication, extended, first_fragment, fragment, no_operations,
     options, raw_in, routing, syn, tcp, tcp_in, transport_of, udp, v4,
 };
-use crate::model::compare;
+use crate::model::Model;
 use crate::world::{config, world};
 
 /// One packet of each kind.
@@ -57,10 +58,10 @@ fn kinds() -> Vec<Vec<u8>> {
 #[test]
 fn cut_short_at_every_length() {
     let Some(mut world) = world(false) else { return };
-    let config = config(false);
+    let mut model = Model::new(&world, &config(false), MTU);
     for packet in kinds() {
         for len in ETHERNET..=packet.len() {
-            let reason = compare(&mut world, &config, &packet[..len]);
+            let reason = model.compare(&mut world, &packet[..len]);
             // What is no whole packet is never forwarded.
             let forwarded = matches!(reason.verdict(), Verdict::Tx | Verdict::Redirect);
             assert!(!forwarded || len == packet.len(), "{len} of {}", packet.len());
@@ -71,12 +72,12 @@ fn cut_short_at_every_length() {
 #[test]
 fn grown_by_padding() {
     let Some(mut world) = world(false) else { return };
-    let config = config(false);
+    let mut model = Model::new(&world, &config(false), MTU);
     for packet in kinds() {
-        let whole = compare(&mut world, &config, &packet);
+        let whole = model.compare(&mut world, &packet);
         for padding in [1, 2, 18, 46, 300] {
             let padded = [&packet[..], &vec![0xff; padding]].concat();
-            assert_eq!(compare(&mut world, &config, &padded), whole);
+            assert_eq!(model.compare(&mut world, &padded), whole);
         }
     }
 }
@@ -84,7 +85,7 @@ fn grown_by_padding() {
 #[test]
 fn every_byte_of_the_headers_lies() {
     let Some(mut world) = world(false) else { return };
-    let config = config(false);
+    let mut model = Model::new(&world, &config(false), MTU);
     for packet in kinds() {
         let headers = packet.len() - PAYLOAD.len().min(packet.len() - ETHERNET);
         for offset in 12..headers {
@@ -97,7 +98,7 @@ fn every_byte_of_the_headers_lies() {
             for lie in lies.into_iter().chain(near) {
                 let mut frame = packet.clone();
                 frame[offset] = lie;
-                compare(&mut world, &config, &frame);
+                model.compare(&mut world, &frame);
             }
         }
     }
@@ -107,20 +108,20 @@ fn every_byte_of_the_headers_lies() {
 #[test]
 fn lengths_take_every_value() {
     let Some(mut world) = world(false) else { return };
-    let config = config(false);
+    let mut model = Model::new(&world, &config(false), MTU);
     for packet in [tcp("192.0.2.20", 443), udp("192.0.2.10", 53)] {
         for length in 0..=200_u16 {
             for cut in [0, 1, 20] {
                 let mut frame = packet.clone();
                 frame[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&length.to_be_bytes());
                 frame.truncate(packet.len() - cut);
-                compare(&mut world, &config, &frame);
+                model.compare(&mut world, &frame);
             }
         }
         for version_and_length in 0..=u8::MAX {
             let mut frame = packet.clone();
             frame[ETHERNET] = version_and_length;
-            compare(&mut world, &config, &frame);
+            model.compare(&mut world, &frame);
         }
     }
     let packet = tcp("2001:db8::20", 443);
@@ -129,7 +130,7 @@ fn lengths_take_every_value() {
             let mut frame = packet.clone();
             frame[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&length.to_be_bytes());
             frame.truncate(packet.len() - cut);
-            compare(&mut world, &config, &frame);
+            model.compare(&mut world, &frame);
         }
     }
 }
@@ -138,7 +139,7 @@ fn lengths_take_every_value() {
 #[test]
 fn lengths_of_extension_headers_take_every_value() {
     let Some(mut world) = world(false) else { return };
-    let config = config(false);
+    let mut model = Model::new(&world, &config(false), MTU);
     let whole = tcp("2001:db8::20", 443);
     for kind in [
         IpNumber::IPV6_HEADER_HOP_BY_HOP,
@@ -152,7 +153,7 @@ fn lengths_of_extension_headers_take_every_value() {
             for length in 0..=u8::MAX {
                 let mut frame = packet.clone();
                 frame[ETHERNET + 41 + (depth - 1) * 8] = length;
-                compare(&mut world, &config, &frame);
+                model.compare(&mut world, &frame);
             }
         }
     }
@@ -161,13 +162,13 @@ fn lengths_of_extension_headers_take_every_value() {
 #[test]
 fn extension_headers_to_the_end_of_the_packet() {
     let Some(mut world) = world(false) else { return };
-    let config = config(false);
+    let mut model = Model::new(&world, &config(false), MTU);
     let destination = IpNumber::IPV6_DESTINATION_OPTIONS;
     for depth in 1..=170 {
         let chain = vec![(destination, options(1)); depth];
         // The last one announces another one that is not there.
         let frame = extended("2001:db8::20", &chain, destination, &[]);
-        let reason = compare(&mut world, &config, &frame);
+        let reason = model.compare(&mut world, &frame);
         let expected = if depth < 6 {
             Reason::Malformed
         } else {

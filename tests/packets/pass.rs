@@ -48,21 +48,10 @@ fn packets_of_no_service() {
 fn other_protocols_even_to_service_addresses() {
     let Some(mut world) = world(false) else { return };
     use Reason::OtherProtocol;
-    let echo_v4 = PacketBuilder::ethernet2(CLIENT_MAC, OWN_MAC)
-        .ip(ip("192.0.2.10"))
-        .icmpv4_echo_request(1, 2);
-    let echo_v6 = PacketBuilder::ethernet2(CLIENT_MAC, OWN_MAC)
-        .ip(ip("2001:db8::10"))
-        .icmpv6_echo_request(1, 2);
-    let (mut v4_frame, mut v6_frame) = (Vec::new(), Vec::new());
-    echo_v4.write(&mut v4_frame, PAYLOAD).expect("a packet");
-    echo_v6.write(&mut v6_frame, PAYLOAD).expect("a packet");
     let raw = |destination, protocol| raw_in(ip(destination), protocol, PAYLOAD);
     let mut icmpv6_in_v4_options = v4("192.0.2.10");
     icmpv6_in_v4_options.options = no_operations(5);
     let cases = [
-        case("ICMP echo", v4_frame, OtherProtocol),
-        case("ICMPv6 echo", v6_frame, OtherProtocol),
         case("SCTP", raw("192.0.2.10", IpNumber::SCTP), OtherProtocol),
         case(
             "SCTP over IPv6",

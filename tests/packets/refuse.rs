@@ -101,43 +101,6 @@ fn the_interface_cannot_be_sent_by() {
     check(&mut world, &cases);
 }
 
-/// The longest packets that fit, and those of one byte more.
-#[test]
-fn too_long_for_the_way() {
-    for mtu in [1500, 1280, 576] {
-        let options = Options {
-            mtu,
-            ..Options::default()
-        };
-        let Some(mut world) = world_with(&config(false), &options) else {
-            return;
-        };
-        for (destination, service, overhead) in [
-            ("192.0.2.10", "l2-tcp", 0),
-            ("2001:db8::10", "l2-tcp-v6", 0),
-            ("192.0.2.20", "4in4", 20),
-            ("192.0.2.30", "4in6", 40),
-            ("2001:db8::20", "6in6", 40),
-        ] {
-            let port = if overhead == 0 { 80 } else { 443 };
-            let headers = if destination.contains(':') { 60 } else { 40 };
-            let room = mtu as usize - overhead - headers;
-            let sized = |len| {
-                tcp_in(
-                    crate::build::ip(destination),
-                    syn(SOURCE_PORT, port),
-                    &vec![7; len],
-                )
-            };
-            let cases = [
-                case("just fits", sized(room), Reason::Transmitted, Some(service)),
-                case("one byte more", sized(room + 1), Reason::TooBig, Some(service)),
-            ];
-            check(&mut world, &cases);
-        }
-    }
-}
-
 #[test]
 fn flooded_frames_are_left_alone() {
     let Some(mut world) = world(false) else { return };

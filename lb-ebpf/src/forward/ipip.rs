@@ -9,6 +9,7 @@ use lb_common::layout::{Backend, OUTER_LEN};
 use lb_common::reason::Reason;
 
 use crate::packet::{self, Ip};
+use crate::toobig;
 
 const IPV4_LEN: usize = 20;
 
@@ -25,7 +26,7 @@ const NEXT_HEADER_IPV6: u64 = 41;
 pub fn encapsulate_v4(ctx: &XdpContext, ip: &Ip, backend: &Backend) -> Result<(), Reason> {
     let total = ip.length + IPV4_LEN as u32;
     if total > u32::from(backend.mtu) {
-        return Err(Reason::TooBig);
+        return Err(toobig::answer(ctx, ip, u32::from(backend.mtu) - IPV4_LEN as u32));
     }
     let outer = grow::<OuterV4>(ctx, IPV4_LEN)?;
     let total = (total as u16).to_be();
@@ -62,7 +63,7 @@ pub fn encapsulate_v4(ctx: &XdpContext, ip: &Ip, backend: &Backend) -> Result<()
 #[inline(always)]
 pub fn encapsulate_v6(ctx: &XdpContext, ip: &Ip, hash: u32, backend: &Backend) -> Result<(), Reason> {
     if ip.length + OUTER_LEN as u32 > u32::from(backend.mtu) {
-        return Err(Reason::TooBig);
+        return Err(toobig::answer(ctx, ip, u32::from(backend.mtu) - OUTER_LEN as u32));
     }
     let outer = grow::<OuterV6>(ctx, OUTER_LEN)?;
     let next_header = if ip.is_v4() {

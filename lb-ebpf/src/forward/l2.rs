@@ -5,6 +5,7 @@ use lb_common::layout::Backend;
 use lb_common::reason::Reason;
 
 use crate::packet::{self, Ip};
+use crate::toobig;
 
 #[repr(C, packed)]
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,9 +18,6 @@ struct Macs {
 /// a switch: sending it again would make it go round for ever.
 #[inline(always)]
 pub fn rewrite(ctx: &XdpContext, ip: &Ip, backend: &Backend) -> Result<(), Reason> {
-    if ip.length > u32::from(backend.mtu) {
-        return Err(Reason::TooBig);
-    }
     let frame = packet::at::<Macs>(ctx, 0).ok_or(Reason::CannotSend)?;
     let [d0, d1, d2, s0, s1, s2, _] = backend.ethernet;
     let macs = Macs {
@@ -30,6 +28,9 @@ pub fn rewrite(ctx: &XdpContext, ip: &Ip, backend: &Backend) -> Result<(), Reaso
     unsafe {
         if (*frame).destination == macs.destination {
             return Err(Reason::Flooded);
+        }
+        if ip.length > u32::from(backend.mtu) {
+            return Err(toobig::answer(ctx, ip, u32::from(backend.mtu)));
         }
         frame.write(macs);
     }

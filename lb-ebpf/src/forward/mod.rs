@@ -12,7 +12,7 @@ use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
 use crate::constants::RESETS;
-use crate::packet::{Flow, Ip};
+use crate::packet::{self, Flow, Ip};
 use crate::{reset, stats};
 
 /// Backends by their index; 0 is nobody.
@@ -33,7 +33,7 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
     {
         return reset::answer(ctx, ip, flow);
     }
-    let bytes = (ctx.data_end() - ctx.data()) as u64;
+    let bytes = u64::from(packet::frame_len(ctx));
     match backend.kind {
         kind::L2 => l2::rewrite(ctx, ip, backend)?,
         kind::IPV4 => ipip::encapsulate_v4(ctx, ip, backend)?,

@@ -299,6 +299,8 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         explain: false,
         trace_drops,
         resets: config.answers_with_resets(),
+        icmp_echo: config.agent.icmp_echo,
+        icmp_error_rate: load::ICMP_ERROR_RATE,
     }
 }
 

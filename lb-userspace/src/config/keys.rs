@@ -112,6 +112,7 @@ pub static AGENT: Table = Table {
         &ANNOUNCE,
         &ON_STOP,
         &WITNESS,
+        &ICMP_ECHO,
         &API_SOCKET,
         &STATE_DIR,
         &PIN_DIR,
@@ -166,6 +167,12 @@ pub static WITNESS: Key = Key::with_default(
     "Who is asked, besides the backends, whether this machine is still connected when something falls silent. \
      gateway: the router of the default route. none: nobody. An address: by ARP, neighbour solicitation or ICMP \
      echo. With a port: by TCP, where a refusal will do.",
+);
+pub static ICMP_ECHO: Key = Key::with_default(
+    "icmp_echo",
+    Shape::Boolean,
+    "true",
+    "Whether echo requests (ping) to service addresses are answered.",
 );
 pub static API_SOCKET: Key = Key::with_default(
     "api_socket",

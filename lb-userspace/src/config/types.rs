@@ -35,6 +35,8 @@ pub struct Agent {
     pub on_stop: OnStop,
     /// Who is asked, besides the backends, whether we are still connected.
     pub witness: Witness,
+    /// Echo requests to service addresses are answered.
+    pub icmp_echo: bool,
     pub api_socket: PathBuf,
     pub state_dir: PathBuf,
     pub pin_dir: PathBuf,

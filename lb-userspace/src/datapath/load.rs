@@ -19,7 +19,14 @@ pub struct Features {
     pub trace_drops: bool,
     /// Some service answers for its dead backends with resets (`on_down = "reset"`).
     pub resets: bool,
+    /// Echo requests to service addresses are answered.
+    pub icmp_echo: bool,
+    /// ICMP errors that each CPU may send a second; 0: any number.
+    pub icmp_error_rate: u32,
 }
+
+/// What an agent lets each CPU send, as many as Linux itself in all (`net.ipv4.icmp_msgs_per_sec`).
+pub const ICMP_ERROR_RATE: u32 = 1000;
 
 /// How large the maps are made; maps that are pinned already keep their sizes.
 #[derive(Clone, Copy, Debug)]
@@ -46,10 +53,13 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         explain,
         trace_drops,
         resets,
+        icmp_echo,
+        icmp_error_rate,
     } = features;
     let resets = flag(resets);
     let (wildcard, announce, explain, trace) =
         (flag(wildcard), flag(announce), flag(explain), flag(trace_drops));
+    let icmp_echo = flag(icmp_echo);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("WILDCARD", &wildcard, true)
@@ -57,6 +67,8 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .override_global("EXPLAIN", &explain, true)
         .override_global("TRACE_DROPS", &trace, true)
         .override_global("RESETS", &resets, true)
+        .override_global("ICMP_ECHO", &icmp_echo, true)
+        .override_global("ICMP_ERROR_RATE", &icmp_error_rate, true)
         .override_global("HASH_KEY", &key.0, true)
         // A service and the mark of its address are two entries.
         .map_max_entries("SERVICES", sizes.services * 2)

@@ -20,7 +20,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray, PerCpuValues};
+use aya::maps::Map;
 use aya::programs::Xdp;
 use lb_common::hash::HashKey;
 use lb_common::layout::{Decision, Interface};
@@ -29,6 +29,7 @@ use lb_common::reason::{Reason, Verdict};
 use super::apply::Dataplane;
 use super::load::{self, Features, Sizes};
 use super::maps::Maps;
+use super::mmap::Words;
 use super::testrun::{self, Action, INGRESS_IFINDEX};
 use super::{attach, check_system, measure};
 use crate::config::{Announce, Config};
@@ -76,6 +77,8 @@ pub struct Options {
     pub mtu: u32,
     /// `None`: that of the configuration, else a fixed one.
     pub hash_key: Option<HashKey>,
+    /// ICMP errors that may be sent a second; 0: any number, because a capture is run faster than it was recorded.
+    pub icmp_error_rate: u32,
 }
 
 impl Default for Options {
@@ -87,6 +90,7 @@ impl Default for Options {
             source_v6: SOURCE_V6,
             mtu: MTU,
             hash_key: None,
+            icmp_error_rate: 0,
         }
     }
 }
@@ -196,7 +200,8 @@ pub struct Simulator {
     /// Its maps, for whoever wants to look deeper or to break something.
     pub dataplane: Dataplane,
     ebpf: Ebpf,
-    decision: PerCpuArray<MapData, Decision>,
+    /// The map of the decision, two words long.
+    decision: Words,
     names: BTreeMap<ServiceKey, String>,
 }
 
@@ -226,6 +231,8 @@ impl Simulator {
             trace_drops: false,
             // No packet can tell the difference unless a test marks a backend so.
             resets: explain || config.answers_with_resets(),
+            icmp_echo: config.agent.icmp_echo,
+            icmp_error_rate: options.icmp_error_rate,
         };
         let configured = config
             .agent
@@ -254,9 +261,17 @@ impl Simulator {
         dataplane.apply(&desired, Instant::now())?;
         let decision = ebpf
             .take_map("DECISION")
-            .ok_or(super::Error::MissingMap("DECISION"))?
-            .try_into()
-            .map_err(super::Error::from)?;
+            .ok_or(super::Error::MissingMap("DECISION"))?;
+        let Map::Array(decision) = &decision else {
+            return Err(super::Error::MissingMap("DECISION").into());
+        };
+        let decision =
+            Words::map(decision.fd(), size_of::<Decision>() / size_of::<u64>()).map_err(|source| {
+                super::Error::Syscall {
+                    call: "mmap of the decision",
+                    source,
+                }
+            })?;
         let names = config
             .services
             .iter()
@@ -276,9 +291,9 @@ impl Simulator {
     /// [`Error::TestRun`] for a frame that the kernel does not take, [`Error::Contradiction`] for a bug of
     /// ours, `XDP_ABORTED` among them.
     pub fn packet(&mut self, frame: &[u8]) -> Result<Outcome, Error> {
-        self.forget()?;
+        self.decision.set(0, UNDECIDED);
         let run = testrun::run(self.program()?, frame)?;
-        let decision = self.decided()?;
+        let decision = self.decided();
         let reason = decision.and_then(|d| Reason::from_index(d.reason));
         let contradiction = Error::Contradiction {
             action: run.action,
@@ -324,43 +339,24 @@ impl Simulator {
         Ok(program.try_into()?)
     }
 
-    fn forget(&mut self) -> Result<(), super::Error> {
-        let none = vec![UNDECIDED; cpus()?];
-        let none = PerCpuValues::try_from(none).map_err(|source| super::Error::Syscall {
-            call: "per-CPU decisions",
-            source,
-        })?;
-        Ok(self.decision.set(0, none, 0)?)
-    }
-
-    /// The decision of whichever CPU ran the program.
-    fn decided(&self) -> Result<Option<Decision>, super::Error> {
-        let decisions = self.decision.get(&0, 0)?;
-        Ok(decisions
-            .iter()
-            .find(|decision| decision.reason != UNDECIDED.reason)
-            .copied())
+    fn decided(&self) -> Option<Decision> {
+        let first = self.decision.get(0);
+        (first != UNDECIDED).then(|| Decision {
+            reason: first as u32,
+            service: (first >> 32) as u32,
+            backend: self.decision.get(1) as u32,
+            reserved: 0,
+        })
     }
 }
 
-/// What [`Decision`] holds before a packet.
-const UNDECIDED: Decision = Decision {
-    reason: u32::MAX,
-    service: 0,
-    backend: 0,
-};
+/// What the first word of the decision holds before a packet.
+const UNDECIDED: u64 = u64::MAX;
 
 /// [`OWN_MAC`] as the map holds it.
 fn own_mac() -> [u16; 3] {
     let [a, b, c, d, e, f] = OWN_MAC;
     [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes)
-}
-
-fn cpus() -> Result<usize, super::Error> {
-    aya::util::nr_cpus().map_err(|(path, source)| super::Error::Io {
-        path: path.into(),
-        source,
-    })
 }
 
 fn action_of(verdict: Verdict) -> Action {

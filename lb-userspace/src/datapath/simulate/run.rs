@@ -50,8 +50,8 @@ pub struct PacketReport {
     pub service: Option<String>,
     /// `ADDRESS:PORT` of the backend that it was sent to, or would have been.
     pub backend: Option<String>,
-    /// Nanoseconds a run, what the measurement itself costs included; `None` unless measured. Answers to ARP
-    /// and neighbour solicitations cannot be.
+    /// Nanoseconds a run, what the measurement itself costs included; `None` unless measured. Answers, to
+    /// ARP for example, cannot be.
     pub ns: Option<u64>,
     /// Bytes of the frame in the capture.
     pub length: usize,
@@ -178,7 +178,7 @@ fn judge(simulator: &mut Simulator, packet: &Packet) -> Result<Judged, Error> {
     let (head, rest) = packet.data.split_at(len.min(MAX_FRAME));
     let mut outcome = simulator.packet(head)?;
     outcome.out.extend(rest);
-    let answered = matches!(outcome.reason, Reason::ArpReply | Reason::NeighborReply);
+    let answered = outcome.reason.is_answer();
     let note = if !rest.is_empty() {
         Some(format!(
             "judged by its first {MAX_FRAME} bytes: no driver hands over more in one piece"

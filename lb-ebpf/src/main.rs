@@ -88,14 +88,15 @@ fn steer(ctx: &XdpContext) -> Result<Reason, Reason> {
 
 #[inline(always)]
 fn steer_ip(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
-    match ip.flow(ctx) {
-        Ok(flow) => steer_flow(ctx, ip, &flow),
+    let (ip, flow) = match ip.flow(ctx) {
+        Ok(flow) => (*ip, flow),
         Err(why) => {
             let mut seen = Seen::NOTHING;
             look(ctx, ip, why, &mut seen)?;
-            steer_flow(ctx, &seen.of(ip), &seen.flow)
+            (seen.of(ip), seen.flow)
         }
-    }
+    };
+    steer_flow(ctx, &ip, &flow)
 }
 
 /// Sends a packet to the backend of its flow. `ip.source` is the client of the flow.

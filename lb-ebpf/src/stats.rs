@@ -56,7 +56,7 @@ pub fn count(ctx: &XdpContext, reason: Reason) {
         unsafe { *counter += 1 };
     }
     if TRACE_DROPS.load() != 0 && matches!(reason.verdict(), Verdict::Drop) {
-        trace(ctx.ctx, reason as u32);
+        trace(ctx, reason as u32);
     }
 }
 
@@ -86,11 +86,9 @@ pub fn explain_backend(backend: u32) {
     explain(|decision| decision.backend = backend);
 }
 
-/// Logs a dropped packet. Two CPUs may both see the last one left: the reader counts too. Not inlined: the message
-/// would take much of the caller's stack.
-#[inline(never)]
-fn trace(ctx: *mut xdp_md, reason: u32) {
-    let ctx = &XdpContext::new(ctx);
+/// Logs a dropped packet. Two CPUs may both see the last one left: the reader counts too.
+#[inline(always)]
+fn trace(ctx: &XdpContext, reason: u32) {
     let Some(left) = TRACE_LEFT.get_ptr_mut(0) else {
         return;
     };
@@ -102,40 +100,44 @@ fn trace(ctx: *mut xdp_md, reason: u32) {
         }
         core::ptr::write_volatile(left, value - 1);
     }
-    let bytes = ctx.data_end() - ctx.data();
     match packet::network(ctx) {
-        Ok(Network::Ipv4) => {
-            let Ok(ip) = packet::ipv4(ctx) else {
-                return;
-            };
-            info!(
-                ctx,
-                "dropped reason {} from {:i} to {:i} bytes {}",
-                reason,
-                u32::from_be(ip.source[3]),
-                u32::from_be(ip.destination[3]),
-                bytes
-            );
-        }
-        Ok(Network::Ipv6) => {
-            let Ok(ip) = packet::ipv6(ctx) else {
-                return;
-            };
-            info!(
-                ctx,
-                "dropped reason {} from {:x}:{:x}:{:x}:{:x} to {:x}:{:x}:{:x}:{:x} bytes {}",
-                reason,
-                u32::from_be(ip.source[0]),
-                u32::from_be(ip.source[1]),
-                u32::from_be(ip.source[2]),
-                u32::from_be(ip.source[3]),
-                u32::from_be(ip.destination[0]),
-                u32::from_be(ip.destination[1]),
-                u32::from_be(ip.destination[2]),
-                u32::from_be(ip.destination[3]),
-                bytes
-            );
-        }
+        Ok(Network::Ipv4) => trace_v4(ctx.ctx, reason),
+        Ok(Network::Ipv6) => trace_v6(ctx.ctx, reason),
         _ => {}
     }
+}
+
+/// Not inlined, like its sister, or their messages would take more of the stack together.
+#[inline(never)]
+fn trace_v4(ctx: *mut xdp_md, reason: u32) {
+    let ctx = &XdpContext::new(ctx);
+    let start = packet::ETHERNET_LEN + 12;
+    let Some([source, destination]) = packet::read_anew::<[[u8; 4]; 2]>(ctx, start) else {
+        return;
+    };
+    info!(
+        ctx,
+        "dropped reason {} from {:i} to {:i} bytes {}",
+        reason,
+        u32::from_be_bytes(source),
+        u32::from_be_bytes(destination),
+        packet::frame_len(ctx)
+    );
+}
+
+#[inline(never)]
+fn trace_v6(ctx: *mut xdp_md, reason: u32) {
+    let ctx = &XdpContext::new(ctx);
+    let start = packet::ETHERNET_LEN + 8;
+    let Some([source, destination]) = packet::read_anew::<[[u8; 16]; 2]>(ctx, start) else {
+        return;
+    };
+    info!(
+        ctx,
+        "dropped reason {} from {:i} to {:i} bytes {}",
+        reason,
+        source,
+        destination,
+        packet::frame_len(ctx)
+    );
 }

@@ -46,27 +46,28 @@ static ICMP_ERRORS_UNTIL: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// Answers a packet of which only `room` bytes would fit, or gives it up.
 #[inline(always)]
 pub fn answer(ctx: &XdpContext, ip: &Ip, room: u32) -> Reason {
-    if ip.quiet {
-        return Reason::TooBig;
-    }
-    if ip.is_v4() {
+    let room = if ip.quiet { 0 } else { room };
+    let answered = if ip.is_v4() {
         v4(ctx.ctx, room)
     } else {
         v6(ctx.ctx, room)
+    };
+    if answered != 0 {
+        Reason::TooBigAnswered
+    } else {
+        Reason::TooBig
     }
 }
 
-/// A function of its own: it is called from several places, and none of them is on the fast path.
+/// Not inlined, like its sister: they are rare, and called from several places.
 #[inline(never)]
-fn v4(ctx: *mut xdp_md, room: u32) -> Reason {
-    let ctx = XdpContext::new(ctx);
-    answer_v4(&ctx, room).map_or(Reason::TooBig, |()| Reason::TooBigAnswered)
+fn v4(ctx: *mut xdp_md, room: u32) -> u32 {
+    u32::from(answer_v4(&XdpContext::new(ctx), room).is_some())
 }
 
 #[inline(never)]
-fn v6(ctx: *mut xdp_md, room: u32) -> Reason {
-    let ctx = XdpContext::new(ctx);
-    answer_v6(&ctx, room).map_or(Reason::TooBig, |()| Reason::TooBigAnswered)
+fn v6(ctx: *mut xdp_md, room: u32) -> u32 {
+    u32::from(answer_v6(&XdpContext::new(ctx), room).is_some())
 }
 
 #[inline(always)]

@@ -250,7 +250,7 @@ fn echo(destination: &str, id: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
 fn every_echo_request_to_a_service_address_is_answered() {
     let Some(mut world) = world(false) else { return };
     for destination in ["192.0.2.10", "192.0.2.50", "2001:db8::20"] {
-        for n in (0..=u16::MAX).step_by(if destination == "192.0.2.10" { 1 } else { 7 }) {
+        for n in (0..=u16::MAX).step_by(if destination == "192.0.2.10" { 1 } else { 97 }) {
             let request = echo(destination, n, 0, &[]);
             assert!(icmp_sums_up(&request[ETHERNET..]));
             let outcome = send(&mut world, destination, &request);

@@ -11,8 +11,8 @@ use xlb::datapath::simulate::Options;
 use xlb::model::{BackendId, Protocol, ServiceKey};
 
 use crate::build::{
-    PAYLOAD, SOURCE_PORT, extended, first_fragment, fragment, later_fragment, options, raw_in, syn, tcp,
-    tcp_in, transport_of, udp, v4, v6,
+    PAYLOAD, extended, first_fragment, fragment, later_fragment, options, raw_in, syn, tcp, tcp_in,
+    transport_of, udp, v4, v6,
 };
 use crate::world::{Case, check, config, mac_of, send, world, world_with};
 

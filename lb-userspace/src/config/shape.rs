@@ -13,7 +13,6 @@ pub enum Shape {
         min: i64,
         max: i64,
     },
-    Boolean,
     /// One of these integers.
     OneOf(&'static [u32]),
     /// One of these strings; `planned` are words of the design whose feature is not built.
@@ -70,7 +69,6 @@ impl Shape {
             Self::Boolean => "true or false".to_owned(),
             Self::Integer { min, max } if min == max => format!("{min}"),
             Self::Integer { min, max } => format!("an integer from {min} to {max}"),
-            Self::Boolean => "true or false".to_owned(),
             Self::OneOf(values) => format!("one of {}", join(values.iter().map(u32::to_string))),
             Self::Choice { built, .. } => {
                 let words = built.iter().map(|word| format!("\"{word}\""));
@@ -127,7 +125,6 @@ impl Shape {
         match self {
             Self::Boolean => json!({"type": "boolean"}),
             Self::Integer { min, max } => json!({"type": "integer", "minimum": min, "maximum": max}),
-            Self::Boolean => json!({"type": "boolean"}),
             Self::OneOf(values) => json!({"enum": values}),
             Self::Choice { built, .. } => json!({"enum": built}),
             Self::Duration => json!({"type": "string", "pattern": "^ *[0-9].*[a-zµ] *$"}),

@@ -61,13 +61,6 @@ pub(super) fn quoted(text: &str) -> String {
     format!("{shown:?}")
 }
 
-pub(super) fn boolean(key: &Key, _: &Shape, value: &DeValue<'_>) -> Result<bool, String> {
-    match value {
-        DeValue::Boolean(value) => Ok(*value),
-        _ => Err(wrong_kind(key, value)),
-    }
-}
-
 /// An integer within the shape's bounds.
 pub(super) fn integer<T: TryFrom<i64>>(key: &Key, shape: &Shape, value: &DeValue<'_>) -> Result<T, String> {
     let DeValue::Integer(integer) = value else {

@@ -57,18 +57,23 @@ pub fn ask(ctx: &XdpContext, asked: Asked) -> u32 {
         return 0;
     };
     // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
-    unsafe {
-        core::ptr::write(place, asked);
-        consult(ctx.ctx, &*place)
-    }
+    unsafe { core::ptr::write(place, asked) };
+    consult(ctx.ctx)
 }
 
 /// What [`ask`] answers.
 ///
 /// A subprogram of its own: it runs for few packets, and inlined, once for each address family, it would take
-/// registers and stack from the path of all others.
+/// registers and stack from the path of all others. Global, so that the kernel verifies it once, by itself, and not
+/// again for each state that its callers can be in.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn consult(ctx: *mut xdp_md, asked: &Asked) -> u32 {
+pub extern "C" fn consult(ctx: *mut xdp_md) -> u32 {
+    let Some(asked) = ASKED.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: as in `ask`, which has written it.
+    let asked = unsafe { &*asked };
     let Some(packet) = read_packet(&XdpContext::new(ctx), asked) else {
         return 0;
     };

@@ -48,9 +48,9 @@ static ICMP_ERRORS_UNTIL: PerCpuArray<u64, 1> = PerCpuArray::new();
 pub fn answer(ctx: &XdpContext, ip: &Ip, room: u32) -> Reason {
     let room = if ip.quiet { 0 } else { room };
     let answered = if ip.is_v4() {
-        v4(ctx.ctx, room)
+        too_big_v4(ctx.ctx, room)
     } else {
-        v6(ctx.ctx, room)
+        too_big_v6(ctx.ctx, room)
     };
     if answered != 0 {
         Reason::TooBigAnswered
@@ -59,14 +59,16 @@ pub fn answer(ctx: &XdpContext, ip: &Ip, room: u32) -> Reason {
     }
 }
 
-/// Not inlined, like its sister: they are rare, and called from several places.
+/// Not inlined, like its sister: they are rare. Global, so that the kernel verifies them once for all their callers.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn v4(ctx: *mut xdp_md, room: u32) -> u32 {
+pub extern "C" fn too_big_v4(ctx: *mut xdp_md, room: u32) -> u32 {
     u32::from(answer_v4(&XdpContext::new(ctx), room).is_some())
 }
 
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn v6(ctx: *mut xdp_md, room: u32) -> u32 {
+pub extern "C" fn too_big_v6(ctx: *mut xdp_md, room: u32) -> u32 {
     u32::from(answer_v6(&XdpContext::new(ctx), room).is_some())
 }
 

@@ -21,7 +21,7 @@ use super::probe::{self, NO_CHECK, ProbeResult, Subject};
 use crate::model::{BackendId, CheckCode, OperState};
 
 /// Probes under way at one moment, where the limit on open files allows it.
-const MAX_PROBES: usize = 4096;
+const MAX_PROBES: usize = 16_384;
 
 /// The first probes of targets added together are this far apart, ...
 const FIRST_PROBES_APART: Duration = Duration::from_micros(100);
@@ -105,7 +105,7 @@ struct Running {
 /// What of a target may change while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Spec {
-    subject: Subject,
+    subject: Arc<Subject>,
     policy: Policy,
 }
 
@@ -161,7 +161,7 @@ impl<C: Checker> Prober<C> {
         let mut first_probe = TokioInstant::now();
         for (id, target) in targets {
             let spec = Spec {
-                subject: target.subject(),
+                subject: Arc::new(target.subject()),
                 policy: target.check.policy,
             };
             if let Some(running) = self.running.get(&id) {
@@ -289,7 +289,7 @@ impl<C: Checker> Watched<C> {
             return Ok(());
         }
         let started = now();
-        let subject = self.spec.subject.clone();
+        let subject = Arc::clone(&self.spec.subject);
         let host = subject.host();
         let witnessed = host.is_none_or(|host| self.run.witnessed(&shared.answers(), host));
         let probing = shared.checker.check(&subject, self.machine.timeout());
@@ -331,10 +331,13 @@ impl<C: Checker> Watched<C> {
     /// Takes over a changed spec. If something else is to be probed, what was found so far is forgotten,
     /// and the next probe is due at once.
     fn take_changes(&mut self) -> Changed {
-        let spec = self.spec_changes.borrow_and_update().clone();
-        if spec == self.spec {
-            return Changed::Nothing;
-        }
+        let spec = {
+            let spec = self.spec_changes.borrow_and_update();
+            if *spec == self.spec {
+                return Changed::Nothing;
+            }
+            spec.clone()
+        };
         let same_subject = spec.subject == self.spec.subject;
         self.machine.set_policy(spec.policy);
         self.spec = spec;

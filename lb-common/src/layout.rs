@@ -469,7 +469,9 @@ pub struct ServiceMeta {
     pub in_use: u8,
     /// 1 `dsr-l2`, 2 `dsr-ipip`.
     pub forward: u8,
-    pub reserved: [u8; 2],
+    /// 0 `none`, 1 `moved`, 2 `full`.
+    pub tracking: u8,
+    pub reserved: u8,
     /// Counts of the backends that were removed: the service's own never go back.
     pub retired: Counters,
     /// How often the table was replaced.

@@ -25,6 +25,7 @@ use xlb::config::{Config, XdpMode};
 use xlb::control::{self, BackendStatus, HopView, Inputs};
 use xlb::datapath::apply::{ChangeKind, Dataplane};
 use xlb::datapath::attach::{self, Target};
+use xlb::datapath::clock::monotonic_ns;
 use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::{self, Maps};
 use xlb::datapath::pins::PinDir;
@@ -37,8 +38,8 @@ use crate::world::{config, root};
 pub const PIN_DIR: &str = "/sys/fs/bpf/xlb";
 pub const SIZES: Sizes = Sizes {
     services: 64,
-    backends: 64,
-    flows: 1024,
+    backends: 256,
+    flows: 262_144,
 };
 const KEY: HashKey = HashKey([5; 8]);
 
@@ -286,9 +287,9 @@ fn the_next_agent_adopts_tables_indices_and_states() {
         let pins = PinDir::create(Path::new(PIN_DIR)).expect("a folder");
         let config = config(false);
         let maps = Maps::of(&mut load(&pins), SIZES, Some(&pins)).expect("maps");
-        let mut dataplane = Dataplane::adopt(maps).expect("empty maps");
+        let mut dataplane = Dataplane::adopt(maps, monotonic_ns()).expect("empty maps");
         let wanted = desired(&config, &dataplane);
-        let changes = dataplane.apply(&wanted, Instant::now()).expect("writing");
+        let changes = dataplane.apply(&wanted, &monotonic_ns).expect("writing");
         assert_eq!(changes.len(), config.services.len());
         assert!(
             changes
@@ -310,7 +311,8 @@ fn the_next_agent_adopts_tables_indices_and_states() {
         let before = look(&dataplane);
         drop(dataplane);
 
-        let mut adopted = Dataplane::adopt(Maps::open(&pins).expect("pinned maps")).expect("adopting");
+        let mut adopted =
+            Dataplane::adopt(Maps::open(&pins).expect("pinned maps"), monotonic_ns()).expect("adopting");
         assert_eq!(look(&adopted), before);
         for (id, remembered) in adopted.remembered() {
             assert_eq!(remembered.state, OperState::Up, "{id}");
@@ -318,7 +320,7 @@ fn the_next_agent_adopts_tables_indices_and_states() {
             assert!(remembered.ever_up, "{id}");
         }
         let wanted = desired(&config, &adopted);
-        let changes = adopted.apply(&wanted, Instant::now()).expect("writing");
+        let changes = adopted.apply(&wanted, &monotonic_ns).expect("writing");
         assert_eq!(changes, [], "the same wishes change nothing");
         assert_eq!(look(&adopted), before);
     });

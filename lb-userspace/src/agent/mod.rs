@@ -18,12 +18,14 @@ mod hashkey;
 mod incident;
 mod keep;
 mod measure;
+mod migrate;
 mod orders;
 mod reconcile;
 mod reload;
 mod report;
 mod startup;
 mod steering;
+mod sweeper;
 mod tell;
 mod trace;
 mod witness;
@@ -158,6 +160,12 @@ struct Agent {
     chosen: BTreeMap<ServiceKey, choice::Chosen>,
     /// Backends are starting slowly: their weights grow with time alone.
     ramping: bool,
+    /// Slots on the move, by service.
+    migrations: BTreeMap<ServiceKey, migrate::Migration>,
+    /// What the next slots that move, move for.
+    moves_for: String,
+    /// From the first tables on.
+    sweeper: Option<sweeper::Sweeper>,
     /// Held: the reader of the program's log ends with it.
     trace: Option<trace::Trace>,
 }

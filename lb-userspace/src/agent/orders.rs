@@ -73,6 +73,7 @@ impl Agent {
             self.after_change().await?;
         }
         self.keep(Instant::now());
+        self.renew_allowances();
         self.end_incidents(Instant::now());
         self.judge_isolation();
         if (self.ramping || self.behind) && !self.starting() {
@@ -82,6 +83,7 @@ impl Agent {
             if self.pins.path(crate::datapath::pins::AGENT_META.pin).exists() {
                 self.beat()?;
             }
+            self.go_on_moving();
             let now = Instant::now();
             self.look_after(now).await;
             if self.announce_at.is_some_and(|at| now >= at) {
@@ -151,6 +153,7 @@ impl Agent {
             .map(|(id, _)| *id)
             .collect();
         let before = std::mem::replace(&mut self.statuses, statuses);
+        self.moves_for = lines.join("; ");
         let changes = match self.reconcile() {
             Ok(changes) => changes,
             Err(error) => {

@@ -8,6 +8,7 @@ use super::{Agent, incident};
 use crate::api::types::CheckStatus;
 use crate::control::{self, BackendStatus, Desired, HopView, Inputs};
 use crate::datapath::apply::{Change, ChangeKind};
+use crate::datapath::clock::monotonic_ns;
 use crate::health::Report;
 use crate::health::doubt::Sign;
 use crate::model::{AdminState, BackendId, OperState};
@@ -88,6 +89,7 @@ impl Agent {
                 results: observed.trail.recent(),
             };
             log::info!("backend {}: {from} -> {to} ({cause})", self.describe(&id));
+            self.moves_for = format!("backend {} {to}", std::net::SocketAddr::new(id.address, id.port));
             self.emit(self.about(&id, kind).because(cause));
             self.open_incident(id, from, to);
         }
@@ -213,7 +215,7 @@ impl Agent {
     pub(super) fn reconcile(&mut self) -> Result<Vec<Change>, crate::datapath::Error> {
         let desired = self.desired();
         self.behind = true;
-        let changes = self.dataplane.apply(&desired, Instant::now())?;
+        let changes = self.dataplane.apply(&desired, &monotonic_ns)?;
         self.behind = false;
         for change in &changes {
             log::info!("{}", describe_change(change));
@@ -224,6 +226,8 @@ impl Agent {
         }
         self.follow_incidents(&changes, &desired);
         self.note_choices(&desired);
+        let cause = std::mem::take(&mut self.moves_for);
+        self.follow_migrations(&cause);
         Ok(changes)
     }
 

@@ -135,8 +135,15 @@ impl Agent {
     }
 
     async fn begin_forwarding(&mut self) -> anyhow::Result<()> {
-        self.reconcile()?;
-        self.attach_all().await?;
+        if !self.pins.links()?.is_empty() {
+            // The program of the last agent may not know of slots that move.
+            self.attach_all().await?;
+            self.reconcile()?;
+        } else {
+            self.reconcile()?;
+            self.attach_all().await?;
+        }
+        self.start_sweeping()?;
         self.detach_unwanted()?;
         Ok(())
     }
@@ -195,6 +202,8 @@ impl Agent {
         if old.agent.witness != self.config.agent.witness {
             self.change_witness(self.config.agent.witness);
         }
+        self.moves_for = "the configuration was reloaded".into();
+        self.dataplane.set_rates(super::startup::rates(&self.config));
         let changes = self.reconcile()?;
         let mut done = describe(&changes, old, &self.config);
         done.changes.append(&mut self.attach_as_configured().await?);
@@ -266,7 +275,8 @@ impl Agent {
             metrics,
             xdp_mode,
             max_services,
-            max_backends
+            max_backends,
+            flow_table_size
         );
         warnings
     }

@@ -48,6 +48,8 @@ impl Agent {
             agent: self.agent_status(),
             interfaces,
             services,
+            migrations: self.migration_status(),
+            flow_table: Some(self.flow_table_status().map_err(failed)?),
         })
     }
 
@@ -127,6 +129,8 @@ impl Agent {
                 packets: counted.packets,
                 bytes: counted.bytes,
                 new_flows: counted.new_flows,
+                remembered_flows: Some(self.dataplane.flows_on(&id)),
+                unseen_flows_until: self.unseen_flows_until(&id),
                 packet_mtu: want.packet_mtu,
                 changed: observed.changed.map(rfc3339),
             });
@@ -138,7 +142,7 @@ impl Agent {
             protocol: key.protocol,
             forward: service.forward,
             scheduler: service.scheduler,
-            tracking: "none".into(),
+            tracking: service.rules.tracking.to_string(),
             table_size: slots as u32,
             generation,
             all_down: wanted.all_down,

@@ -16,8 +16,10 @@ use super::steering::Agents;
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
 use crate::api::command::Command;
 use crate::api::server::{self, Socket};
-use crate::config::{Announce, Config, Machine};
+use crate::config::{Announce, Config, EntryRates, Machine};
 use crate::datapath::apply::Dataplane;
+use crate::datapath::apply::allow::Rates;
+use crate::datapath::clock::monotonic_ns;
 use crate::datapath::counters::CounterMaps;
 use crate::datapath::load::{self, Features, Sizes};
 use crate::datapath::maps::Maps;
@@ -94,12 +96,13 @@ impl Agent {
         let sizes = Sizes {
             services: config.agent.max_services,
             backends: config.agent.max_backends,
-            flows: load::FLOWS,
+            flows: config.agent.flow_table_size,
         };
         let mut ebpf = load::load(features, &key, sizes, Some(&pins))?;
         attach::verify(&mut ebpf, PROGRAM)?;
         let maps = Maps::of(&mut ebpf, sizes, Some(&pins))?;
-        let dataplane = Dataplane::adopt(maps)?;
+        let mut dataplane = Dataplane::adopt(maps, monotonic_ns())?;
+        dataplane.set_rates(rates(&config));
         let trace = options
             .trace_drops
             .map(|count| trace::start(&mut ebpf, count))
@@ -155,6 +158,9 @@ impl Agent {
             meter: Meter::default(),
             follower,
             keeper,
+            migrations: BTreeMap::new(),
+            moves_for: "the agent was started".into(),
+            sweeper: None,
             trace,
             config,
             options,
@@ -289,6 +295,20 @@ pub(super) fn round_limit(targets: &[Target]) -> Duration {
 pub(super) fn read_config(path: &Path) -> anyhow::Result<Config> {
     let machine = Machine::read().context("asking the kernel for its interfaces and addresses")?;
     Ok(Config::load_for(path, &machine)?)
+}
+
+/// How many entries packets may make in the flow table.
+pub(super) fn rates(config: &Config) -> Rates {
+    let EntryRates {
+        by_syn,
+        by_data,
+        by_udp,
+    } = config.agent.entry_rates;
+    Rates {
+        syn_per_s: by_syn.into(),
+        data_per_s: by_data.into(),
+        udp_per_s: by_udp.into(),
+    }
 }
 
 /// What the program is specialised by.

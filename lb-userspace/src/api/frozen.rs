@@ -61,6 +61,8 @@ pub async fn status(pin_dir: &Path) -> Result<Status, Error> {
         agent,
         interfaces,
         services,
+        migrations: Vec::new(),
+        flow_table: None,
     })
 }
 
@@ -299,7 +301,7 @@ fn service_status(service: &Service) -> ServiceStatus {
         protocol: service.key.protocol,
         forward: apply::forward_of(&service.meta).unwrap_or(Forward::DsrL2),
         scheduler: Scheduler::Maglev,
-        tracking: "none".into(),
+        tracking: apply::tracking_of(&service.meta).to_string(),
         table_size: service.table_size,
         generation: service.meta.generation,
         all_down: !backends.iter().any(|backend| backend.serving),
@@ -351,6 +353,8 @@ fn backend_status(backend: &Member, table_size: u32) -> BackendStatus {
         },
         packets: counted.packets,
         bytes: counted.bytes,
+        remembered_flows: None,
+        unseen_flows_until: None,
         new_flows: counted.new_flows,
         packet_mtu: packet_mtu(record, place),
         changed: None,

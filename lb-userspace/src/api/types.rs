@@ -16,6 +16,72 @@ pub struct Status {
     pub agent: AgentStatus,
     pub interfaces: Vec<InterfaceStatus>,
     pub services: Vec<ServiceStatus>,
+    /// Slots on the move, by service.
+    #[serde(default)]
+    pub migrations: Vec<MigrationStatus>,
+    /// `null` where no agent runs.
+    #[serde(default)]
+    pub flow_table: Option<FlowTableStatus>,
+}
+
+/// The slots of one service that are on their way to other owners. Their established flows stay where they are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MigrationStatus {
+    /// Name of the service.
+    pub service: String,
+    /// What made the first of them move.
+    pub cause: String,
+    /// RFC 3339, UTC.
+    pub since: String,
+    /// The most slots that were on the move at one time.
+    pub slots: usize,
+    /// Slots whose flows may live with two backends.
+    pub open: usize,
+    /// Slots that are through, but for flows that the flow table has to remember as long as they live.
+    pub settled: usize,
+    /// Slots whose move waits for room in the flow table.
+    pub waiting: usize,
+    pub progress_percent: f64,
+    /// When the last open slot is through unless an entry is refused until then; RFC 3339, UTC. `null`: no slot is
+    /// open.
+    pub until: Option<String>,
+    /// How often that was put off because entries were refused.
+    pub extensions: u32,
+    /// Put off three times and more.
+    pub stalled: bool,
+    /// The table is being resized: every slot is open.
+    pub resizing: bool,
+}
+
+/// The flow table, which remembers flows of slots on the move.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FlowTableStatus {
+    /// Entries there is room for.
+    pub capacity: u64,
+    /// Entries there are, by the last scan.
+    pub entries: u64,
+    pub unconfirmed: u64,
+    pub established: u64,
+    pub closing: u64,
+    /// Unconfirmed ones whose addresses and ports another connection uses too.
+    pub contested: u64,
+    /// When that scan ended, in milliseconds ago; `null`: there was none yet.
+    pub scanned_ms_ago: Option<u64>,
+    /// How long it took.
+    pub scan_ms: u64,
+    /// Packets that found an entry. This and all that follow: since the maps were made.
+    pub hits: u64,
+    pub inserted_syn: u64,
+    pub inserted_data: u64,
+    pub inserted_udp: u64,
+    /// Entries refused because they came faster than is allowed.
+    pub refused_allowance: u64,
+    /// Entries refused because the table was full.
+    pub refused_full: u64,
+    /// Entries refused because another connection's unconfirmed one is in the way.
+    pub refused_occupied: u64,
+    /// Resets sent in the name of backends that are DOWN.
+    pub resets: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -56,7 +122,7 @@ pub struct ServiceStatus {
     pub protocol: Protocol,
     pub forward: Forward,
     pub scheduler: Scheduler,
-    /// Which flows are remembered: `none`.
+    /// Which flows are remembered: `none`, `moved`.
     pub tracking: String,
     /// Slots of the lookup table; 0: nobody serves, packets are dropped.
     pub table_size: u32,
@@ -107,6 +173,14 @@ pub struct BackendStatus {
     pub packets: u64,
     pub bytes: u64,
     pub new_flows: u64,
+    /// Flows of slots on the move that are remembered as its own, by the last scan of the flow table; `null` where no
+    /// agent runs.
+    #[serde(default)]
+    pub remembered_flows: Option<u64>,
+    /// Until when flows may be idle on it that nobody has seen, in slots that it does not own any longer; RFC 3339,
+    /// UTC. `null`: there are no such slots.
+    #[serde(default)]
+    pub unseen_flows_until: Option<String>,
     /// Longest packet of a client that fits the way to it, in bytes.
     pub packet_mtu: Option<u32>,
     /// RFC 3339, UTC; when its operational state last changed under this agent.

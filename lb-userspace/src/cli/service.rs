@@ -56,6 +56,8 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
         agent,
         interfaces: _,
         services,
+        migrations: _,
+        flow_table: _,
     } = block_on(source::status(&context.client, &pins.pin_dir))?;
     let answer = Answer {
         services: services.into_iter().map(Summary::from).collect(),

@@ -1,6 +1,7 @@
 //! `xlb status`.
 
 mod check;
+mod movement;
 mod table;
 
 use clap::Args;

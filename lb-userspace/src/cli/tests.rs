@@ -45,6 +45,8 @@ pub(super) fn example_backend(address: &str) -> BackendStatus {
         packets: 12_345,
         bytes: 1_234_567,
         new_flows: 1204,
+        remembered_flows: Some(0),
+        unseen_flows_until: None,
         packet_mtu: Some(1480),
         changed: Some("2025-01-01T00:00:01Z".into()),
     }
@@ -129,6 +131,8 @@ pub(super) fn example_status() -> Status {
                 vec![example_backend("2001:db8::1:11"), lost],
             ),
         ],
+        migrations: Vec::new(),
+        flow_table: None,
     }
 }
 

@@ -121,6 +121,10 @@ pub static AGENT: Table = Table {
         &MAX_BACKENDS,
         &METRICS,
         &NOTIFY,
+        &FLOW_TABLE_SIZE,
+        &ENTRIES_BY_SYN,
+        &ENTRIES_BY_DATA,
+        &ENTRIES_BY_UDP,
     ],
     planned: &[],
 };
@@ -210,6 +214,43 @@ pub static MAX_BACKENDS: Key = Key::with_default(
     "4096",
     "How many backends, over all services, the maps have room for.",
 );
+pub static FLOW_TABLE_SIZE: Key = Key::with_default(
+    "flow_table_size",
+    Shape::Integer {
+        min: 1024,
+        max: 16_777_216,
+    },
+    "262144",
+    "How many flows of slots on the move are remembered at most, over all services. 16 bytes each from the start, \
+     about 100 more for each that is there.",
+);
+pub static ENTRIES_BY_SYN: Key = Key::with_default(
+    "entries_by_syn",
+    Shape::Integer {
+        min: 1,
+        max: 10_000_000,
+    },
+    "50000",
+    "How many flows a second SYNs may have remembered, for each service.",
+);
+pub static ENTRIES_BY_DATA: Key = Key::with_default(
+    "entries_by_data",
+    Shape::Integer {
+        min: 1,
+        max: 10_000_000,
+    },
+    "50000",
+    "How many flows a second other TCP segments may have remembered, for each service.",
+);
+pub static ENTRIES_BY_UDP: Key = Key::with_default(
+    "entries_by_udp",
+    Shape::Integer {
+        min: 1,
+        max: 10_000_000,
+    },
+    "20000",
+    "How many flows a second UDP may have remembered, for each service.",
+);
 
 pub static METRICS: Key = Key::optional(
     "metrics",
@@ -229,6 +270,9 @@ pub static DEFAULTS: Table = Table {
     id: "defaults",
     header: "[defaults]",
     keys: &[
+        &TRACKING,
+        &TCP_IDLE_TIMEOUT,
+        &UDP_IDLE_TIMEOUT,
         &ON_DOWN,
         &ON_ALL_DOWN,
         &QUORUM,
@@ -253,6 +297,9 @@ pub static SERVICE: Table = Table {
         &FORWARD,
         &SCHEDULER,
         &TABLE_SIZE,
+        &TRACKING,
+        &TCP_IDLE_TIMEOUT,
+        &UDP_IDLE_TIMEOUT,
         &ON_DOWN,
         &ON_ALL_DOWN,
         &SORRY,
@@ -268,13 +315,7 @@ pub static SERVICE: Table = Table {
     ],
     planned: &SERVICE_PLANNED,
 };
-static SERVICE_PLANNED: [&str; 5] = [
-    "pool",
-    "tracking",
-    "persistence",
-    "tcp_idle_timeout",
-    "udp_idle_timeout",
-];
+static SERVICE_PLANNED: [&str; 2] = ["pool", "persistence"];
 pub static NAME: Key = Key::required("name", Shape::Name, "The name of the service.");
 pub static SERVICE_ADDRESS: Key =
     Key::required("address", Shape::Address, "The address that clients connect to.");
@@ -315,6 +356,28 @@ pub static TABLE_SIZE: Key = Key::optional(
     Shape::OneOf(&SIZES),
     "The slots of the lookup table. When absent the smallest size of at least 100 x the backends, 4093 at \
      least, when the service is first seen.",
+);
+pub static TRACKING: Key = Key::with_default(
+    "tracking",
+    Shape::Choice {
+        built: &["none", "moved"],
+        planned: &["full"],
+    },
+    "\"moved\"",
+    "Which flows are remembered. moved: those of slots that get another owner, until no flow needs it any longer, so \
+     that none breaks. none: a change of the table breaks the flows of the slots that move.",
+);
+pub static TCP_IDLE_TIMEOUT: Key = Key::with_default(
+    "tcp_idle_timeout",
+    Shape::Duration,
+    "\"15m\"",
+    "How long a TCP connection may be idle; so long slots that move are looked after.",
+);
+pub static UDP_IDLE_TIMEOUT: Key = Key::with_default(
+    "udp_idle_timeout",
+    Shape::Duration,
+    "\"1m\"",
+    "How long a UDP flow may be idle; so long slots that move are looked after.",
 );
 pub static ON_DOWN: Key = Key::with_default(
     "on_down",

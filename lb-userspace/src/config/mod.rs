@@ -37,7 +37,8 @@ pub use machine::Machine;
 pub use parse::MAX_CONFIG_BYTES;
 pub use schema::schema;
 pub use types::{
-    Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck, ExecCheck,
-    GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop, Pattern, PoolRules, Probe,
-    QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck, Witness, XdpMode,
+    Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck, EntryRates,
+    ExecCheck, GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop, Pattern,
+    PoolRules, Probe, QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck,
+    Witness, XdpMode,
 };

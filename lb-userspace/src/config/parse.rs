@@ -14,7 +14,7 @@ use super::fault::{Faults, LoadError, Report, Reported};
 use super::keys;
 use super::machine::Machine;
 use super::service::Services;
-use super::types::{Agent, Config};
+use super::types::{Agent, Config, EntryRates};
 use super::value;
 use super::walk::Walk;
 
@@ -193,6 +193,10 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
     let max_backends = walk.or_default(&keys::MAX_BACKENDS, value::integer);
     let metrics = walk.maybe(&keys::METRICS, value::listen);
     let notify = notify(walk, report);
+    let flow_table_size = walk.or_default(&keys::FLOW_TABLE_SIZE, value::integer);
+    let by_syn = walk.or_default(&keys::ENTRIES_BY_SYN, value::integer);
+    let by_data = walk.or_default(&keys::ENTRIES_BY_DATA, value::integer);
+    let by_udp = walk.or_default(&keys::ENTRIES_BY_UDP, value::integer);
     Ok(Agent {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?,
@@ -208,6 +212,12 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
         max_backends: max_backends?,
         metrics: metrics?.map(|at| at.value),
         notify: notify?,
+        flow_table_size: flow_table_size?,
+        entry_rates: EntryRates {
+            by_syn: by_syn?,
+            by_data: by_data?,
+            by_udp: by_udp?,
+        },
     })
 }
 

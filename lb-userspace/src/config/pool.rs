@@ -8,10 +8,14 @@ use super::keys;
 use super::types::{BackupMode, OnAllDown, OnDown, PoolRules};
 use super::value;
 use super::walk::Walk;
+use crate::model::Tracking;
 
 /// What one table says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RulesLayer {
+    tracking: Option<At<Tracking>>,
+    tcp_idle_timeout: Option<At<Duration>>,
+    udp_idle_timeout: Option<At<Duration>>,
     on_down: Option<At<OnDown>>,
     pub on_all_down: Option<At<OnAllDown>>,
     quorum: Option<At<u32>>,
@@ -24,6 +28,9 @@ pub(super) struct RulesLayer {
 
 impl RulesLayer {
     pub fn read(walk: &Walk<'_, '_>) -> Result<Self, Reported> {
+        let tracking = walk.maybe(&keys::TRACKING, value::choice);
+        let tcp_idle_timeout = walk.maybe(&keys::TCP_IDLE_TIMEOUT, value::duration);
+        let udp_idle_timeout = walk.maybe(&keys::UDP_IDLE_TIMEOUT, value::duration);
         let on_down = walk.maybe(&keys::ON_DOWN, value::choice);
         let on_all_down = walk.maybe(&keys::ON_ALL_DOWN, value::choice);
         let quorum = walk.maybe(&keys::QUORUM, value::integer);
@@ -33,6 +40,9 @@ impl RulesLayer {
         let max_ejection_percent = walk.maybe(&keys::MAX_EJECTION_PERCENT, value::integer);
         let slow_start = walk.maybe(&keys::SLOW_START, value::duration);
         Ok(Self {
+            tracking: tracking?,
+            tcp_idle_timeout: tcp_idle_timeout?,
+            udp_idle_timeout: udp_idle_timeout?,
             on_down: on_down?,
             on_all_down: on_all_down?,
             quorum: quorum?,
@@ -50,6 +60,9 @@ impl RulesLayer {
             own.map_or(base, |at| at.value)
         }
         let Self {
+            tracking,
+            tcp_idle_timeout,
+            udp_idle_timeout,
             on_down,
             on_all_down,
             quorum,
@@ -60,6 +73,9 @@ impl RulesLayer {
             slow_start,
         } = *self;
         PoolRules {
+            tracking: or(tracking, base.tracking),
+            tcp_idle_timeout: or(tcp_idle_timeout, base.tcp_idle_timeout),
+            udp_idle_timeout: or(udp_idle_timeout, base.udp_idle_timeout),
             on_down: or(on_down, base.on_down),
             on_all_down: or(on_all_down, base.on_all_down),
             quorum: or(quorum, base.quorum),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BackendId, Forward, Scheduler, ServiceKey};
+use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey, Tracking};
 
 pub use check::{
     AgentCheck, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern,
@@ -49,6 +49,19 @@ pub struct Agent {
     pub metrics: Option<SocketAddr>,
     /// Programs that are told of changes of state, none twice.
     pub notify: Vec<PathBuf>,
+    /// Entries of the flow table, over all services.
+    pub flow_table_size: u32,
+    /// Entries of the flow table that packets of each service may make in a second.
+    pub entry_rates: EntryRates,
+}
+
+/// Entries of the flow table that packets of a service may make in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryRates {
+    pub by_syn: u32,
+    /// By TCP segments that are no SYNs.
+    pub by_data: u32,
+    pub by_udp: u32,
 }
 
 /// How XDP is attached.
@@ -123,6 +136,11 @@ pub struct Service {
 /// How the backends of a service are dealt with as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolRules {
+    /// Which flows are remembered.
+    pub tracking: Tracking,
+    /// How long a flow may be idle.
+    pub tcp_idle_timeout: Duration,
+    pub udp_idle_timeout: Duration,
     /// What becomes of the flows of a backend that goes DOWN.
     pub on_down: OnDown,
     /// Who takes new flows when no backend serves.
@@ -140,9 +158,23 @@ pub struct PoolRules {
     pub slow_start: Option<Duration>,
 }
 
+impl PoolRules {
+    /// How long a flow of this protocol may be idle.
+    #[must_use]
+    pub fn idle_timeout(&self, protocol: Protocol) -> Duration {
+        match protocol {
+            Protocol::Tcp => self.tcp_idle_timeout,
+            Protocol::Udp => self.udp_idle_timeout,
+        }
+    }
+}
+
 impl Default for PoolRules {
     fn default() -> Self {
         Self {
+            tracking: Tracking::Moved,
+            tcp_idle_timeout: Duration::from_secs(15 * 60),
+            udp_idle_timeout: Duration::from_secs(60),
             on_down: OnDown::Auto,
             on_all_down: OnAllDown::Last,
             quorum: 1,

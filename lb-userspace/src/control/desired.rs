@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lb_common::layout::Backend as Record;
 
@@ -11,7 +11,7 @@ use super::{OldFlows, Steer, keeps_old_flows, slow_start};
 use crate::config::{self, Role};
 use crate::datapath::record::{self, Hop};
 use crate::maglev::{self, Candidate};
-use crate::model::{AdminState, BackendId, Forward, OperState, Scheduler, ServiceKey};
+use crate::model::{AdminState, BackendId, Forward, OperState, Scheduler, ServiceKey, Tracking};
 use crate::net::{NextHop, Unresolved};
 
 /// What checks and operators say of a backend.
@@ -89,6 +89,9 @@ pub struct DesiredService {
     pub name: String,
     pub forward: Forward,
     pub scheduler: Scheduler,
+    pub tracking: Tracking,
+    /// How long its flows may be idle: as long as slots that move stay open.
+    pub idle_timeout: Duration,
     /// Slots of its table; a new size moves nearly every slot.
     pub size: u32,
     /// The backends that own slots. Empty: nobody serves, packets are dropped.
@@ -175,11 +178,11 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     Desired { services }
 }
 
-/// The owner of each slot, as an index into the candidates.
+/// The owner of each slot of a table of `size` slots, as an index into the candidates.
 #[must_use]
-pub fn owners(service: &DesiredService) -> Vec<Option<u32>> {
+pub fn owners(service: &DesiredService, size: u32) -> Vec<Option<u32>> {
     match service.scheduler {
-        Scheduler::Maglev => maglev::build(service.size, &service.candidates),
+        Scheduler::Maglev => maglev::build(size, &service.candidates),
     }
 }
 
@@ -224,6 +227,8 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         name: service.name.clone(),
         forward: service.forward,
         scheduler: service.scheduler,
+        tracking: service.rules.tracking,
+        idle_timeout: service.rules.idle_timeout(service.key.protocol),
         size,
         candidates: candidates(&backends, |id| taking.contains(id)),
         why,

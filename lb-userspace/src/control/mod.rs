@@ -4,6 +4,7 @@
 mod desired;
 pub mod eligible;
 mod old_flows;
+pub mod room;
 pub mod slow_start;
 mod steer;
 pub mod step;

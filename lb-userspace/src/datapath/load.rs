@@ -38,9 +38,6 @@ pub struct Sizes {
     pub flows: u32,
 }
 
-/// Entries of the flow table unless the configuration says otherwise.
-pub const FLOWS: u32 = 1_048_576;
-
 /// Loads the program and its maps, the pinned ones from `pins` where they exist.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The maps as typed values, opened from a loaded object or from their pins.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use aya::maps::{Array, ArrayOfMaps, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod};
@@ -145,6 +146,15 @@ impl Maps {
         Ok(self.flow_counters.set(service, zeros, 0)?)
     }
 
+    /// The tables of today, for another thread that reads them as packets do.
+    #[must_use]
+    pub fn reader(&self) -> TableReader {
+        TableReader {
+            records: Arc::clone(&self.records.0),
+            slabs: self.slabs.mapped.clone(),
+        }
+    }
+
     /// What all CPUs together counted for a backend.
     ///
     /// # Errors
@@ -186,7 +196,7 @@ pub fn add(a: &Counters, b: &Counters) -> Counters {
 
 /// The records of all services, memory-mapped.
 #[derive(Debug)]
-pub struct Records(Words);
+pub struct Records(Arc<Words>);
 
 const WORDS_A_RECORD: usize = size_of::<ServiceRecord>() / 8;
 
@@ -198,7 +208,7 @@ impl Records {
             call: "mmap of the service records",
             source,
         })?;
-        Ok(Self(words))
+        Ok(Self(Arc::new(words)))
     }
 
     /// How many services there is room for.
@@ -232,7 +242,7 @@ impl Records {
 /// The slabs that lookup tables lie in, memory-mapped.
 pub struct Slabs {
     outer: ArrayOfMaps<MapData, Array<MapData, Slot>>,
-    mapped: Vec<Words>,
+    mapped: Vec<Arc<Words>>,
     pins: Option<PinDir>,
     /// Without pins somebody has to hold the maps.
     _held: Vec<Array<MapData, Slot>>,
@@ -252,7 +262,7 @@ impl Slabs {
                 break;
             }
             let data = MapData::from_pin(&path)?;
-            slabs.mapped.push(map_slab(data.fd())?);
+            slabs.mapped.push(Arc::new(map_slab(data.fd())?));
         }
         Ok(slabs)
     }
@@ -283,7 +293,7 @@ impl Slabs {
             if let Some(dir) = &self.pins {
                 MapData::from_fd(slab)?.pin(dir.slab(index))?;
             }
-            self.mapped.push(words);
+            self.mapped.push(Arc::new(words));
             self._held.push(inner);
         }
         Ok(())
@@ -309,6 +319,33 @@ impl Slabs {
         (start..start + table.size() as usize)
             .map(|index| Slot(slab.get(index)))
             .collect()
+    }
+}
+
+/// Records and slabs, read as packets do. A slab that was made later is not among them.
+#[derive(Debug)]
+pub struct TableReader {
+    records: Arc<Words>,
+    slabs: Vec<Arc<Words>>,
+}
+
+impl TableReader {
+    /// The number of a flow's slot in the table in force, by its hash, and the slot, unless the table is being resized.
+    /// `None` where there is no table, or none that this reader knows.
+    #[must_use]
+    pub fn slot(&self, service: u32, hash: u32) -> Option<(u32, Option<Slot>)> {
+        let word = service as usize * WORDS_A_RECORD;
+        if word >= self.records.len() {
+            return None;
+        }
+        let table = TableWord(self.records.get(word));
+        if table.size() == 0 || table.offset() + table.size() > SLAB_SLOTS {
+            return None;
+        }
+        let slab = self.slabs.get(table.slab() as usize)?;
+        let index = lb_common::hash::slot(hash, table.size());
+        let slot = Slot(slab.get((table.offset() + index) as usize));
+        Some((index, (!table.is_resizing()).then_some(slot)))
     }
 }
 

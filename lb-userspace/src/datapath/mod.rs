@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod attach;
+pub mod clock;
 pub mod counters;
 pub mod decap;
 pub mod flows;
@@ -17,6 +18,7 @@ pub mod services;
 pub mod simulate;
 mod slab_map;
 pub mod slabs;
+pub mod sweep;
 pub mod sys;
 pub mod testrun;
 

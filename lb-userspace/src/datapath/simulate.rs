@@ -27,6 +27,7 @@ use lb_common::layout::{Decision, Interface};
 use lb_common::reason::{Reason, Verdict};
 
 use super::apply::Dataplane;
+use super::clock::monotonic_ns;
 use super::load::{self, Features, Sizes};
 use super::maps::Maps;
 use super::mmap::Words;
@@ -247,7 +248,7 @@ impl Simulator {
         };
         let mut ebpf = load::load(features, &key, sizes, None)?;
         attach::verify(&mut ebpf, PROGRAM)?;
-        let mut dataplane = Dataplane::adopt(Maps::of(&mut ebpf, sizes, None)?)?;
+        let mut dataplane = Dataplane::adopt(Maps::of(&mut ebpf, sizes, None)?, monotonic_ns())?;
         let own = Interface {
             mac: own_mac(),
             reserved: 0,
@@ -258,7 +259,7 @@ impl Simulator {
             .insert(INGRESS_IFINDEX, own, 0)
             .map_err(super::Error::from)?;
         let desired = desired(config, options, &dataplane);
-        dataplane.apply(&desired, Instant::now())?;
+        dataplane.apply(&desired, &monotonic_ns)?;
         let decision = ebpf
             .take_map("DECISION")
             .ok_or(super::Error::MissingMap("DECISION"))?;

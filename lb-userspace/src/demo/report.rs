@@ -5,7 +5,6 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use super::connections::Connections;
 use super::drain::Drain;
 use super::failover::Failover;
 use super::restart::Restart;
@@ -13,7 +12,6 @@ use super::traffic::Served;
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
-    pub connections: Vec<Connections>,
     pub traffic: Vec<Served>,
     pub failover: Vec<Failover>,
     pub drain: Option<Drain>,
@@ -28,7 +26,6 @@ pub(super) struct Report {
 impl Report {
     pub fn finish(&mut self, took: Duration) {
         let Self {
-            connections,
             traffic,
             failover,
             drain,
@@ -39,7 +36,6 @@ impl Report {
         } = self;
         *took_s = took.as_secs_f64();
         *kept = left_behind.is_empty()
-            && connections.iter().all(|part| part.kept)
             && traffic.iter().all(|part| part.kept)
             && failover.iter().all(|part| part.kept)
             && drain.iter().all(|part| part.kept)
@@ -48,7 +44,6 @@ impl Report {
 
     pub fn table(&self) -> String {
         let Self {
-            connections,
             traffic,
             failover,
             drain,
@@ -61,25 +56,6 @@ impl Report {
         table.load_style(presets::UTF8_BORDERS_ONLY);
         table.set_header(["what", "attempted", "failed", "measured", "allowed", ""]);
         let verdict = |kept: bool| if kept { "kept" } else { "BROKEN" }.to_owned();
-        for Connections {
-            event,
-            alive,
-            broken,
-            lost,
-            maglev,
-            tracked,
-            kept,
-        } in connections
-        {
-            table.add_row([
-                format!("{event}: {broken} of {alive} flows broken, {lost} lost with their backend"),
-                alive.to_string(),
-                broken.to_string(),
-                format!("{maglev} by Maglev alone"),
-                if *tracked { "0" } else { "-" }.into(),
-                verdict(*kept),
-            ]);
-        }
         for Served {
             service,
             address,

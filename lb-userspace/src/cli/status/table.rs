@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{counted, is_missing};
+use super::{counted, is_missing, movement};
 use crate::api::types::{
     AgentCheckStatus, AgentStatus, BackendStatus, CheckStatus, InterfaceStatus, ServiceStatus, Status,
 };
@@ -19,6 +19,8 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
         agent,
         interfaces,
         services,
+        migrations,
+        flow_table,
     } = status;
     let attached = interfaces.iter().any(|interface| interface.mode != "detached");
     let mut text = agent_lines(agent, attached, screen);
@@ -38,6 +40,7 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
         }
         text += &grid.render(screen, "  ");
     }
+    text += &movement::lines(migrations, flow_table.as_ref(), screen);
     text
 }
 
@@ -228,6 +231,8 @@ pub(in crate::cli) fn backend_row(
         packets,
         bytes,
         new_flows,
+        remembered_flows,
+        unseen_flows_until,
         packet_mtu: _,
         changed,
     } = backend;
@@ -282,6 +287,12 @@ pub(in crate::cli) fn backend_row(
         notes.push("DOUBTED: silent, but nothing else answered since; it keeps its slots".to_owned());
     }
     notes.extend(agent_check.as_ref().and_then(agent_note));
+    if let Some(until) = unseen_flows_until {
+        let seen = human::count(remembered_flows.unwrap_or(0));
+        notes.push(format!(
+            "{seen} old flows seen on it; idle ones may show until {until}"
+        ));
+    }
     if let Some(why) = unresolved {
         notes.push(format!("UNRESOLVED: {why}"));
     }

@@ -279,7 +279,7 @@ proptest! {
         if eligible > 0 {
             prop_assert_eq!(service.candidates.len(), eligible);
         }
-        let owners = owners(&service);
+        let owners = owners(&service, service.size);
         prop_assert_eq!(owners.iter().all(Option::is_some), !service.candidates.is_empty());
     }
 }

@@ -31,10 +31,10 @@ fn of_services() {
             ),
             (
                 "keys that are not built",
-                service("▶pool = 1\n▶tracking = 1\n▶persistence = 1"),
+                service("▶pool = 1\ntracking = ▶1\n▶persistence = 1"),
                 &[
                     "`pool` of [[service]] is not built yet",
-                    "`tracking` of",
+                    "`tracking` is an integer; expected one of",
                     "`persistence` of",
                 ],
             ),

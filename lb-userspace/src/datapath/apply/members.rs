@@ -1,0 +1,252 @@
+//! Backends: their records, and when the index of one that was removed may be another's.
+//!
+//! An index is given out again only when nothing can name it any longer: no slot of a table does, and a full scan of
+//! the flow table that began a second after the removal found no entry that does. A backend that comes back before
+//! that gets the index it had.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use lb_common::layout::Backend as Record;
+use lb_common::rule::Standing;
+
+use super::{Dataplane, meta};
+use crate::control::step::GRACE_NS;
+use crate::control::{DesiredBackend, DesiredService, OldFlows};
+use crate::datapath::Error;
+use crate::datapath::clock::Clock;
+use crate::datapath::maps;
+use crate::model::{BackendId, ServiceKey};
+
+/// An index that nobody has, but something may still name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resting {
+    pub since_ns: u64,
+    /// Whose it was, where that is known.
+    pub id: Option<BackendId>,
+}
+
+/// What a backend still takes.
+fn standing(service: &DesiredService, id: &BackendId, backend: &DesiredBackend) -> Standing {
+    let owns_slots = service
+        .candidates
+        .iter()
+        .any(|candidate| (candidate.address, candidate.port) == (id.address, id.port));
+    match backend.old_flows {
+        _ if owns_slots => Standing::Serves,
+        OldFlows::Keep => Standing::Serves,
+        OldFlows::Move => Standing::Gone,
+        OldFlows::Reset => Standing::Resets,
+    }
+}
+
+impl Dataplane {
+    /// Writes records of backends that are new, serve again, or are reached another way. One that is to stop serving
+    /// goes on until the tables lead nobody there. Gives back what each takes afterwards, by index.
+    pub(super) fn write_backends(
+        &mut self,
+        service: &DesiredService,
+        clock: Clock<'_>,
+    ) -> Result<BTreeMap<u32, Standing>, Error> {
+        let mut standings = BTreeMap::new();
+        for (id, backend) in &service.backends {
+            let index = match self.backends.get(id) {
+                Some(index) => *index,
+                None => {
+                    let index = self.fresh_index(id, clock)?;
+                    self.backends.insert(*id, index);
+                    index
+                }
+            };
+            self.write_backend_meta(id, index, backend)?;
+            let standing = standing(service, id, backend);
+            standings.insert(index, standing);
+            let before = self
+                .records
+                .get(&index)
+                .map(|record| Standing::from_bits(record.standing));
+            let now = match (before, standing) {
+                (Some(before), Standing::Gone | Standing::Resets) => before,
+                _ => standing,
+            };
+            if before == Some(Standing::Gone) && now != Standing::Gone {
+                // Entries from before that are not its flows any longer.
+                self.dead_before.insert(index, clock());
+            }
+            self.write_record(index, backend.record, now)?;
+        }
+        Ok(standings)
+    }
+
+    /// Ends what the tables lead nobody to any longer.
+    pub(super) fn write_standings(&mut self, standings: &BTreeMap<u32, Standing>) -> Result<(), Error> {
+        for (index, standing) in standings {
+            if let Some(record) = self.records.get(index).copied() {
+                self.write_record(*index, record, *standing)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_record(&mut self, index: u32, record: Record, standing: Standing) -> Result<(), Error> {
+        let record = Record {
+            standing: standing.bits(),
+            ..record
+        };
+        if self.records.get(&index) != Some(&record) {
+            self.put_record(index, record)?;
+        }
+        Ok(())
+    }
+
+    fn write_backend_meta(
+        &mut self,
+        id: &BackendId,
+        index: u32,
+        backend: &DesiredBackend,
+    ) -> Result<(), Error> {
+        let service = self.services[&id.service].index;
+        let before = self.metas.get(&index);
+        let known = before.map_or((0, 0), |meta| (meta.check_code, meta.latency_us));
+        let check = self.checks.get(id).copied().unwrap_or(known);
+        let meta = meta::of_backend(id, service, backend, check);
+        if before != Some(&meta) {
+            self.put_backend_meta(index, meta)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the last check result of a backend beside its states, for `status` without an agent.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn note_check(&mut self, id: &BackendId, code: u8, latency_us: u32) -> Result<(), Error> {
+        self.checks.insert(*id, (code, latency_us));
+        let Some(index) = self.backends.get(id).copied() else {
+            return Ok(());
+        };
+        let Some(mut meta) = self.metas.get(&index).copied() else {
+            return Ok(());
+        };
+        meta.check_code = code;
+        meta.latency_us = latency_us;
+        self.put_backend_meta(index, meta)
+    }
+
+    /// Takes away the backends of a service that are not wanted any longer; `None` wants none.
+    pub(super) fn remove_backends(
+        &mut self,
+        key: &ServiceKey,
+        wanted: Option<&DesiredService>,
+        clock: Clock<'_>,
+    ) -> Result<(), Error> {
+        let gone: Vec<_> = self
+            .backends
+            .range(every_backend_of(*key))
+            .filter(|(id, _)| !wanted.is_some_and(|s| s.backends.contains_key(id)))
+            .map(|(id, index)| (*id, *index))
+            .collect();
+        for (id, index) in gone {
+            if let Some(record) = self.records.get(&index).copied() {
+                self.write_record(index, record, Standing::Gone)?;
+            }
+            let counted = self.maps.backend_counters(index)?;
+            if let Some(installed) = self.services.get_mut(key) {
+                installed.retired = maps::add(&installed.retired, &counted);
+                let index = installed.index;
+                if let Some(meta) = &mut installed.meta {
+                    meta.retired = installed.retired;
+                    let meta = *meta;
+                    self.put_service_meta(index, meta)?;
+                }
+            }
+            if let Some(mut meta) = self.metas.get(&index).copied() {
+                meta.in_use = 0;
+                self.put_backend_meta(index, meta)?;
+            }
+            self.backends.remove(&id);
+            self.checks.remove(&id);
+            self.records.remove(&index);
+            self.metas.remove(&index);
+            let resting = Resting {
+                since_ns: clock(),
+                id: Some(id),
+            };
+            self.resting_backends.insert(index, resting);
+        }
+        Ok(())
+    }
+
+    /// A free index, with empty counters and a record that nothing can be sent to.
+    fn fresh_index(&mut self, id: &BackendId, clock: Clock<'_>) -> Result<u32, Error> {
+        let mut resting = self.resting_backends.iter();
+        let before = resting.find_map(|(index, resting)| (resting.id == Some(*id)).then_some(*index));
+        let index = match before {
+            Some(index) => {
+                self.dead_before.insert(index, clock());
+                self.resting_backends.remove(&index);
+                index
+            }
+            None => self.free_backends.pop_first().ok_or(Error::Full {
+                what: "backends",
+                room: self.maps.backends.len().saturating_sub(1),
+                needed: self.backends.len() + self.resting_backends.len() + 1,
+                key: "max_backends",
+            })?,
+        };
+        self.clear_counters(index)?;
+        self.put_record(index, Record::UNRESOLVED)?;
+        Ok(index)
+    }
+
+    /// Gives back the indices that nothing names any longer.
+    pub(super) fn wake(&mut self, now_ns: u64) {
+        let scan = &self.scan;
+        let scanned = |since_ns: u64| {
+            let sure_ns = since_ns.saturating_add(GRACE_NS);
+            now_ns >= sure_ns && scan.begun_ns >= sure_ns
+        };
+        if self
+            .resting_backends
+            .values()
+            .any(|resting| scanned(resting.since_ns))
+        {
+            let named: Vec<_> = self.services.values().map(|s| s.in_force.named()).collect();
+            let (free, dead_before) = (&mut self.free_backends, &mut self.dead_before);
+            self.resting_backends.retain(|index, resting| {
+                let rests = !scanned(resting.since_ns)
+                    || scan.has_backend(*index)
+                    || named.iter().any(|named| named.contains(index));
+                if !rests {
+                    free.insert(*index);
+                    dead_before.remove(index);
+                }
+                rests
+            });
+        }
+        let free = &mut self.free_services;
+        self.resting_services.retain(|index, since_ns| {
+            let rests = !scanned(*since_ns) || scan.has_service(*index);
+            if !rests {
+                free.insert(*index);
+            }
+            rests
+        });
+    }
+}
+
+/// The identities that the backends of a service can have, in their order.
+fn every_backend_of(service: ServiceKey) -> RangeInclusive<BackendId> {
+    let end = |address, port| BackendId {
+        service,
+        address,
+        port,
+    };
+    // IPv4 addresses come before IPv6 ones.
+    let (first, last) = (
+        Ipv4Addr::UNSPECIFIED.into(),
+        Ipv6Addr::from_bits(u128::MAX).into(),
+    );
+    end(first, 0)..=end(last, u16::MAX)
+}

@@ -1,14 +1,21 @@
-//! The demo: real requests through a real load balancer on a network of namespaces, and what happens to them when
-//! a backend dies, is drained, or the agent is killed. Each promise is measured and printed beside what is allowed.
+//! The demo: real clients, a real load balancer and real servers on a network of namespaces, and what happens to
+//! connections when backends die, are drained, added, reweighted, or the agent is killed.
+//!
+//! On a terminal it is a live screen with keys ([`live`]). Elsewhere it plays a script; each promise is measured and
+//! printed beside what is allowed.
 
+mod action;
+mod connections;
 mod drain;
 mod failover;
+mod live;
 mod narrate;
 mod report;
 mod restart;
 mod scene;
 mod traffic;
 
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -16,6 +23,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::lab::cleanup;
+use crate::lab::stage::Stage;
 use failover::{DEFAULTS, FAST};
 use narrate::Narrator;
 use report::Report;
@@ -23,11 +31,24 @@ use scene::Scene;
 
 /// Show xlb at work on a small network of namespaces.
 ///
-/// Who serves how many, and what clients notice when a backend dies, is drained, or the agent is killed. Needs root.
-/// Leaves nothing behind.
+/// Thousands of connections that stay, new ones opening, and what becomes of them when backends die, are drained, added,
+/// reweighted, or the agent is killed. On a terminal a live screen with keys; elsewhere a script, with every promise
+/// measured. Needs root. Leaves nothing behind.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  xlb demo                          on a terminal: the live screen
+  xlb demo --script                 the script
+  xlb demo --only failover          a part of it
+  xlb demo --script --json out.json")]
 pub struct Options {
-    /// Only this part.
+    /// Play the script on a terminal too.
+    #[arg(long)]
+    script: bool,
+    /// Connections that stay.
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    connections: usize,
+    /// Only this part of the script.
     #[arg(long, value_enum, value_name = "PART")]
     only: Option<Part>,
     /// Write the numbers to a file as well.
@@ -37,6 +58,8 @@ pub struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
+    /// Connections that stay, and a series of events.
+    Connections,
     /// Requests through every way to forward.
     Traffic,
     /// A backend dies under load.
@@ -53,28 +76,52 @@ enum Part {
 /// Where something cannot be set up or measured.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
     cleanup::start();
+    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    if terminal && !options.script && options.only.is_none() && options.json.is_none() {
+        show(options.connections)
+    } else {
+        play(options)
+    }
+}
+
+/// The live screen.
+fn show(connections: usize) -> anyhow::Result<bool> {
+    let options = connections::options(connections);
+    println!(
+        "a network of namespaces with {} backends, {} connections and {} UDP flows ...",
+        options.backends,
+        options.tcp.residents(),
+        options.udp.residents()
+    );
+    let mut stage = Stage::set_up(&options)?;
+    stage.fill(&options)?;
+    let live::Summary {
+        broken,
+        lost,
+        maglev,
+        tracked,
+    } = live::run(stage)?;
+    let left = cleanup::left_by_us();
+    println!("broken: {broken}; lost with their backend: {lost}; Maglev alone would have broken {maglev}");
+    if !left.is_empty() {
+        println!("LEFT BEHIND: {}", left.join(", "));
+    }
+    Ok(left.is_empty() && (broken == 0 || !tracked))
+}
+
+/// The script.
+fn play(options: &Options) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let wanted = |part| options.only.is_none_or(|only| only == part);
     let mut report = Report::default();
     let mut say = Narrator::new(steps(options.only));
 
-    let mut scene = Scene::set_up(&mut say)?;
-    if wanted(Part::Traffic) {
-        report.traffic = traffic::run(&scene, &mut say)?;
+    if wanted(Part::Connections) {
+        report.connections = connections::run(options.connections, &mut say)?;
     }
-    if wanted(Part::Failover) {
-        for settings in [DEFAULTS, FAST] {
-            failover::run(&mut scene, settings, &mut say, &mut report.failover)?;
-        }
+    if options.only != Some(Part::Connections) {
+        promises(wanted, &mut report, &mut say)?;
     }
-    if wanted(Part::Drain) {
-        report.drain = Some(drain::run(&scene, &mut say)?);
-    }
-    if wanted(Part::Restart) {
-        report.restart = Some(restart::run(&mut scene, &mut say)?);
-    }
-    say.step("taking it all away again");
-    scene.take_down()?;
     report.left_behind = cleanup::left_by_us();
     match report.left_behind.as_slice() {
         [] => say.done("no namespace, pin, process or file is left"),
@@ -90,13 +137,34 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     Ok(report.kept)
 }
 
+/// What short connections notice.
+fn promises(wanted: impl Fn(Part) -> bool, report: &mut Report, say: &mut Narrator) -> anyhow::Result<()> {
+    let mut scene = Scene::set_up(say)?;
+    if wanted(Part::Traffic) {
+        report.traffic = traffic::run(&scene, say)?;
+    }
+    if wanted(Part::Failover) {
+        for settings in [DEFAULTS, FAST] {
+            failover::run(&mut scene, settings, say, &mut report.failover)?;
+        }
+    }
+    if wanted(Part::Drain) {
+        report.drain = Some(drain::run(&scene, say)?);
+    }
+    if wanted(Part::Restart) {
+        report.restart = Some(restart::run(&mut scene, say)?);
+    }
+    say.step("taking it all away again");
+    scene.take_down()
+}
+
 /// How many lines of progress there will be.
 fn steps(only: Option<Part>) -> usize {
     const FRAME: usize = 4;
-    FRAME
-        + match only {
-            None => 1 + 2 * 3 + 1 + 1,
-            Some(Part::Failover) => 2 * 3,
-            Some(Part::Traffic | Part::Drain | Part::Restart) => 1,
-        }
+    match only {
+        None => 1 + FRAME + 1 + 2 * 3 + 1 + 1,
+        Some(Part::Connections) => 1,
+        Some(Part::Failover) => FRAME + 2 * 3,
+        Some(Part::Traffic | Part::Drain | Part::Restart) => FRAME + 1,
+    }
 }

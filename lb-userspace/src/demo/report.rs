@@ -5,6 +5,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use super::connections::Connections;
 use super::drain::Drain;
 use super::failover::Failover;
 use super::restart::Restart;
@@ -12,6 +13,7 @@ use super::traffic::Served;
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
+    pub connections: Vec<Connections>,
     pub traffic: Vec<Served>,
     pub failover: Vec<Failover>,
     pub drain: Option<Drain>,
@@ -26,6 +28,7 @@ pub(super) struct Report {
 impl Report {
     pub fn finish(&mut self, took: Duration) {
         let Self {
+            connections,
             traffic,
             failover,
             drain,
@@ -36,6 +39,7 @@ impl Report {
         } = self;
         *took_s = took.as_secs_f64();
         *kept = left_behind.is_empty()
+            && connections.iter().all(|part| part.kept)
             && traffic.iter().all(|part| part.kept)
             && failover.iter().all(|part| part.kept)
             && drain.iter().all(|part| part.kept)
@@ -44,6 +48,7 @@ impl Report {
 
     pub fn table(&self) -> String {
         let Self {
+            connections,
             traffic,
             failover,
             drain,
@@ -56,6 +61,25 @@ impl Report {
         table.load_style(presets::UTF8_BORDERS_ONLY);
         table.set_header(["what", "attempted", "failed", "measured", "allowed", ""]);
         let verdict = |kept: bool| if kept { "kept" } else { "BROKEN" }.to_owned();
+        for Connections {
+            event,
+            alive,
+            broken,
+            lost,
+            maglev,
+            tracked,
+            kept,
+        } in connections
+        {
+            table.add_row([
+                format!("{event}: {broken} of {alive} flows broken, {lost} lost with their backend"),
+                alive.to_string(),
+                broken.to_string(),
+                format!("{maglev} by Maglev alone"),
+                if *tracked { "0" } else { "-" }.into(),
+                verdict(*kept),
+            ]);
+        }
         for Served {
             service,
             address,

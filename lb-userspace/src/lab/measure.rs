@@ -41,8 +41,8 @@ pub struct Effect {
     pub migration_s: Option<f64>,
     /// Such slots at the end of the observation.
     pub unstable_left: usize,
-    /// Most entries in the flow table at once. `None`: there is none.
-    pub entries_most: Option<u64>,
+    /// Most entries in the flow table at once.
+    pub entries_most: usize,
 }
 
 /// Looks at the tables many times a second, on a thread of its own.
@@ -55,6 +55,8 @@ pub struct Watch {
 
 /// From one look to the next.
 const LOOK: Duration = Duration::from_millis(50);
+/// The flow table is read every so many looks.
+const LOOKS_A_COUNT: u32 = 20;
 
 /// Where an event begins.
 #[derive(Debug)]
@@ -78,9 +80,17 @@ impl Watch {
         let (until, seen) = (Arc::clone(&stop), Arc::clone(&movement));
         look(&mut observer, &seen, &targets, &live.live(), &ledger)?;
         let thread = thread::Builder::new().name("watch".into()).spawn(move || {
-            while !until.load(Ordering::Relaxed) {
-                // An agent that is starting may hold a map for a moment: the next look will do.
+            for n in 0_u32.. {
+                if until.load(Ordering::Relaxed) {
+                    break;
+                }
+                // What cannot be read while the agent changes it can be the next time.
                 let _ = look(&mut observer, &seen, &targets, &live.live(), &ledger);
+                if n.is_multiple_of(LOOKS_A_COUNT)
+                    && let Ok(entries) = observer.entries()
+                {
+                    lock(&seen).count(&entries);
+                }
                 thread::sleep(LOOK);
             }
         })?;
@@ -134,8 +144,9 @@ impl Watch {
     pub fn effects(&self, stage: &Stage, mark: &Mark) -> anyhow::Result<Vec<Effect>> {
         let flows = stage.flows()?;
         let (ends, opens) = (flows.take_ends(), flows.take_opens());
-        let movement = self.movement();
+        // In the order in which the watch takes them.
         let ledger = stage.ledger();
+        let movement = self.movement();
         let arms = stage.arms().iter().enumerate();
         Ok(arms
             .map(|(arm, name)| {
@@ -191,6 +202,7 @@ impl Effect {
             self.misplaced += moved.misplaced();
             self.unstable_most += moved.unstable_most;
             self.unstable_left += moved.unstable_now;
+            self.entries_most += moved.entries_most;
             let took = moved.unstable.map(|(first, last)| (last - first).as_secs_f64());
             self.migration_s = match (self.migration_s, took) {
                 (Some(a), Some(b)) => Some(f64::max(a, b)),

@@ -100,6 +100,26 @@ impl Observer {
         })
     }
 
+    /// Entries of the flow table, for each target.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub fn entries(&self) -> anyhow::Result<Vec<usize>> {
+        let mut counts = HashMap::<u32, usize>::new();
+        for (key, _) in self.maps.flows.all()? {
+            *counts.entry(key.service).or_default() += 1;
+        }
+        let of = |target: &Target| {
+            let index = self.maps.services.get(&identity::service_key(&target.key));
+            index
+                .ok()
+                .and_then(|index| counts.get(&index))
+                .copied()
+                .unwrap_or(0)
+        };
+        Ok(self.targets.iter().map(of).collect())
+    }
+
     fn table(&mut self, target: usize) -> anyhow::Result<Table> {
         let key = identity::service_key(&self.targets[target].key);
         let Ok(service) = self.maps.services.get(&key) else {
@@ -214,6 +234,10 @@ pub struct Moved {
     pub unstable_most: usize,
     /// Unstable slots when it was looked last.
     pub unstable_now: usize,
+    /// Most entries in the flow table at once.
+    pub entries_most: usize,
+    /// Entries when it was looked last.
+    pub entries_now: usize,
 }
 
 impl Moved {
@@ -262,6 +286,15 @@ impl Movement {
             }
         }
         self.last = Some(tables);
+    }
+
+    /// Notes how many entries the flow table has, for each target.
+    pub fn count(&mut self, entries: &[usize]) {
+        self.services.resize_with(entries.len(), Moved::default);
+        for (moved, entries) in self.services.iter_mut().zip(entries) {
+            moved.entries_now = *entries;
+            moved.entries_most = moved.entries_most.max(*entries);
+        }
     }
 
     /// Forgets what was seen, but for the tables.

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -20,7 +21,6 @@ use super::ledger::{Death, Ledger};
 use super::network::{Host, Lab, LabOptions, VIPS_V4};
 use super::observe::Observer;
 use super::server::Server;
-use super::wait::wait_until;
 use super::wire::Name;
 use crate::model::{Forward, Protocol, ServiceKey};
 
@@ -74,6 +74,9 @@ pub fn has_key(name: &str) -> bool {
 
 /// UDP flows of the stage talk every second at least, and are forgotten after this.
 const UDP_WINDOW: Duration = Duration::from_secs(10);
+
+/// How long clients may take to come; a busy machine is slow to let them in.
+const ARRIVAL: Duration = Duration::from_secs(180);
 
 /// Checks that find out within half a second. Not more often than needed: there are hundreds of backends to check.
 const CHECK: &str = "type = \"tcp\"\ninterval = \"500ms\"\ntimeout = \"300ms\"\nfast_interval = \"50ms\"\n\
@@ -170,7 +173,16 @@ impl Stage {
     /// Where they do not come.
     pub fn wait_full(&self) -> anyhow::Result<()> {
         let flows = self.flows()?;
-        wait_until("the clients to be there", || Ok(flows.full()))
+        let hopeless = Instant::now() + ARRIVAL;
+        while !flows.full() {
+            ensure!(
+                Instant::now() < hopeless,
+                "the clients do not come: {} are there",
+                flows.live().len()
+            );
+            sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -194,7 +206,9 @@ impl Stage {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn shared_ledger(&self) -> Arc<Mutex<Ledger>> {
+    /// The same ledger for another thread.
+    #[must_use]
+    pub fn shared_ledger(&self) -> Arc<Mutex<Ledger>> {
         Arc::clone(&self.ledger)
     }
 
@@ -441,6 +455,24 @@ impl Stage {
     /// Where it does not come up.
     pub fn start_agent(&mut self) -> anyhow::Result<()> {
         self.agent.start()
+    }
+
+    /// Takes everything away, in order; the clients first.
+    ///
+    /// # Errors
+    /// Where the agent does not detach, or leaves pins.
+    pub fn take_down(mut self) -> anyhow::Result<()> {
+        self.flows = None;
+        self.agent.order(&["detach"])?;
+        let status = self.agent.wait_end()?;
+        ensure!(
+            status.success(),
+            "the agent ended with {status}:\n{}",
+            self.agent.log()
+        );
+        let pins = self.agent.pin_dir();
+        ensure!(!pins.exists(), "detach left pins in {}", pins.display());
+        Ok(())
     }
 
     /// Waits until all members that are READY serve.

@@ -163,6 +163,24 @@ impl Viewer {
     pub fn live(&self) -> Vec<(u64, Live)> {
         self.0.live()
     }
+
+    /// As [`Flows::take_ends`].
+    #[must_use]
+    pub fn take_ends(&self) -> Vec<End> {
+        self.0.take_ends()
+    }
+
+    /// As [`Flows::take_opens`].
+    #[must_use]
+    pub fn take_opens(&self) -> Vec<Open> {
+        self.0.take_opens()
+    }
+
+    /// As [`Flows::answers`].
+    #[must_use]
+    pub fn answers(&self) -> u64 {
+        self.0.answers()
+    }
 }
 
 impl Drop for Flows {

@@ -172,7 +172,7 @@ fn table(run: &Run) -> String {
                 effect.lost.to_string(),
                 effect.moved_slots.to_string(),
                 effect.misplaced.to_string(),
-                effect.entries_most.map_or("-".into(), |n| n.to_string()),
+                effect.entries_most.to_string(),
                 effect.old_way_ms.map_or("-".into(), |ms| format!("{ms} ms")),
                 effect.migration_s.map_or("-".into(), |s| format!("{s:.1} s")),
             ]);

@@ -269,3 +269,110 @@ fn a_backend_that_comes_up_takes_its_weight_slowly() -> anyhow::Result<()> {
     assert!((2..=10).contains(&steps), "{steps} tables");
     Ok(())
 }
+
+/// Two services share their backends; a third joins later.
+#[test]
+fn backends_of_a_pool_are_one_in_all_its_services() -> anyhow::Result<()> {
+    privileged!("backends_of_a_pool_are_one_in_all_its_services");
+    let mut world = World::new(2)?;
+    let backends: String = addresses(&world.lab, false)
+        .iter()
+        .map(|address| format!("[[pool.backend]]\naddress = \"{address}\"\nweight = 10\n"))
+        .collect();
+    let pool = format!("[[pool]]\nname = \"front\"\n[pool.check]\n{FAST}\n{backends}");
+    let service = |n: u8| {
+        format!(
+            "[[service]]\nname = \"s{n}\"\naddress = \"192.0.2.{n}0\"\nport = 80\nprotocol = \"tcp\"\n\
+             forward = \"dsr-l2\"\npool = \"front\"\n"
+        )
+    };
+    let two = format!("{pool}{}{}", service(1), service(2));
+    let xlb = Xlb::started(&world.lab, "", &two)?;
+    let b1 = world.lab.backends[0].v4.to_string();
+    let state = |service: &str| -> anyhow::Result<_> {
+        let backend = xlb.backend(service, &b1)?;
+        Ok(["state", "admin", "effective_weight"].map(|key| backend[key].clone()))
+    };
+    let up = [Value::from("UP"), Value::from("READY"), Value::from(10)];
+    assert_eq!((state("s1")?, state("s2")?), (up.clone(), up.clone()));
+    world.kill(0)?;
+    wait_until("DOWN in both", || {
+        Ok(state("s1")?[0] == "DOWN" && state("s2")?[0] == "DOWN")
+    })?;
+    world.revive(0)?;
+    wait_until("UP in both", || Ok(state("s1")? == up && state("s2")? == up))?;
+
+    // By the name of a service, and by that of the pool.
+    let said = xlb.verb(&format!("backend drain s2 {b1}"))?;
+    assert_eq!(said.matches("READY -> DRAIN").count(), 2, "{said}");
+    xlb.verb(&format!("backend set-weight front {b1} 50%"))?;
+    let drained = [Value::from("UP"), Value::from("DRAIN"), Value::from(5)];
+    assert_eq!((state("s1")?, state("s2")?), (drained.clone(), drained.clone()));
+    assert!(xlb.verb("status")?.contains("5 (file 10)"));
+
+    // A service that joins finds them as they are; one that leaves takes nothing along.
+    let before = xlb.backend("s2", &b1)?["changed"].clone();
+    xlb.configure("", &format!("{pool}{}{}", service(2), service(3)))?;
+    xlb.verb("reload")?;
+    assert_eq!((state("s2")?, state("s3")?), (drained.clone(), drained));
+    assert_eq!(xlb.backend("s2", &b1)?["changed"], before);
+    xlb.verb(&format!("backend ready --host {b1}"))?;
+    xlb.verb(&format!("backend set-weight s3 {b1} default"))?;
+    assert_eq!((state("s2")?, state("s3")?), (up.clone(), up.clone()));
+    world.kill(0)?;
+    wait_until("DOWN in both", || {
+        Ok(state("s2")?[0] == "DOWN" && state("s3")?[0] == "DOWN")
+    })
+}
+
+#[test]
+fn a_backend_that_flaps_is_held_down_until_an_operator_says_otherwise() -> anyhow::Result<()> {
+    privileged!("a_backend_that_flaps_is_held_down_until_an_operator_says_otherwise");
+    let mut world = World::new(2)?;
+    let keys = "flap_limit = 1\nflap_window = \"10m\"\nflap_hold = \"10m\"";
+    let xlb = Xlb::started(&world.lab, "", &world.web(keys))?;
+    let state = |expected: &str| {
+        wait_until(expected, || Ok(each(&xlb, "state")?[0] == expected)).with_context(|| xlb.log())
+    };
+    world.kill(0)?;
+    state("DOWN")?;
+    world.revive(0)?;
+    state("UP")?;
+    assert_eq!(each(&xlb, "held_until")?[0], Value::Null);
+    world.kill(0)?;
+    state("DOWN")?;
+    world.revive(0)?;
+    wait_until("checks that pass", || {
+        Ok(each(&xlb, "check")?[0]["code"] == "L4OK")
+    })?;
+    assert_ne!(each(&xlb, "held_until")?[0], Value::Null);
+    assert_eq!(each(&xlb, "state")?[0], "DOWN");
+    assert!(xlb.verb("status")?.contains("HELD DOWN until"));
+    assert_eq!(world.served(20)?, ["b2"]);
+    // READY it is already: said again, it releases.
+    xlb.verb(&format!("backend ready web {}", world.lab.backends[0].v4))?;
+    state("UP")?;
+    assert_eq!(each(&xlb, "held_until")?[0], Value::Null);
+    wait_until("both", || Ok(world.served(40)? == ["b1", "b2"]))
+}
+
+#[test]
+fn faults_of_a_reload_are_a_list_for_programs() -> anyhow::Result<()> {
+    privileged!("faults_of_a_reload_are_a_list_for_programs");
+    let world = World::new(1)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
+    xlb.configure("", &world.web("quorum = 0\nsorrow = 1"))?;
+    let output = xlb.run(&["reload", "-o", "json"])?;
+    assert_eq!(output.status.code(), Some(1));
+    let answer: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(answer["faults"].as_array().map(Vec::len), Some(2), "{answer}");
+    let said = xlb.verb(&format!(
+        "backend set-weight web {} 50%",
+        world.lab.backends[0].v4
+    ))?;
+    assert!(
+        said.contains("nothing to change") || said.contains("weight 1 -> 1"),
+        "{said}"
+    );
+    Ok(())
+}

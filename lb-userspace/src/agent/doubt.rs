@@ -96,13 +96,17 @@ impl Doubts {
         self.isolated
     }
 
-    /// Whether this backend is silent and not believed.
-    pub fn doubts(&self, id: &BackendId) -> bool {
-        self.silent.contains_key(id)
+    fn doubts(&self, probed: &BackendId) -> bool {
+        self.silent.contains_key(probed)
     }
 }
 
 impl Agent {
+    /// Whether a backend is silent and not believed.
+    pub(super) fn doubted(&self, id: &BackendId) -> bool {
+        self.doubts.doubts(&self.sharing.probed(id))
+    }
+
     /// What a report asks for besides the state it says.
     pub(super) fn question(&mut self, report: &Report) {
         let id = report.id;

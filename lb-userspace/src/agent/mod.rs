@@ -20,6 +20,7 @@ mod keep;
 mod measure;
 mod migrate;
 mod orders;
+mod pool;
 mod reconcile;
 mod reload;
 mod report;
@@ -45,6 +46,7 @@ use tokio::sync::{mpsc, watch};
 use crate::api::command::Reply;
 use crate::api::types::{CheckStatus, Done};
 use crate::config::{Config, OnStop};
+use crate::control::flap::Flaps;
 use crate::control::{BackendStatus, HopView};
 use crate::datapath::apply::Dataplane;
 use crate::datapath::attach::Attachment;
@@ -154,6 +156,10 @@ struct Agent {
     follower: Follower,
     /// Writes down what must outlive a reboot.
     keeper: Keeper,
+    /// Which backends of different services are one.
+    sharing: pool::Sharing,
+    /// Backends that went DOWN lately.
+    flaps: BTreeMap<BackendId, Flaps>,
     /// What is silent and not believed.
     doubts: doubt::Doubts,
     /// How the backends of each service were chosen last.

@@ -102,6 +102,7 @@ impl Agent {
             ));
         }
         let ids = self.find(order)?;
+        let mut warnings = Vec::new();
         let mut statuses = self.statuses.clone();
         let mut lines = Vec::new();
         for (id, weight) in ids.iter().copied() {
@@ -128,6 +129,7 @@ impl Agent {
                         before.runtime_weight.unwrap_or(weight),
                         status.runtime_weight.unwrap_or(weight),
                     );
+                    warnings.extend(rounded(weight_order, weight, &self.describe(&id)));
                     format!("weight {old} -> {new} (file {weight})")
                 }
             };
@@ -135,8 +137,20 @@ impl Agent {
                 lines.push(format!("backend {}: {line}", self.describe(&id)));
             }
         }
+        let mut released = Vec::new();
+        if order.order == Order::Ready {
+            released.extend(ids.iter().map(|(id, _)| *id).filter(|id| self.release(id)));
+            lines.extend(
+                released
+                    .iter()
+                    .map(|id| format!("backend {}: no longer held DOWN", self.describe(id))),
+            );
+        }
         if lines.is_empty() {
-            return Ok(Done::default());
+            return Ok(Done {
+                warnings,
+                ..Done::default()
+            });
         }
         if !order.force {
             self.refuse_to_empty(&statuses)?;
@@ -176,8 +190,12 @@ impl Agent {
             self.observed.insert(id, unchecked);
         }
         self.set_targets();
+        for id in released {
+            self.prober.probe_now(&self.sharing.probed(&id));
+        }
         let mut done = done(&changes);
         done.changed = true;
+        done.warnings = warnings;
         lines.append(&mut done.changes);
         done.changes = lines;
         Ok(done)
@@ -188,7 +206,11 @@ impl Agent {
         let services: Vec<_> = match &order.service {
             None => self.config.services.iter().collect(),
             Some(name) => {
-                let found = self.config.services.iter().find(|s| s.name == *name);
+                let services = self.config.services.iter();
+                let found = services
+                    .clone()
+                    .find(|s| s.name == *name)
+                    .or_else(|| services.clone().find(|s| s.pool.as_ref() == Some(name)));
                 let known = || {
                     self.config
                         .services
@@ -229,7 +251,19 @@ impl Agent {
                 order.address
             )));
         }
-        Ok(found)
+        // What is ordered for a backend of a pool holds in all its services.
+        let mut ids: BTreeMap<BackendId, u16> = BTreeMap::new();
+        for (id, weight) in found {
+            let shared = self.sharing.with(&id).into_iter();
+            ids.extend(shared.filter(|id| self.configured(id)).map(|id| (id, weight)));
+        }
+        Ok(ids.into_iter().collect())
+    }
+
+    /// Whether the configuration in force has it.
+    fn configured(&self, id: &BackendId) -> bool {
+        let mut services = self.config.services.iter();
+        services.any(|s| s.key == id.service && s.backends.iter().any(|b| b.id(s.key) == *id))
     }
 
     /// Refuses what would leave a service that serves without a serving backend.
@@ -247,6 +281,23 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+/// What to say where a percentage does not come out as asked: weights are whole numbers.
+fn rounded(order: WeightOrder, file: u16, backend: &str) -> Option<String> {
+    let WeightOrder::Percent(percent) = order else {
+        return None;
+    };
+    let weight = u32::from(runtime_weight(order, file)?);
+    let exact = u32::from(file) * u32::from(percent);
+    // Off by more than a tenth.
+    (exact.abs_diff(weight * 100) * 10 > exact).then(|| {
+        format!(
+            "backend {backend}: {percent}% of {file} is {}, which is no weight: it is {weight}; greater weights in the \
+             file give finer steps",
+            f64::from(exact) / 100.0
+        )
+    })
 }
 
 /// The weight an order sets. A percentage of a weight that is not 0 stays at least 1, unless it is 0 %.
@@ -274,5 +325,14 @@ mod tests {
         assert_eq!(runtime_weight(WeightOrder::Percent(200), 60000), Some(u16::MAX));
         assert_eq!(runtime_weight(WeightOrder::Absolute(7), 10), Some(7));
         assert_eq!(runtime_weight(WeightOrder::Default, 10), None);
+        assert!(
+            rounded(WeightOrder::Percent(50), 1, "b")
+                .unwrap()
+                .contains("50% of 1 is 0.5")
+        );
+        assert_eq!(rounded(WeightOrder::Percent(50), 10, "b"), None);
+        assert_eq!(rounded(WeightOrder::Percent(33), 100, "b"), None);
+        assert_eq!(rounded(WeightOrder::Percent(0), 1, "b"), None);
+        assert_eq!(rounded(WeightOrder::Absolute(5), 1, "b"), None);
     }
 }

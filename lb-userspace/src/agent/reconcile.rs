@@ -21,16 +21,30 @@ impl Agent {
             // Sent before its checks were stopped.
             return;
         }
-        let probe = incident::probe(&report);
         self.question(&report);
+        for id in self.sharing.with(&report.id) {
+            self.take_result(Report { id, ..report.clone() });
+        }
+    }
+
+    /// Takes in what a probe said of a backend.
+    fn take_result(&mut self, report: Report) {
+        if !self.checks(&report.id) {
+            // The configuration that shares it is not in force, or it is in maintenance.
+            return;
+        }
+        self.inherit(&report.id);
+        let probe = incident::probe(&report);
         let Report {
             id,
             result,
             ended,
-            state,
+            state: said,
+            changed,
             sign,
             ..
         } = report;
+        let state = self.damped(&id, said, changed, ended);
         let starting = self.starting();
         let latency_us = u32::try_from(result.latency.as_micros()).unwrap_or(u32::MAX);
         let observed = self.observed.entry(id).or_default();
@@ -60,7 +74,7 @@ impl Agent {
             _ => {}
         }
         // An answer says so at once; silence is looked into.
-        if status.state != OperState::Down || matches!(sign, Sign::Passed | Sign::Refused) {
+        if matches!(sign, Sign::Passed | Sign::Refused) {
             status.host_silent = false;
         }
         let after = *status;

@@ -196,8 +196,9 @@ impl Agent {
         self.statuses.retain(|id, _| ids.contains(id));
         self.observed.retain(|id, _| ids.contains(id));
         self.meter.keep_only(&ids);
+        self.flaps.retain(|id, _| ids.contains(id));
         for id in ids {
-            self.statuses.entry(id).or_default();
+            self.inherit(&id);
         }
         if old.agent.witness != self.config.agent.witness {
             self.change_witness(self.config.agent.witness);

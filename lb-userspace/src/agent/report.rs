@@ -112,15 +112,16 @@ impl Agent {
                 effective_weight: want.effective_weight(),
                 role: want.role,
                 slow_start_percent: (want.steps < STEPS).then_some(want.steps * 100 / STEPS),
+                held_until: self.held_until(&id).map(rfc3339),
                 old_flows: Some(want.old_flows),
                 host_answers: (want.status.state == OperState::Down).then_some(!want.status.host_silent),
                 state: want.status.state_in_force(),
                 admin: want.status.admin,
                 serving: want.eligible() && taking.contains(&(id.address, id.port)),
-                doubted: want.doubted || self.doubts.doubts(&id),
+                doubted: want.doubted || self.doubted(&id),
                 unresolved: want.unresolved.clone(),
                 check: observed.check,
-                agent_check: self.agents.status(&id),
+                agent_check: self.agents.status(&self.sharing.probed(&id)),
                 share_percent: if slots == 0 {
                     0.0
                 } else {
@@ -146,6 +147,7 @@ impl Agent {
             table_size: slots as u32,
             generation,
             all_down: wanted.all_down,
+            pool: service.pool.clone(),
             selection: Some(wanted.why),
             backups_in_use: wanted.backups,
             packets: total.packets,

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::doubt::{Doubts, HeardReceiver};
 use super::keep::{self, Restored};
 use super::measure::Scrape;
+use super::pool::Sharing;
 use super::steering::Agents;
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
 use crate::api::command::Command;
@@ -148,6 +149,8 @@ impl Agent {
             groups: BTreeSet::new(),
             behind: true,
             started: SystemTime::now(),
+            sharing: Sharing::default(),
+            flaps: BTreeMap::new(),
             doubts,
             chosen: BTreeMap::new(),
             ramping: false,
@@ -219,6 +222,7 @@ impl Agent {
             .collect();
         let addresses = configs.iter().flat_map(|config| Self::backend_addresses(config));
         self.resolver.set_targets(addresses.collect());
+        self.sharing = Sharing::of(&configs, &self.sharing);
         let targets = self.targets(&configs);
         let agents = self.agent_targets(&configs);
         self.prober.set_targets(targets.clone());
@@ -234,7 +238,7 @@ impl Agent {
                 for backend in &service.backends {
                     let id = backend.id(service.key);
                     let status = self.statuses.get(&id).copied().unwrap_or_default();
-                    if status.admin_in_force() == AdminState::Maint {
+                    if status.admin_in_force() == AdminState::Maint || self.sharing.probed(&id) != id {
                         continue;
                     }
                     targets.entry(id).or_insert_with(|| Target {

@@ -85,7 +85,8 @@ impl Agent {
                     .statuses
                     .get(&id)
                     .map_or(AdminState::Ready, |status| status.admin);
-                if admin == AdminState::Maint || targets.contains_key(&id) {
+                let another = self.sharing.probed(&id) != id;
+                if admin == AdminState::Maint || another || targets.contains_key(&id) {
                     continue;
                 }
                 targets.insert(
@@ -114,7 +115,7 @@ impl Agent {
             .copied()
             .collect();
         for (id, status) in &mut self.statuses {
-            if status.steer != Steer::NONE && !targets.contains_key(id) {
+            if status.steer != Steer::NONE && !targets.contains_key(&self.sharing.probed(id)) {
                 status.steer = Steer::NONE;
                 self.behind = true;
             }
@@ -133,9 +134,23 @@ impl Agent {
         if let Some(problem) = &report.problem {
             log::warn!("agent of {}: {problem}", self.describe(&id));
         }
-        let steer = steer(&report.steering);
-        let cause = describe(&report.steering);
+        let steering = report.steering.clone();
         self.agents.said.insert(id, report);
+        // What the agent of a backend of a pool says holds in all its services.
+        let mut stopped = false;
+        for id in self.sharing.with(&id) {
+            self.inherit(&id);
+            stopped |= self.steer_by(id, &steering);
+        }
+        if stopped {
+            self.set_targets();
+        }
+    }
+
+    /// What an agent said takes effect on a backend. Says whether its checks begin or stop.
+    fn steer_by(&mut self, id: BackendId, steering: &Steering) -> bool {
+        let steer = steer(steering);
+        let cause = describe(steering);
         let status = self.statuses.entry(id).or_default();
         let was = *status;
         status.steer = steer;
@@ -145,7 +160,7 @@ impl Agent {
         }
         let is = *status;
         if is == was {
-            return;
+            return false;
         }
         self.behind = true;
         log::info!("agent of {}: {cause}", self.describe(&id));
@@ -171,9 +186,7 @@ impl Agent {
             self.observed.entry(id).or_default().changed = Some(SystemTime::now());
             self.emit(self.about(&id, kind).because(format!("its agent says: {cause}")));
         }
-        if was.admin_in_force() != is.admin_in_force() {
-            self.set_targets();
-        }
+        was.admin_in_force() != is.admin_in_force()
     }
 }
 

@@ -18,8 +18,10 @@ use crate::observe::history::{Answer, Selection};
 
 /// How long the agent may take to say what it knows.
 const READ_LIMIT: Duration = Duration::from_secs(10);
-/// How long it may take to change something: a reload waits for the checks of new backends.
-const CHANGE_LIMIT: Duration = Duration::from_secs(300);
+/// How long it may take to change something.
+const CHANGE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a reload may take: it waits for the checks of new backends.
+const RELOAD_LIMIT: Duration = Duration::from_secs(300);
 
 /// Why there is no answer, or not the one that was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +105,8 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub async fn reload(&self) -> Result<Done, Error> {
-        self.post("/v1/reload", Bytes::new()).await
+        self.ask(Method::POST, "/v1/reload", Bytes::new(), RELOAD_LIMIT)
+            .await
     }
 
     /// # Errors

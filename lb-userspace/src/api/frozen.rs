@@ -305,6 +305,7 @@ fn service_status(service: &Service) -> ServiceStatus {
         table_size: service.table_size,
         generation: service.meta.generation,
         all_down: !backends.iter().any(|backend| backend.serving),
+        pool: None,
         selection: None,
         backups_in_use: false,
         packets,
@@ -338,6 +339,7 @@ fn backend_status(backend: &Member, table_size: u32) -> BackendStatus {
         // The maps do not say these.
         role: Role::Primary,
         slow_start_percent: None,
+        held_until: None,
         old_flows: None,
         host_answers: None,
         state,

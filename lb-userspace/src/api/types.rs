@@ -129,6 +129,8 @@ pub struct ServiceStatus {
     pub generation: u64,
     /// All backends are DOWN; the table is the one of before.
     pub all_down: bool,
+    /// The pool that its backends are from, where services share it.
+    pub pool: Option<String>,
     /// Why just those take new flows that do: `serving` (by verdict), `panic`, `last`, `sorry`, `nobody`; `null`
     /// where no agent runs.
     pub selection: Option<Why>,
@@ -153,6 +155,8 @@ pub struct BackendStatus {
     pub role: Role,
     /// How much of its weight it has while it starts slowly, in per cent; `null`: all of it.
     pub slow_start_percent: Option<u32>,
+    /// It flapped and is held DOWN until this time, whatever its checks say; RFC 3339, UTC.
+    pub held_until: Option<String>,
     /// What becomes of the flows it has: `keep`, `move` or `reset`; `null` where no agent runs.
     pub old_flows: Option<OldFlows>,
     /// While DOWN: whether its host answers at all.

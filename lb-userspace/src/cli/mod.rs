@@ -145,6 +145,7 @@ pub fn main() -> ExitCode {
         format: cli.global.output,
         screen: Screen::of_stdout(),
     };
+    let json = context.format == Format::Json;
     let result = run(cli.verb, &context).and_then(|outcome| {
         print(&outcome.text)?;
         Ok(outcome.code)
@@ -152,6 +153,10 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
+            if json && let Some(client::Error::Refused { failure, .. }) = error.downcast_ref() {
+                // Whoever reads JSON wants the faults of a configuration as a list.
+                let _ = print(&(serde_json::to_string_pretty(failure).unwrap_or_default() + "\n"));
+            }
             let _ = writeln!(io::stderr(), "{}", complaint(&error));
             exit_code(status_of(&error))
         }

@@ -85,6 +85,7 @@ impl From<ServiceStatus> for Summary {
             table_size,
             generation,
             all_down,
+            pool: _,
             selection: _,
             backups_in_use: _,
             packets,

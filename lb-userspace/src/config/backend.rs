@@ -28,6 +28,8 @@ pub(super) struct Context<'c> {
     pub check_type: Result<Option<CheckType>, Reported>,
     /// `[service.agent_check]`.
     pub agent: Result<Option<&'c AgentLayer>, Reported>,
+    /// The backends are from a pool whose services have different ports.
+    pub ports_differ: bool,
 }
 
 impl Context<'_> {
@@ -69,6 +71,14 @@ impl Context<'_> {
                 kind.map_or(port.offset, |kind| kind.offset),
                 "the check needs a port, and the service has none (its port is 0, every port)",
                 "`port` in the check, or `type = \"none\"`",
+            );
+        }
+        if self.ports_differ && lacks_port {
+            let kind = layer.kind.or(self.layer?.kind);
+            report.fault_with_rest(
+                kind.map_or(port.offset, |kind| kind.offset),
+                "the check needs a port: the services of the pool have different ones",
+                "`port` in the check of the pool",
             );
         }
         Ok(check)

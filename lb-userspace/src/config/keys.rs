@@ -73,10 +73,11 @@ pub struct Table {
 }
 
 /// Every kind of table, the whole file first.
-pub static TABLES: [&Table; 8] = [
+pub static TABLES: [&Table; 9] = [
     &ROOT,
     &AGENT,
     &DEFAULTS,
+    &POOL,
     &SERVICE,
     &BACKEND,
     &CHECK,
@@ -87,8 +88,8 @@ pub static TABLES: [&Table; 8] = [
 pub static ROOT: Table = Table {
     id: "root",
     header: "the file",
-    keys: &[&SCHEMA, &AGENT_TABLE, &DEFAULTS_TABLE, &SERVICES],
-    planned: &["pool", "acl"],
+    keys: &[&SCHEMA, &AGENT_TABLE, &DEFAULTS_TABLE, &POOLS, &SERVICES],
+    planned: &["acl"],
 };
 pub static SCHEMA: Key = Key::required(
     "schema",
@@ -100,6 +101,11 @@ pub static DEFAULTS_TABLE: Key = Key::optional(
     "defaults",
     Shape::Table(&DEFAULTS),
     "What services and backends do not say themselves.",
+);
+pub static POOLS: Key = Key::optional(
+    "pool",
+    Shape::Tables(&POOL),
+    "Backends that several services share: probed once, drained once.",
 );
 pub static SERVICES: Key = Key::optional("service", Shape::Tables(&SERVICE), "A service.");
 
@@ -281,10 +287,23 @@ pub static DEFAULTS: Table = Table {
         &PANIC_THRESHOLD,
         &MAX_EJECTION_PERCENT,
         &SLOW_START,
+        &FLAP_LIMIT,
+        &FLAP_WINDOW,
+        &FLAP_HOLD,
         &CHECK_TABLE,
     ],
     planned: &SERVICE_PLANNED,
 };
+
+pub static POOL: Table = Table {
+    id: "pool",
+    header: "[[pool]]",
+    keys: &[&POOL_NAME, &CHECK_TABLE, &AGENT_CHECK_TABLE, &POOL_BACKENDS],
+    planned: &[],
+};
+pub static POOL_NAME: Key = Key::required("name", Shape::Name, "The name of the pool.");
+pub static POOL_BACKENDS: Key =
+    Key::required("backend", Shape::Tables(&BACKEND), "The backends of the pool.");
 
 pub static SERVICE: Table = Table {
     id: "service",
@@ -296,6 +315,7 @@ pub static SERVICE: Table = Table {
         &PROTOCOL,
         &FORWARD,
         &SCHEDULER,
+        &SERVICE_POOL,
         &TABLE_SIZE,
         &TRACKING,
         &TCP_IDLE_TIMEOUT,
@@ -309,13 +329,16 @@ pub static SERVICE: Table = Table {
         &PANIC_THRESHOLD,
         &MAX_EJECTION_PERCENT,
         &SLOW_START,
+        &FLAP_LIMIT,
+        &FLAP_WINDOW,
+        &FLAP_HOLD,
         &CHECK_TABLE,
         &AGENT_CHECK_TABLE,
         &BACKENDS,
     ],
     planned: &SERVICE_PLANNED,
 };
-static SERVICE_PLANNED: [&str; 2] = ["pool", "persistence"];
+static SERVICE_PLANNED: [&str; 1] = ["persistence"];
 pub static NAME: Key = Key::required("name", Shape::Name, "The name of the service.");
 pub static SERVICE_ADDRESS: Key =
     Key::required("address", Shape::Address, "The address that clients connect to.");
@@ -445,12 +468,40 @@ pub static SLOW_START: Key = Key::optional(
     Shape::Duration,
     "A backend that comes UP takes its weight over this time, in ten steps; at once when absent.",
 );
+pub static FLAP_LIMIT: Key = Key::with_default(
+    "flap_limit",
+    Shape::Integer { min: 0, max: 1000 },
+    "0",
+    "A backend that goes DOWN more often than this within flap_window is held DOWN; 0: never.",
+);
+pub static FLAP_WINDOW: Key = Key::with_default(
+    "flap_window",
+    Shape::Duration,
+    "\"1m\"",
+    "The time within which changes to DOWN are counted.",
+);
+pub static FLAP_HOLD: Key = Key::with_default(
+    "flap_hold",
+    Shape::Duration,
+    "\"10s\"",
+    "For how long a backend that flaps is held DOWN the first time; twice as long each further time, 15 minutes at \
+     most.",
+);
 pub static CHECK_TABLE: Key = Key::optional(
     "check",
     Shape::Table(&CHECK),
     "How backends are checked; what is absent comes from the table above: backend, service, defaults.",
 );
-pub static BACKENDS: Key = Key::required("backend", Shape::Tables(&BACKEND), "The backends of the service.");
+pub static SERVICE_POOL: Key = Key::optional(
+    "pool",
+    Shape::Name,
+    "The [[pool]] whose backends and checks the service has, in place of backends and a check of its own.",
+);
+pub static BACKENDS: Key = Key::optional(
+    "backend",
+    Shape::Tables(&BACKEND),
+    "The backends of the service; required where it names no pool.",
+);
 
 pub static BACKEND: Table = Table {
     id: "backend",

@@ -20,6 +20,7 @@ mod machine;
 mod nearest;
 mod parse;
 mod pool;
+mod pools;
 mod schema;
 mod service;
 mod shape;

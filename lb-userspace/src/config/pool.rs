@@ -8,6 +8,7 @@ use super::keys;
 use super::types::{BackupMode, OnAllDown, OnDown, PoolRules};
 use super::value;
 use super::walk::Walk;
+use crate::control::flap::FlapRules;
 use crate::model::Tracking;
 
 /// What one table says.
@@ -24,6 +25,9 @@ pub(super) struct RulesLayer {
     panic_threshold_percent: Option<At<u8>>,
     max_ejection_percent: Option<At<u8>>,
     slow_start: Option<At<Duration>>,
+    flap_limit: Option<At<u32>>,
+    flap_window: Option<At<Duration>>,
+    flap_hold: Option<At<Duration>>,
 }
 
 impl RulesLayer {
@@ -39,6 +43,9 @@ impl RulesLayer {
         let panic_threshold_percent = walk.maybe(&keys::PANIC_THRESHOLD, value::integer);
         let max_ejection_percent = walk.maybe(&keys::MAX_EJECTION_PERCENT, value::integer);
         let slow_start = walk.maybe(&keys::SLOW_START, value::duration);
+        let flap_limit = walk.maybe(&keys::FLAP_LIMIT, value::integer);
+        let flap_window = walk.maybe(&keys::FLAP_WINDOW, value::duration);
+        let flap_hold = walk.maybe(&keys::FLAP_HOLD, value::duration);
         Ok(Self {
             tracking: tracking?,
             tcp_idle_timeout: tcp_idle_timeout?,
@@ -51,6 +58,9 @@ impl RulesLayer {
             panic_threshold_percent: panic_threshold_percent?,
             max_ejection_percent: max_ejection_percent?,
             slow_start: slow_start?,
+            flap_limit: flap_limit?,
+            flap_window: flap_window?,
+            flap_hold: flap_hold?,
         })
     }
 
@@ -71,6 +81,9 @@ impl RulesLayer {
             panic_threshold_percent,
             max_ejection_percent,
             slow_start,
+            flap_limit,
+            flap_window,
+            flap_hold,
         } = *self;
         PoolRules {
             tracking: or(tracking, base.tracking),
@@ -84,6 +97,11 @@ impl RulesLayer {
             panic_threshold_percent: or(panic_threshold_percent, base.panic_threshold_percent),
             max_ejection_percent: or(max_ejection_percent, base.max_ejection_percent),
             slow_start: slow_start.map(|at| at.value).or(base.slow_start),
+            flaps: FlapRules {
+                limit: or(flap_limit, base.flaps.limit),
+                window: or(flap_window, base.flaps.window),
+                hold: or(flap_hold, base.flaps.hold),
+            },
         }
     }
 }

@@ -12,6 +12,7 @@ use super::fault::{At, Report, Reported};
 use super::keys::{self, Key};
 use super::machine::Machine;
 use super::pool::RulesLayer;
+use super::pools::{Pool, Pools};
 use super::types::{Backend, Check, OnAllDown, PoolRules, Role, Service};
 use super::value;
 use super::walk::Walk;
@@ -45,10 +46,14 @@ impl<'r> Services<'r> {
     pub fn read(&mut self, root: &Walk<'_, '_>) -> Result<Vec<Service>, Reported> {
         let defaults = Defaults::read(root, self.report);
         let walks = root.tables(&keys::SERVICES)?;
+        let pools = Pools::read(root, &walks, self.report)?;
         let services: Vec<_> = walks
             .into_iter()
-            .map(|walk| self.service(&walk?, &defaults))
+            .map(|walk| self.service(&walk?, &defaults, &pools))
             .collect();
+        for (pool, reported) in pools.unused(self.report) {
+            self.judge_unused(pool, &defaults, reported);
+        }
         defaults.check.layer?;
         defaults.rules?;
         services.into_iter().collect()
@@ -74,7 +79,12 @@ impl<'r> Services<'r> {
         }
     }
 
-    fn service(&mut self, walk: &Walk<'_, '_>, defaults: &Defaults) -> Result<Service, Reported> {
+    fn service(
+        &mut self,
+        walk: &Walk<'_, '_>,
+        defaults: &Defaults,
+        pools: &Pools<'_, '_>,
+    ) -> Result<Service, Reported> {
         self.service_offsets.push(walk.offset);
         let name = walk.need(&keys::NAME, value::name);
         let address = walk.need(&keys::SERVICE_ADDRESS, value::routable_address);
@@ -85,10 +95,38 @@ impl<'r> Services<'r> {
         let table_size = walk.maybe(&keys::TABLE_SIZE, value::integer);
         let sorry = walk.maybe(&keys::SORRY, value::routable_address);
         let rules = self.rules(walk, defaults, &sorry);
-        let LayerRead { check_type, layer } =
-            LayerRead::of(walk, base_type(defaults.check.check_type, &protocol), self.report);
+        let pool_name = walk.maybe(&keys::SERVICE_POOL, value::name);
+        let pool = match &pool_name {
+            Ok(Some(name)) => pools.find(name, self.report).map(Some),
+            Ok(None) => Ok(None),
+            Err(reported) => Err(*reported),
+        };
+        if matches!(pool_name, Ok(Some(_))) {
+            self.refuse_own_beside_pool(walk);
+        }
+        // What backends and checks are read from.
+        let source = pool.map(|pool| pool.map_or(walk, |pool| &pool.walk));
+        let shared = pool.ok().flatten();
+        let checked: Result<Protocol, Reported> = match (&protocol, shared) {
+            (
+                Ok(_),
+                Some(Pool {
+                    protocol: Some(shared),
+                    ..
+                }),
+            ) => Ok(*shared),
+            (Ok(protocol), _) => Ok(protocol.value),
+            (Err(reported), _) => Err(*reported),
+        };
+        let LayerRead { check_type, layer } = match source {
+            Ok(source) => LayerRead::of(source, base_type(defaults.check.check_type, checked), self.report),
+            Err(reported) => LayerRead {
+                check_type: Err(reported),
+                layer: Err(reported),
+            },
+        };
 
-        let agent = AgentLayer::of(walk);
+        let agent = source.and_then(AgentLayer::of);
 
         if let Ok(name) = &name {
             self.refuse_second_name(name);
@@ -105,14 +143,15 @@ impl<'r> Services<'r> {
         let context = Context {
             address: address.map(|at| at.value),
             port,
-            protocol: protocol.map(|at| at.value),
+            protocol: checked,
             forward: forward.map(|at| at.value),
+            ports_differ: shared.is_some_and(|pool| pool.ports_differ),
             defaults: defaults.check.layer.as_ref().map_err(|&reported| reported),
             layer: layer.as_ref().map_err(|&reported| reported),
             check_type,
             agent: agent.as_ref().map(Option::as_ref).map_err(|&reported| reported),
         };
-        let backends = self.backends(walk, &context, sorry);
+        let backends = source.and_then(|source| self.backends(source, &context, sorry));
 
         layer?;
         Ok(Service {
@@ -126,8 +165,47 @@ impl<'r> Services<'r> {
             scheduler: scheduler?,
             table_size: table_size?.map(|at| at.value),
             rules: rules?,
+            pool: pool_name?.map(|name| name.value),
             backends: backends?,
         })
+    }
+
+    /// What a pool has a service cannot have besides.
+    fn refuse_own_beside_pool(&self, walk: &Walk<'_, '_>) {
+        for (key, expected) in [
+            (&keys::BACKENDS, "backends in the [[pool]] alone, or no `pool`"),
+            (
+                &keys::CHECK_TABLE,
+                "the check in the [[pool]], which is probed once for all its services",
+            ),
+            (
+                &keys::AGENT_CHECK_TABLE,
+                "the agent check in the [[pool]], whose agents are asked once for all its services",
+            ),
+        ] {
+            if let Some(offset) = walk.place(key) {
+                let message = format!("the service names a pool and has a `{}` too", key.name);
+                self.report.fault_with_rest(offset, message, expected);
+            }
+        }
+    }
+
+    /// Reports what is wrong in a pool that no service uses.
+    fn judge_unused(&mut self, pool: &Pool<'_, '_>, defaults: &Defaults, unused: Reported) {
+        let LayerRead { check_type, layer } =
+            LayerRead::of(&pool.walk, defaults.check.check_type, self.report);
+        let context = Context {
+            address: Err(unused),
+            port: Err(unused),
+            protocol: Err(unused),
+            forward: Err(unused),
+            defaults: defaults.check.layer.as_ref().map_err(|&reported| reported),
+            layer: layer.as_ref().map_err(|&reported| reported),
+            check_type,
+            agent: Ok(None),
+            ports_differ: false,
+        };
+        drop(self.backends(&pool.walk, &context, Ok(None)));
     }
 
     fn refuse_second_name(&mut self, name: &At<String>) {
@@ -283,11 +361,10 @@ impl Defaults {
 /// The type of the checks of a service that says nothing about it.
 fn base_type(
     defaults: Result<Option<CheckType>, Reported>,
-    protocol: &Result<At<Protocol>, Reported>,
+    protocol: Result<Protocol, Reported>,
 ) -> Result<Option<CheckType>, Reported> {
     if let Some(check_type) = defaults? {
         return Ok(Some(check_type));
     }
-    let protocol = protocol.as_ref().map_err(|&reported| reported)?;
-    Ok(Some(CheckType::of(&Check::built_in(protocol.value).kind)))
+    Ok(Some(CheckType::of(&Check::built_in(protocol?).kind)))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::control::flap::FlapRules;
 use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey, Tracking};
 
 pub use check::{
@@ -129,6 +130,8 @@ pub struct Service {
     /// One of [`SIZES`](crate::maglev::SIZES); `None`: chosen when the service is first seen.
     pub table_size: Option<u32>,
     pub rules: PoolRules,
+    /// The name of the pool that its backends are from, where services share it.
+    pub pool: Option<String>,
     /// At least one that is no sorry backend, none twice, in the order of the file.
     pub backends: Vec<Backend>,
 }
@@ -156,6 +159,8 @@ pub struct PoolRules {
     pub max_ejection_percent: u8,
     /// Over this time a backend that comes UP takes its weight.
     pub slow_start: Option<Duration>,
+    /// When a backend that goes DOWN again and again is held there.
+    pub flaps: FlapRules,
 }
 
 impl PoolRules {
@@ -183,6 +188,7 @@ impl Default for PoolRules {
             panic_threshold_percent: 0,
             max_ejection_percent: 100,
             slow_start: None,
+            flaps: FlapRules::default(),
         }
     }
 }
@@ -257,6 +263,12 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// Whether it is one of the pool, where the service has one: a sorry backend is the service's own.
+    #[must_use]
+    pub fn in_pool(&self) -> bool {
+        self.role != Role::Sorry
+    }
+
     /// What identifies this backend of `service`.
     #[must_use]
     pub fn id(&self, service: ServiceKey) -> BackendId {

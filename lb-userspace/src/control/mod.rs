@@ -3,6 +3,7 @@
 
 mod desired;
 pub mod eligible;
+pub mod flap;
 mod old_flows;
 pub mod room;
 pub mod slow_start;

@@ -141,6 +141,7 @@ fn service_lines(service: &ServiceStatus) -> String {
         table_size,
         generation,
         all_down: _,
+        pool,
         selection,
         backups_in_use,
         packets,
@@ -152,7 +153,10 @@ fn service_lines(service: &ServiceStatus) -> String {
     let place = human::service_place(*address, *port, *protocol);
     let _ = writeln!(
         text,
-        "{name}  {place}  {forward} {scheduler}  {}",
+        "{name}  {place}  {forward} {scheduler}{}  {}",
+        pool.as_ref()
+            .map(|pool| format!("  pool {pool}"))
+            .unwrap_or_default(),
         serving(service)
     );
     text += match (selection, table_size) {
@@ -218,6 +222,7 @@ pub(in crate::cli) fn backend_row(
         effective_weight,
         role,
         slow_start_percent,
+        held_until,
         old_flows,
         host_answers,
         state,
@@ -273,6 +278,9 @@ pub(in crate::cli) fn backend_row(
     }
     if let Some(percent) = slow_start_percent {
         notes.push(format!("SLOW START: at {percent}% of its weight"));
+    }
+    if let Some(until) = held_until {
+        notes.push(format!("HELD DOWN until {until}: it flapped"));
     }
     if let (Some(answers), Some(old_flows)) = (host_answers, old_flows) {
         let host = if *answers { "answers" } else { "is silent" };

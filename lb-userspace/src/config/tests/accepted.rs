@@ -4,9 +4,9 @@ use std::time::Duration;
 use crate::model::{Forward, Protocol, Scheduler};
 
 use super::super::{
-    AgentCheck, Announce, Check, CheckKind, Config, HashKey, Header, HttpCheck, HttpMethod, Machine,
-    OnAllDown, OnDown, OnStop, PoolRules, Probe, QueryType, Require, Role, StatusRange, StatusSet, XdpMode,
-    example,
+    AgentCheck, Announce, Backend, Check, CheckKind, Config, HashKey, Header, HttpCheck, HttpMethod, Machine,
+    OnAllDown, OnDown, OnStop, PoolRules, Probe, QueryType, Require, Role, Service, StatusRange, StatusSet,
+    XdpMode, example,
 };
 use super::{BACKEND, HEAD, WEB, parsed};
 
@@ -51,8 +51,8 @@ fn the_least_service_has_the_defaults() {
 #[test]
 fn the_example_says_what_it_seems_to_say() {
     let config = parsed(&example());
-    let [web, dns, api] = config.services.as_slice() else {
-        panic!("three services: {config:?}");
+    let [web, dns, api, shop, shop_tls] = config.services.as_slice() else {
+        panic!("five services: {config:?}");
     };
     let http = HttpCheck {
         headers: vec![Header {
@@ -103,6 +103,9 @@ fn the_example_says_what_it_seems_to_say() {
     assert_eq!(tls.sni.as_deref(), Some("api.example.com"));
     assert_eq!((grpc.service.as_str(), grpc.over_tls), ("example.v1.Api", false));
     assert_eq!(exec.command.len(), 2);
+    assert_eq!(shop.pool.as_deref(), Some("front"));
+    assert_eq!((shop.backends[0].port, shop_tls.backends[0].port), (80, 443));
+    assert_eq!(shop.backends[0].check, shop_tls.backends[0].check);
     assert_eq!(config.warnings(), Vec::<String>::new());
 }
 
@@ -336,4 +339,37 @@ fn the_agent_check_of_a_backend_overrides_the_services() {
     assert_eq!(second.agent_check.as_ref(), Some(&expected));
     let config = parsed(&format!("{HEAD}{WEB}{BACKEND}"));
     assert_eq!(config.services[0].backends[0].agent_check, None);
+}
+
+#[test]
+fn a_pool_gives_its_services_the_same_backends_and_checks() {
+    let pool = "[[pool]]\nname = \"front\"\n[pool.check]\nport = 8080\nrise = 7\n\
+                [[pool.backend]]\naddress = \"10.0.1.11\"\nweight = 3\n[[pool.backend]]\naddress = \"10.0.1.12\"\n";
+    let second = WEB
+        .replace("web", "tls")
+        .replace("= 80", "= 443")
+        .replace("tcp", "udp");
+    let named = "pool = \"front\"\n";
+    let config = parsed(&format!("{HEAD}{pool}{WEB}{named}{second}{named}"));
+    let [web, tls] = config.services.as_slice() else {
+        panic!("two services: {config:?}");
+    };
+    assert_eq!(web.pool.as_deref(), Some("front"));
+    let without_port = |service: &Service| -> Vec<_> {
+        let backends = service.backends.iter();
+        backends
+            .map(|backend| Backend {
+                port: 0,
+                ..backend.clone()
+            })
+            .collect()
+    };
+    assert_eq!(
+        without_port(web),
+        without_port(tls),
+        "UDP beside TCP is checked as TCP is"
+    );
+    assert_eq!((web.backends[0].port, tls.backends[0].port), (80, 443));
+    assert_eq!((web.backends[0].weight, web.backends[0].check.rise), (3, 7));
+    assert_eq!(web.backends[0].check.kind, CheckKind::Tcp);
 }

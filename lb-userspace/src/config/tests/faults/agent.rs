@@ -46,7 +46,7 @@ fn of_the_whole_file() {
                 agent("[▶servce]\n"),
                 &[
                     "unknown key `servce` in the file, did you mean `service`?; expected one of schema, agent, \
-                     defaults, service",
+                     defaults, pool, service",
                 ],
             ),
             (

@@ -2,6 +2,12 @@ use super::super::super::Config;
 use super::super::{BACKEND, HEAD, WEB};
 use super::{agent, check, service, shaped};
 
+const BACKEND_OF_POOL: &str = "[[pool.backend]]\naddress = \"10.0.1.11\"\n";
+
+/// A service beside [`WEB`], to which keys can be added.
+const SECOND: &str = "[[service]]\nname = \"tls\"\naddress = \"192.0.2.11\"\nport = 80\nprotocol = \"tcp\"\n\
+                      forward = \"dsr-l2\"\n";
+
 #[test]
 fn of_services() {
     check(
@@ -31,9 +37,8 @@ fn of_services() {
             ),
             (
                 "keys that are not built",
-                service("▶pool = 1\ntracking = ▶1\n▶persistence = 1"),
+                service("tracking = ▶1\n▶persistence = 1"),
                 &[
-                    "`pool` of [[service]] is not built yet",
                     "`tracking` is an integer; expected one of",
                     "`persistence` of",
                 ],
@@ -57,6 +62,40 @@ fn of_services() {
                 "nothing but backups",
                 format!("{HEAD}▶{WEB}{BACKEND}backup = true\n"),
                 &["every backend of the service is a backup"],
+            ),
+            (
+                "a pool that is not there",
+                format!("{HEAD}[[pool]]\nname = \"front\"\n{BACKEND_OF_POOL}{WEB}pool = \"front\"\n{SECOND}pool = ▶\"fron\"\n"),
+                &["there is no pool \"fron\", did you mean \"front\"?"],
+            ),
+            (
+                "a pool and a backend and a check",
+                format!(
+                    "{HEAD}[[pool]]\nname = \"front\"\n{BACKEND_OF_POOL}{WEB}pool = \"front\"\n▶[service.check]\nrise = 1\n\
+                     ▶[[service.backend]]\naddress = \"10.0.1.11\"\n"
+                ),
+                &["names a pool and has a `check` too", "names a pool and has a `backend` too"],
+            ),
+            (
+                "a pool that nobody uses, with a fault in it",
+                format!("{HEAD}{WEB}{BACKEND}▶[[pool]]\nname = \"front\"\n[[pool.backend]]\naddress = ▶\"nowhere\"\n"),
+                &["no service uses the pool", "`address` is \"nowhere\""],
+            ),
+            (
+                "a pool of services with different ports and a check without one",
+                format!(
+                    "{HEAD}[[pool]]\nname = \"front\"\n{BACKEND_OF_POOL}{WEB}pool = \"front\"\n{}pool = \"front\"\n",
+                    SECOND.replace("port = 80", "port = ▶443")
+                ).replacen("port = 80", "port = ▶80", 1),
+                &["the services of the pool have different ones", "the services of the pool have different ones"],
+            ),
+            (
+                "two pools of one name",
+                format!(
+                    "{HEAD}[[pool]]\nname = \"front\"\n{BACKEND_OF_POOL}[[pool]]\nname = ▶\"front\"\n{BACKEND_OF_POOL}\
+                     {WEB}pool = \"front\"\n"
+                ),
+                &["is named \"front\" too"],
             ),
             (
                 "ports",

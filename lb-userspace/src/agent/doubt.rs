@@ -37,6 +37,10 @@ const LOOKS_AT_ONCE: usize = 64;
 /// A next hop that comes back within this time was hardly gone: nothing is said of it.
 const LOST_FOR: Duration = Duration::from_secs(1);
 
+/// A lost next hop is given up when it did not come back for so long, while others answered: when our link returns,
+/// neighbours do so one after the other, and are solicited once a second.
+const HOP_GRACE: Duration = Duration::from_millis(1500);
+
 /// An answer to a question that was asked in a task of its own.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Heard {
@@ -57,6 +61,14 @@ struct Silence {
     asked: bool,
 }
 
+/// A next hop is lost, and not believed to be.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    since: Instant,
+    /// When somebody had answered since.
+    witnessed: Option<Instant>,
+}
+
 pub(super) type HeardReceiver = mpsc::Receiver<Heard>;
 
 /// What is doubted, and the ways to ask.
@@ -64,7 +76,7 @@ pub(super) struct Doubts {
     /// Backends that are silent and not believed, with the beginning of their silence.
     silent: BTreeMap<BackendId, Silence>,
     /// Next hops that are lost and not believed to be, since when.
-    lost: BTreeMap<IpAddr, Instant>,
+    lost: BTreeMap<IpAddr, Lost>,
     /// Hosts that are looked at, and what the last look at each that is DOWN said.
     looking: BTreeSet<IpAddr>,
     /// Since when nothing answers.
@@ -198,7 +210,11 @@ impl Agent {
 
     /// A next hop was lost that was known.
     pub(super) fn lose_hop(&mut self, address: IpAddr) {
-        self.doubts.lost.entry(address).or_insert_with(Instant::now);
+        let lost = Lost {
+            since: Instant::now(),
+            witnessed: None,
+        };
+        self.doubts.lost.entry(address).or_insert(lost);
         self.ask_others();
     }
 
@@ -223,9 +239,16 @@ impl Agent {
                     silence.asked = prober.probe_now(id);
                 }
             }
-            for (address, since) in &doubts.lost {
-                if answers.others_since(*address, *since) {
-                    given_up.push(*address);
+            let now = Instant::now();
+            for (address, lost) in &mut doubts.lost {
+                match lost.witnessed {
+                    None if answers.others_since(*address, lost.since) => lost.witnessed = Some(now),
+                    Some(witnessed)
+                        if now >= witnessed + HOP_GRACE && answers.others_since(*address, witnessed) =>
+                    {
+                        given_up.push(*address);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -255,7 +278,7 @@ impl Agent {
             .doubts
             .lost
             .values()
-            .any(|since| now.duration_since(*since) > LOST_FOR);
+            .any(|lost| lost.witnessed.is_none() && now.duration_since(lost.since) > LOST_FOR);
         drop(answers);
         match (silent || lost, self.doubts.isolated) {
             (true, None) => {

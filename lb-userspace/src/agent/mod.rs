@@ -202,10 +202,10 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let end = loop {
         tokio::select! {
             Some(report) = reports.recv() => {
-                agent.take_report(report);
+                agent.take_report(&report);
                 // What else came in meanwhile belongs to the same change of the tables.
                 while let Ok(report) = reports.try_recv() {
-                    agent.take_report(report);
+                    agent.take_report(&report);
                 }
                 agent.after_change().await?;
             }

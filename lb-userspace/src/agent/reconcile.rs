@@ -16,12 +16,12 @@ use crate::net::NextHops;
 use crate::observe::Kind;
 
 impl Agent {
-    pub(super) fn take_report(&mut self, report: Report) {
+    pub(super) fn take_report(&mut self, report: &Report) {
         if !self.checks(&report.id) {
             // Sent before its checks were stopped.
             return;
         }
-        self.question(&report);
+        self.question(report);
         for id in self.sharing.with(&report.id) {
             self.take_result(Report { id, ..report.clone() });
         }

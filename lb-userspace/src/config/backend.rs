@@ -28,6 +28,8 @@ pub(super) struct Context<'c> {
     pub check_type: Result<Option<CheckType>, Reported>,
     /// `[service.agent_check]`.
     pub agent: Result<Option<&'c AgentLayer>, Reported>,
+    /// The table that the backends stand in: `service` or `pool`.
+    pub table: &'static str,
     /// The backends are from a pool whose services have different ports.
     pub ports_differ: bool,
 }

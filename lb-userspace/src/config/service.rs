@@ -145,6 +145,7 @@ impl<'r> Services<'r> {
             port,
             protocol: checked,
             forward: forward.map(|at| at.value),
+            table: if shared.is_some() { "pool" } else { "service" },
             ports_differ: shared.is_some_and(|pool| pool.ports_differ),
             defaults: defaults.check.layer.as_ref().map_err(|&reported| reported),
             layer: layer.as_ref().map_err(|&reported| reported),
@@ -203,6 +204,7 @@ impl<'r> Services<'r> {
             layer: layer.as_ref().map_err(|&reported| reported),
             check_type,
             agent: Ok(None),
+            table: "pool",
             ports_differ: false,
         };
         drop(self.backends(&pool.walk, &context, Ok(None)));
@@ -297,8 +299,8 @@ impl<'r> Services<'r> {
             context.judge_service_check(self.report);
             return Err(self.report.fault_with_rest(
                 walk.offset,
-                "the service has no backend",
-                "at least one [[service.backend]]",
+                format!("the {} has no backend", context.table),
+                format!("at least one [[{}.backend]]", context.table),
             ));
         }
         let mut reader = Backends::new(context, self.machine, self.report);
@@ -318,8 +320,11 @@ impl<'r> Services<'r> {
         if backends.iter().all(|backend| backend.role != Role::Primary) {
             return Err(self.report.fault_with_rest(
                 walk.offset,
-                "every backend of the service is a backup",
-                "at least one [[service.backend]] without `backup = true`",
+                format!("every backend of the {} is a backup", context.table),
+                format!(
+                    "at least one [[{}.backend]] without `backup = true`",
+                    context.table
+                ),
             ));
         }
         Ok(backends)

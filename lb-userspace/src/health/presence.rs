@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::doubt::Sign;
 use super::{CheckKind, Probe, Subject, probe};
@@ -34,27 +34,27 @@ pub async fn answers(netlink: &Netlink, address: IpAddr, limit: Duration) -> boo
 /// Whether the neighbour answers within `limit`.
 pub async fn neighbor_answers(netlink: &Netlink, key: NeighborKey, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
-    let verified = async {
-        let (ifindex, address) = key;
-        let state = || neighbor::neighbor_state(netlink, address, ifindex);
-        match state().await.ok().flatten().map(|neighbor| neighbor.state) {
-            // Entries that are never verified say nothing.
-            Some(NeighborState::Permanent | NeighborState::Noarp) => return echoes(address, limit).await,
-            Some(
-                NeighborState::Reachable | NeighborState::Stale | NeighborState::Delay | NeighborState::Probe,
-            ) => drop(neighbor::verify_neighbor(netlink, key).await),
-            _ => drop(neighbor::use_neighbor(netlink, key).await),
-        }
-        loop {
-            if let Ok(Some(neighbor)) = state().await
-                && neighbor.state == NeighborState::Reachable
-            {
-                return true;
-            }
-            sleep(LOOK_INTERVAL).await;
-        }
+    let (ifindex, address) = key;
+    let state = || async {
+        let neighbor = neighbor::neighbor_state(netlink, address, ifindex).await;
+        neighbor.ok().flatten().map(|neighbor| neighbor.state)
     };
-    timeout_at(deadline, verified).await.unwrap_or(false)
+    match state().await {
+        // Entries that are never verified say nothing.
+        Some(NeighborState::Permanent | NeighborState::Noarp) => return echoes(address, limit).await,
+        Some(
+            NeighborState::Reachable | NeighborState::Stale | NeighborState::Delay | NeighborState::Probe,
+        ) => drop(neighbor::verify_neighbor(netlink, key).await),
+        _ => drop(neighbor::use_neighbor(netlink, key).await),
+    }
+    // Questions to the kernel are not broken off: it answers at once.
+    while Instant::now() < deadline {
+        sleep(LOOK_INTERVAL).await;
+        if state().await == Some(NeighborState::Reachable) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether an ICMP echo comes back within `limit`.

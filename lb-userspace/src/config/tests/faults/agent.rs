@@ -50,9 +50,9 @@ fn of_the_whole_file() {
                 ],
             ),
             (
-                "pools",
-                agent("[[▶pool]]\nname = \"a\""),
-                &["`pool` of the file is not built yet"],
+                "what is not built",
+                agent("[▶acl]\nname = \"a\""),
+                &["`acl` of the file is not built yet"],
             ),
             (
                 "an unknown key of defaults",

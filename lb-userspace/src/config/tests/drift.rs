@@ -35,7 +35,7 @@ fn full() -> Value {
         }],
         "pool": [{
             "name": "front", "check": {"also": [{"type": "http"}]}, "agent_check": {"port": 1},
-            "backend": [{"address": "10.0.2.11", "check": {}}],
+            "backend": [{"address": "10.0.2.11", "check": {}, "agent_check": {"port": 2}}],
         }],
     })
 }

@@ -35,7 +35,7 @@ pub struct Effect {
     /// From the event to the start of the last new flow that went where the table of before sent it. `None`: none
     /// did.
     pub old_way_ms: Option<u64>,
-    /// Most slots at once that had moved and not settled.
+    /// Most slots at once whose window was open.
     pub unstable_most: usize,
     /// How long there were such slots. `None`: there were none.
     pub migration_s: Option<f64>,
@@ -43,6 +43,8 @@ pub struct Effect {
     pub unstable_left: usize,
     /// Most entries in the flow table at once.
     pub entries_most: usize,
+    /// Slots for which the flow table is asked at the end: flows live on in them that belong elsewhere.
+    pub consulted_left: usize,
 }
 
 /// Looks at the tables many times a second, on a thread of its own.
@@ -99,6 +101,17 @@ impl Watch {
             movement,
             thread: Some(thread),
         })
+    }
+
+    /// Slots, of all services, whose window is open, and for which the flow table is asked.
+    #[must_use]
+    pub fn unsettled(&self) -> (usize, usize) {
+        let movement = self.movement();
+        let all = movement.all();
+        (
+            all.iter().map(|moved| moved.unstable_now).sum(),
+            all.iter().map(|moved| moved.consulted_now).sum(),
+        )
     }
 
     fn movement(&self) -> MutexGuard<'_, Movement> {
@@ -203,6 +216,7 @@ impl Effect {
             self.unstable_most += moved.unstable_most;
             self.unstable_left += moved.unstable_now;
             self.entries_most += moved.entries_most;
+            self.consulted_left += moved.consulted_now;
             let took = moved.unstable.map(|(first, last)| (last - first).as_secs_f64());
             self.migration_s = match (self.migration_s, took) {
                 (Some(a), Some(b)) => Some(f64::max(a, b)),

@@ -184,13 +184,13 @@ impl Tables {
         self.services[service].owners.get(&slot.current()).copied()
     }
 
-    /// Slots of a service that moved and have not settled.
+    /// Slots of a service whose window is open: flows without an entry belong to another backend than new ones.
     #[must_use]
     pub fn unstable(&self, service: usize) -> usize {
         let Some(table) = self.services.get(service) else {
             return 0;
         };
-        let moving = |slot: &&Slot| slot.consult() || slot.current() != slot.previous();
+        let moving = |slot: &&Slot| slot.current() != slot.previous();
         let moving = table.slots.iter().filter(moving).count();
         // While the table before counts, all of it does.
         if table.resizing {
@@ -198,6 +198,18 @@ impl Tables {
         } else {
             moving
         }
+    }
+
+    /// Slots of a service for which the flow table is asked: those whose window is open, and those in which flows live
+    /// on that belong elsewhere.
+    #[must_use]
+    pub fn consulted(&self, service: usize) -> usize {
+        let slots = self.services.get(service).map(|table| table.slots.as_slice());
+        slots
+            .unwrap_or_default()
+            .iter()
+            .filter(|slot| slot.consult())
+            .count()
     }
 
     /// Slots of a service that each backend owns.
@@ -238,6 +250,8 @@ pub struct Moved {
     pub entries_most: usize,
     /// Entries when it was looked last.
     pub entries_now: usize,
+    /// Slots for which the flow table is asked, when it was looked last.
+    pub consulted_now: usize,
 }
 
 impl Moved {
@@ -279,6 +293,7 @@ impl Movement {
         }
         for (service, moved) in self.services.iter_mut().enumerate() {
             moved.unstable_now = tables.unstable(service);
+            moved.consulted_now = tables.consulted(service);
             moved.unstable_most = moved.unstable_most.max(moved.unstable_now);
             if moved.unstable_now > 0 {
                 let first = moved.unstable.map_or(now, |(first, _)| first);
@@ -306,6 +321,12 @@ impl Movement {
     #[must_use]
     pub fn of(&self, service: usize) -> Moved {
         self.services.get(service).cloned().unwrap_or_default()
+    }
+
+    /// What was seen of all services.
+    #[must_use]
+    pub fn all(&self) -> &[Moved] {
+        &self.services
     }
 
     /// The tables as they were seen last.

@@ -167,6 +167,11 @@ impl Stage {
         self.wait_full()
     }
 
+    /// Sends the clients away.
+    pub fn clear(&mut self) {
+        self.flows = None;
+    }
+
     /// Waits until the clients are all there.
     ///
     /// # Errors

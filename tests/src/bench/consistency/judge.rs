@@ -83,6 +83,12 @@ pub fn faults(run: &Run) -> Vec<String> {
     if all().all(|effect| effect.arm == CONTROL) {
         faults.push("only tracking = \"none\" was there to be measured".into());
     }
+    for settled in run.settled.iter().filter(|settled| settled.left > 0) {
+        faults.push(format!(
+            "{} slots were not stable after all flows had ended",
+            settled.left
+        ));
+    }
     if run.network_faults > 0 {
         faults.push(format!(
             "{} packets were damaged by the network",
@@ -140,7 +146,7 @@ fn rows(run: &Run) -> Vec<Row> {
                 row("last flow the old way", "ms", better, ms as f64);
             }
             if let Some(s) = effect.migration_s {
-                row("migration", "s", better, s);
+                row("window", "s", better, s);
             }
         }
     }
@@ -159,8 +165,9 @@ fn table(run: &Run) -> String {
         "slots moved\nunder flows",
         "flows Maglev\nwould break",
         "entries\nat most",
+        "slots asked\nat the end",
         "last the\nold way",
-        "migration",
+        "window",
     ]);
     for Outcome { event, effects, .. } in &run.outcomes {
         for (n, effect) in effects.iter().enumerate() {
@@ -173,17 +180,25 @@ fn table(run: &Run) -> String {
                 effect.moved_slots.to_string(),
                 effect.misplaced.to_string(),
                 effect.entries_most.to_string(),
+                effect.consulted_left.to_string(),
                 effect.old_way_ms.map_or("-".into(), |ms| format!("{ms} ms")),
                 effect.migration_s.map_or("-".into(), |s| format!("{s:.1} s")),
             ]);
         }
     }
-    for column in 2..10 {
+    for column in 2..11 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
     let mut text = table.to_string();
+    for settled in &run.settled {
+        let _ = write!(
+            text,
+            "\nthe last slot was stable {:.0} s after the clients had left",
+            settled.after_s
+        );
+    }
     for arm in arms(run) {
         let _ = write!(text, "\nbroken with tracking = \"{arm}\": {}", broken(run, arm));
     }

@@ -37,6 +37,8 @@ pub struct Options {
 pub struct Plan {
     pub events: Vec<Event>,
     pub stage: StageOptions,
+    /// Whether to wait, after the clients left, until every slot is stable.
+    pub to_the_end: bool,
 }
 
 impl Plan {
@@ -50,12 +52,16 @@ impl Plan {
     #[must_use]
     pub fn short() -> Self {
         let events = vec![Event::Drained, Event::Ready, Event::Killed, Event::BackUp];
-        Self::new(events, 6, 300, Duration::from_secs(6))
+        Self {
+            to_the_end: false,
+            ..Self::new(events, 6, 300, Duration::from_secs(6))
+        }
     }
 
     fn new(events: Vec<Event>, backends: u8, connections: usize, window: Duration) -> Self {
         Self {
             events,
+            to_the_end: true,
             stage: StageOptions {
                 backends,
                 spare: 3,
@@ -92,6 +98,17 @@ pub struct Run {
     pub network_faults: u64,
     /// Right answers.
     pub answers: u64,
+    /// What came after the clients of each stage had left.
+    pub settled: Vec<Settled>,
+}
+
+/// How the last migrations ended.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Settled {
+    /// From the clients' leaving to the last slot's being stable.
+    pub after_s: f64,
+    /// Slots that are not; 0 where all went well.
+    pub left: usize,
 }
 
 /// # Errors
@@ -103,7 +120,10 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
     if !options.events.is_empty() {
         plan.events.clone_from(&options.events);
     }
-    plan = Plan::new(plan.events, plan.stage.backends, connections, window);
+    plan = Plan {
+        to_the_end: plan.to_the_end,
+        ..Plan::new(plan.events, plan.stage.backends, connections, window)
+    };
     let run = perform(&plan)?;
     judge::result(&plan, &run)
 }
@@ -117,6 +137,7 @@ pub fn perform(plan: &Plan) -> anyhow::Result<Run> {
         outcomes: Vec::new(),
         network_faults: 0,
         answers: 0,
+        settled: Vec::new(),
     };
     for (agent, events) in events::stages(&plan.events) {
         let options = StageOptions {
@@ -141,8 +162,36 @@ pub fn perform(plan: &Plan) -> anyhow::Result<Run> {
         }
         run.answers += stage.flows()?.answers();
         run.network_faults += stage.lab.checksum_errors()? + stage.lab.tx_errors()?;
+        if plan.to_the_end {
+            run.settled.push(settle(&mut stage, &watch, options.window));
+        }
     }
     Ok(run)
+}
+
+/// Sends the clients away and waits until no slot remembers anything: entries of closed flows live 60 s, others as long
+/// as a window, and the sweep has to see them all gone.
+fn settle(stage: &mut Stage, watch: &Watch, window: Duration) -> Settled {
+    const CLOSING: Duration = Duration::from_secs(60);
+    stage.clear();
+    let begun = Instant::now();
+    let hopeless = begun + 2 * window.max(CLOSING) + PATIENCE;
+    let left = || {
+        let (unstable, consulted) = watch.unsettled();
+        unstable + consulted
+    };
+    while left() > 0 && Instant::now() < hopeless {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let settled = Settled {
+        after_s: begun.elapsed().as_secs_f64(),
+        left: left(),
+    };
+    println!(
+        "the clients left; {:.1} s later {} slots were not stable",
+        settled.after_s, settled.left
+    );
+    settled
 }
 
 /// Beyond this a migration is said not to end: two windows, and what it takes to notice.
@@ -156,9 +205,7 @@ fn happen(event: Event, stage: &mut Stage, watch: &Watch, window: Duration) -> a
     // All clients that rest speak at least once after the event, and a broken TCP connection is noticed then.
     let heard = Instant::now() + window * 3 / 4 + Duration::from_secs(3);
     let hopeless = Instant::now() + 2 * window + PATIENCE;
-    let unstable =
-        || (0..stage.flows().map_or(0, |flows| flows.targets().len())).any(|s| watch.of(s).unstable_now > 0);
-    while Instant::now() < heard || (unstable() && Instant::now() < hopeless) {
+    while Instant::now() < heard || (watch.unsettled().0 > 0 && Instant::now() < hopeless) {
         std::thread::sleep(Duration::from_millis(100));
     }
     let effects = watch.effects(stage, &mark)?;
@@ -181,7 +228,8 @@ fn print(outcome: &Outcome) {
             .map(|(cause, n)| format!("{n} {cause}"))
             .collect();
         println!(
-            "{:<44} {:<6} {:>5} alive, {:>4} broken, {:>4} lost, {:>5} slots moved under flows, Maglev alone {:>4}{}",
+            "{:<40} {:<6} {:>5} alive, {:>4} broken, {:>4} lost, {:>5} slots moved under flows, Maglev alone {:>4}, \
+             window {}{}",
             outcome.event.text(),
             effect.arm,
             effect.alive,
@@ -189,6 +237,7 @@ fn print(outcome: &Outcome) {
             effect.lost,
             effect.moved_slots,
             effect.misplaced,
+            effect.migration_s.map_or("-".into(), |s| format!("{s:.1} s")),
             if causes.is_empty() {
                 String::new()
             } else {

@@ -443,6 +443,39 @@ pub struct Interface {
     pub reserved: u16,
 }
 
+/// How many datagrams in fragments can be on their way at once.
+pub const MAX_FRAGMENTS: u32 = 8192;
+
+/// A datagram whose fragments follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct FragmentKey {
+    /// As [`ServiceKey::address`].
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+    /// As it stands in the packet.
+    pub identification: u32,
+    /// Family, shifted left by 8, and IPv4's protocol.
+    pub kind: u32,
+}
+
+/// Where the first fragment of a datagram went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FragmentPlace {
+    /// Up to when this counts, in nanoseconds since boot.
+    pub until_ns: u64,
+    /// Of the backend's record at that time.
+    pub fingerprint: u64,
+    /// Index of the backend; 0: to the kernel.
+    pub index: u32,
+    /// Hash of the flow.
+    pub hash: u32,
+    /// Index of the service.
+    pub service: u32,
+    pub reserved: u32,
+}
+
 /// What the program decided about the last packet; written only where the load-time constant
 /// `EXPLAIN` is set, by `simulate`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -541,6 +574,8 @@ const _: () = {
     assert!(size_of::<FlowCounters>() == 64);
     assert!(size_of::<Interface>() == 8);
     assert!(size_of::<Decision>() == 16);
+    assert!(size_of::<FragmentKey>() == 40);
+    assert!(size_of::<FragmentPlace>() == 32);
     assert!(size_of::<ServiceMeta>() == 128);
     assert!(size_of::<BackendMeta>() == 36);
     assert!(size_of::<AgentMeta>() == 56);

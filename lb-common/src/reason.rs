@@ -106,7 +106,7 @@ reasons! {
     NoNextHop = 11, "no_next_hop", Drop;
     /// To a service, but the packet is cut short or its lengths contradict each other.
     Malformed = 12, "malformed", Drop;
-    /// A fragment to a service address.
+    /// A later fragment to a service address whose first one was not seen, or too long ago.
     Fragment = 13, "fragment", Drop;
     /// To a service address, with more extension headers than are followed.
     ExtensionHeaders = 14, "extension_headers", Drop;

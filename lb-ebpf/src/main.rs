@@ -15,6 +15,7 @@ mod bounds;
 mod constants;
 mod flow;
 mod forward;
+mod fragment;
 mod icmp;
 mod link;
 mod packet;
@@ -28,7 +29,7 @@ mod toobig;
 use aya_ebpf::programs::XdpContext;
 use lb_common::reason::Reason;
 
-use crate::packet::{Flow, Ip, NoFlow};
+use crate::packet::{Ip, NoFlow};
 use crate::seen::Seen;
 
 // Ready-made headers are put together in registers, where the order of bytes shows.
@@ -88,27 +89,27 @@ fn steer(ctx: &XdpContext) -> Result<Reason, Reason> {
 
 #[inline(always)]
 fn steer_ip(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
-    let (ip, flow) = match ip.flow(ctx) {
-        Ok(flow) => (*ip, flow),
+    let (ip, flow, record) = match ip.flow(ctx) {
+        Ok(flow) => (*ip, flow, 0),
         Err(why) => {
             let mut seen = Seen::NOTHING;
             look(ctx, ip, why, &mut seen)?;
-            (seen.of(ip), seen.flow)
+            if seen.index != 0 {
+                return forward::forward(ctx, &seen.of(ip), &seen.flow, seen.hash, seen.index);
+            }
+            (seen.of(ip), seen.flow, seen.record)
         }
     };
-    steer_flow(ctx, &ip, &flow)
-}
-
-/// Sends a packet to the backend of its flow. `ip.source` is the client of the flow.
-#[inline(always)]
-fn steer_flow(ctx: &XdpContext, ip: &Ip, flow: &Flow) -> Result<Reason, Reason> {
-    let service = service::find(ip, flow).ok_or(Reason::NotService)?;
+    let service = service::find(&ip, &flow).ok_or(Reason::NotService)?;
     stats::explain_service(service);
     let table = service::table(service).ok_or(Reason::NoBackend)?;
-    let hash = ip.hash(flow);
-    let index = schedule::backend(ctx, ip, flow, service, table, hash).ok_or(Reason::NoBackend)?;
+    let hash = ip.hash(&flow);
+    let index = schedule::backend(ctx, &ip, &flow, service, table, hash).ok_or(Reason::NoBackend)?;
     stats::explain_backend(index);
-    let reason = forward::forward(ctx, ip, flow, hash, index)?;
+    if record != 0 {
+        fragment::record(service, hash, index);
+    }
+    let reason = forward::forward(ctx, &ip, &flow, hash, index)?;
     if matches!(reason, Reason::ResetSent) {
         flow::count_reset(service);
     }
@@ -124,6 +125,7 @@ fn look(ctx: &XdpContext, ip: &Ip, why: NoFlow, seen: &mut Seen) -> Result<(), R
             None => icmp::look(ctx, ip, seen),
         },
         NoFlow::Icmp => icmp::look(ctx, ip, seen),
+        NoFlow::Fragment => fragment::look(ctx, ip, seen),
         why => Err(service::judge(ip, why)),
     }
 }

@@ -385,6 +385,36 @@ pub fn fragment_v6(ctx: &XdpContext, ip: &Ip, offset: u32) -> Option<FragmentV6>
     })
 }
 
+/// The flow of a transport header at `offset` from the start of the IP header, for offsets that vary (see [`at_anew`]).
+/// `length` is that of the packet.
+#[inline(always)]
+pub fn ports_anew(ctx: &XdpContext, length: u32, protocol: u8, offset: u32) -> Option<Flow> {
+    let start = ETHERNET_LEN + (offset & FARTHEST) as usize;
+    let (ports, opens) = if protocol == TCP {
+        if offset + size_of::<Tcp>() as u32 > length {
+            return None;
+        }
+        let Tcp {
+            ports,
+            offset_and_flags: [_, flags],
+            ..
+        } = read_anew::<Tcp>(ctx, start)?;
+        (ports, u32::from(flags & (SYN | ACK) == SYN))
+    } else {
+        if offset + size_of::<Udp>() as u32 > length {
+            return None;
+        }
+        let Udp { ports, .. } = read_anew::<Udp>(ctx, start)?;
+        (ports, 0)
+    };
+    Some(Flow {
+        protocol: u32::from(protocol),
+        ports: u32::from_ne_bytes(ports),
+        opens,
+        transport: start as u32,
+    })
+}
+
 /// Whether an IPv4 address in memory order can be that of one host: not of this network, loopback, multicast,
 /// reserved or broadcast. ICMP says nothing to others (RFC 1122 section 3.2.2).
 #[inline(always)]

@@ -52,7 +52,6 @@ pub fn judge(ip: &Ip, why: NoFlow) -> Reason {
     match why {
         NoFlow::Malformed if ours => Reason::Malformed,
         NoFlow::Malformed => Reason::BadHeader,
-        NoFlow::Fragment if ours => Reason::Fragment,
         NoFlow::Extensions if ours => Reason::ExtensionHeaders,
         _ => Reason::NotService,
     }

@@ -7,6 +7,7 @@ mod build;
 mod decap;
 mod flows;
 mod forward;
+mod fragments;
 mod history;
 mod icmp;
 mod load;

@@ -10,10 +10,7 @@ use lb_common::reason::Reason;
 use xlb::datapath::simulate::Options;
 use xlb::model::{BackendId, Protocol, ServiceKey};
 
-use crate::build::{
-    PAYLOAD, extended, first_fragment, fragment, later_fragment, options, raw_in, syn, tcp, tcp_in,
-    transport_of, udp, v4, v6,
-};
+use crate::build::{extended, options, raw_in, tcp, transport_of, udp, v4, v6};
 use crate::world::{Case, check, config, mac_of, send, world, world_with};
 
 fn case(shows: &'static str, packet: Vec<u8>, reason: Reason, service: Option<&'static str>) -> Case {
@@ -130,57 +127,6 @@ fn flooded_frames_are_left_alone() {
             Some("l2-tcp"),
         )],
     );
-}
-
-#[test]
-fn fragments_to_service_addresses() {
-    let Some(mut world) = world(false) else { return };
-    let whole = tcp("2001:db8::20", 443);
-    let pieces = |offset, more| {
-        extended(
-            "2001:db8::20",
-            &[(IpNumber::IPV6_FRAGMENTATION_HEADER, fragment(offset, more))],
-            IpNumber::TCP,
-            transport_of(&whole),
-        )
-    };
-    let behind_options = extended(
-        "2001:db8::20",
-        &[
-            (IpNumber::IPV6_DESTINATION_OPTIONS, options(1)),
-            (IpNumber::IPV6_FRAGMENTATION_HEADER, fragment(8, true)),
-        ],
-        IpNumber::TCP,
-        transport_of(&whole),
-    );
-    let mut do_not = v4("192.0.2.10");
-    do_not.dont_fragment = true;
-    let drop = |shows, packet| case(shows, packet, Reason::Fragment, None);
-    let cases = [
-        drop(
-            "first",
-            tcp_in(first_fragment(v4("192.0.2.10")), syn(1, 80), PAYLOAD),
-        ),
-        drop(
-            "later",
-            raw_in(later_fragment(v4("192.0.2.10")), IpNumber::TCP, PAYLOAD),
-        ),
-        drop(
-            "of a port that is no service's",
-            tcp_in(first_fragment(v4("192.0.2.10")), syn(1, 81), PAYLOAD),
-        ),
-        drop("first over IPv6", pieces(0, true)),
-        drop("later over IPv6", pieces(100, false)),
-        drop("atomic over IPv6 (RFC 6946)", pieces(0, false)),
-        drop("behind options", behind_options),
-        case(
-            "Don't Fragment is no fragment",
-            tcp_in(do_not, syn(1, 80), PAYLOAD),
-            Reason::Transmitted,
-            Some("l2-tcp"),
-        ),
-    ];
-    check(&mut world, &cases);
 }
 
 #[test]

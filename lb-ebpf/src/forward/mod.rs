@@ -53,6 +53,21 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
     }
 }
 
+/// A number that differs where packets for this index would go another way.
+#[inline(always)]
+pub fn fingerprint(index: u32) -> u64 {
+    let Some(backend) = BACKENDS.get(index) else {
+        return 0;
+    };
+    let [a, b, c, ..] = backend.ethernet;
+    let mut print = u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(backend.kind) << 48;
+    for word in backend.outer {
+        // The multiplier of Knuth's hash: any odd number that spreads bits will do.
+        print = (print.rotate_left(17) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+    print
+}
+
 /// What a backend still takes.
 #[inline(always)]
 pub fn standing(index: u32) -> Standing {

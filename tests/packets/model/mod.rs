@@ -1,6 +1,7 @@
 //! A small load balancer in plain Rust, written from the table of reasons and the RFCs, that says what must
 //! become of a frame.
 
+mod fragment;
 mod icmp;
 mod random;
 
@@ -66,6 +67,8 @@ pub struct Model {
     owners: Vec<Vec<IpAddr>>,
     /// Longest IP packet towards a backend.
     mtu: usize,
+    /// Where first fragments went.
+    fragments: fragment::Remembered,
 }
 
 /// A packet without its link-layer header.
@@ -99,6 +102,7 @@ impl Model {
             services,
             owners,
             mtu: mtu as usize,
+            fragments: fragment::Remembered::new(),
         }
     }
 
@@ -219,16 +223,16 @@ impl Model {
             return self.judge(destination, Reason::Malformed, Reason::BadHeader);
         }
         let (more, offset) = (packet[6] & 0x20 != 0, be(packet, 6) & 0x1fff);
-        if more || offset != 0 {
-            return self.judge(destination, Reason::Fragment, Reason::NotService);
-        }
-        let protocol = packet[9];
+        let (protocol, identification) = (packet[9], be(packet, 4) as u32);
         let packet = Packet {
             bytes: &packet[..total],
             frame,
             source,
             destination,
         };
+        if more || offset != 0 {
+            return self.fragment_v4(&packet, protocol, identification, offset, header);
+        }
         self.transport(&packet, protocol, header)
     }
 
@@ -250,7 +254,7 @@ impl Model {
         match walk(packet.bytes, packet.bytes[6], 40) {
             Err(Walk::CutShort) => self.judge(destination, Reason::Malformed, Reason::BadHeader),
             Err(Walk::TooDeep) => self.judge(destination, Reason::ExtensionHeaders, Reason::NotService),
-            Ok((FRAGMENT, _)) => self.judge(destination, Reason::Fragment, Reason::NotService),
+            Ok((FRAGMENT, offset)) => self.fragment_v6(&packet, offset),
             Ok((next, offset)) => self.transport(&packet, next, offset),
         }
     }

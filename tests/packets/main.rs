@@ -4,6 +4,7 @@
 mod announce;
 mod balance;
 mod build;
+mod crash;
 mod decap;
 mod flows;
 mod forward;

@@ -41,7 +41,7 @@ pub const SIZES: Sizes = Sizes {
     backends: 256,
     flows: 262_144,
 };
-const KEY: HashKey = HashKey([5; 8]);
+pub const KEY: HashKey = HashKey([5; 8]);
 
 /// Runs a test beside a veth pair, with an empty BPF file system. Everything is gone with its thread.
 pub fn apart(test: impl FnOnce() + Send) {

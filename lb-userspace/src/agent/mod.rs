@@ -148,6 +148,8 @@ struct Agent {
     archive: Archive,
     /// Backends found DOWN whose table was not switched yet.
     incidents: Vec<incident::Opened>,
+    /// Slots of each backend, for `status`.
+    slots: BTreeMap<ServiceKey, report::Slots>,
     /// Programs that are told of events.
     notifier: Notifier,
     /// Counts for the metrics.

@@ -234,6 +234,8 @@ impl Agent {
         for change in &changes {
             log::info!("{}", describe_change(change));
             self.emit_change(change);
+            // Also where the same generation comes again, of a service that was taken away and added.
+            self.slots.remove(&change.key);
             if let ChangeKind::Table { moved, .. } = change.kind {
                 self.meter.switch(&change.key, moved as u64);
             }

@@ -17,8 +17,18 @@ use crate::datapath::maps::add;
 use crate::model::{BackendId, OperState};
 use crate::net::{ethtool, link};
 
+/// Who has how many slots of a service's table.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    /// Of the table they were counted in.
+    generation: u64,
+    all: usize,
+    by_index: BTreeMap<u32, usize>,
+}
+
 impl Agent {
-    pub(super) async fn status(&self) -> Result<Status, Refusal> {
+    pub(super) async fn status(&mut self) -> Result<Status, Refusal> {
+        self.count_slots();
         let failed = |error: crate::datapath::Error| Refusal::Failed(error.to_string());
         let mut interfaces = Vec::new();
         for name in &self.config.agent.interfaces {
@@ -87,8 +97,8 @@ impl Agent {
             .dataplane
             .service_history(&key)
             .unwrap_or((0, Counters::default()));
-        let shares = self.shares(&key);
-        let slots: usize = shares.values().sum();
+        let counted_slots = self.slots.get(&key);
+        let slots = counted_slots.map_or(0, |slots| slots.all);
         let taking: BTreeSet<_> = wanted.candidates.iter().map(|c| (c.address, c.port)).collect();
         let mut backends = Vec::new();
         for backend in &service.backends {
@@ -102,7 +112,7 @@ impl Agent {
             let share = self
                 .dataplane
                 .index_of(&id)
-                .and_then(|index| shares.get(&index))
+                .and_then(|index| counted_slots?.by_index.get(&index))
                 .copied()
                 .unwrap_or(0);
             backends.push(BackendStatus {
@@ -157,13 +167,33 @@ impl Agent {
         })
     }
 
-    /// Slots of each backend, by its index, as the table in force has them.
-    fn shares(&self, key: &crate::model::ServiceKey) -> BTreeMap<u32, usize> {
-        let mut shares = BTreeMap::new();
-        for owner in self.dataplane.owners(key) {
-            *shares.entry(owner).or_insert(0) += 1;
+    /// Counts the slots of each backend where a table is another one than at the last time: to walk through all
+    /// tables of a thousand services for each `status` would hold up the loop.
+    fn count_slots(&mut self) {
+        for service in &self.config.services {
+            let key = service.key;
+            let generation = self
+                .dataplane
+                .service_history(&key)
+                .map_or(0, |(generation, _)| generation);
+            if self
+                .slots
+                .get(&key)
+                .is_some_and(|slots| slots.generation == generation)
+            {
+                continue;
+            }
+            let owners = self.dataplane.owners(&key);
+            let mut slots = Slots {
+                generation,
+                all: owners.len(),
+                ..Slots::default()
+            };
+            for owner in owners {
+                *slots.by_index.entry(owner).or_default() += 1;
+            }
+            self.slots.insert(key, slots);
         }
-        shares
     }
 
     fn counted(&self, id: &BackendId) -> Result<Counters, crate::datapath::Error> {
@@ -186,46 +216,12 @@ impl Agent {
             let mut backends = Vec::new();
             for backend in &service.backends {
                 let id = backend.id(key);
-                let Counters {
-                    packets,
-                    bytes,
-                    new_flows,
-                    redirected,
-                } = self.counted(&id).map_err(failed)?;
-                total = add(
-                    &total,
-                    &Counters {
-                        packets,
-                        bytes,
-                        new_flows,
-                        redirected,
-                    },
-                );
-                backends.push(BackendStats {
-                    address: id.address,
-                    port: id.port,
-                    packets,
-                    bytes,
-                    new_flows,
-                });
+                let counted = self.counted(&id).map_err(failed)?;
+                total = add(&total, &counted);
+                backends.push(BackendStats::new(id.address, id.port, &counted));
             }
             sent = add(&sent, &total);
-            let Counters {
-                packets,
-                bytes,
-                new_flows,
-                redirected: _,
-            } = total;
-            services.push(ServiceStats {
-                name: service.name.clone(),
-                address: key.address,
-                port: key.port,
-                protocol: key.protocol,
-                packets,
-                bytes,
-                new_flows,
-                backends,
-            });
+            services.push(ServiceStats::new(service.name.clone(), key, &total, backends));
         }
         let counts = self.dataplane.maps.reason_counts().map_err(failed)?;
         Ok(Stats {

@@ -157,6 +157,7 @@ impl Agent {
             events,
             archive,
             incidents: Vec::new(),
+            slots: BTreeMap::new(),
             notifier,
             meter: Meter::default(),
             follower,

@@ -384,38 +384,12 @@ fn packet_mtu(backend: &Backend, place: &SocketAddr) -> Option<u32> {
 }
 
 fn service_stats(service: &Service) -> ServiceStats {
-    let Counters {
-        packets,
-        bytes,
-        new_flows,
-        redirected: _,
-    } = service.total();
-    ServiceStats {
-        name: apply::name_of(&service.meta),
-        address: service.key.address,
-        port: service.key.port,
-        protocol: service.key.protocol,
-        packets,
-        bytes,
-        new_flows,
-        backends: service.backends.iter().map(backend_stats).collect(),
-    }
-}
-
-fn backend_stats(backend: &Member) -> BackendStats {
-    let Counters {
-        packets,
-        bytes,
-        new_flows,
-        redirected: _,
-    } = backend.counted;
-    BackendStats {
-        address: backend.place.ip(),
-        port: backend.place.port(),
-        packets,
-        bytes,
-        new_flows,
-    }
+    let backends = service.backends.iter().map(|backend| {
+        let Member { place, counted, .. } = backend;
+        BackendStats::new(place.ip(), place.port(), counted)
+    });
+    let name = apply::name_of(&service.meta);
+    ServiceStats::new(name, service.key, &service.total(), backends.collect())
 }
 
 #[cfg(test)]

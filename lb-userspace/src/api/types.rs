@@ -3,12 +3,13 @@
 
 use std::net::IpAddr;
 
+use lb_common::layout::Counters;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
 use crate::control::{OldFlows, Why};
-use crate::model::{AdminState, CheckCode, Forward, OperState, Protocol, Scheduler};
+use crate::model::{AdminState, CheckCode, Forward, OperState, Protocol, Scheduler, ServiceKey};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -244,6 +245,54 @@ pub struct BackendStats {
     pub packets: u64,
     pub bytes: u64,
     pub new_flows: u64,
+}
+
+impl ServiceStats {
+    /// A service and everything it sent, to backends that it has no longer too.
+    #[must_use]
+    pub fn new(name: String, key: ServiceKey, total: &Counters, backends: Vec<BackendStats>) -> Self {
+        let ServiceKey {
+            address,
+            port,
+            protocol,
+        } = key;
+        let Counters {
+            packets,
+            bytes,
+            new_flows,
+            redirected: _,
+        } = *total;
+        Self {
+            name,
+            address,
+            port,
+            protocol,
+            packets,
+            bytes,
+            new_flows,
+            backends,
+        }
+    }
+}
+
+impl BackendStats {
+    /// A backend and what it was sent.
+    #[must_use]
+    pub fn new(address: IpAddr, port: u16, counted: &Counters) -> Self {
+        let Counters {
+            packets,
+            bytes,
+            new_flows,
+            redirected: _,
+        } = *counted;
+        Self {
+            address,
+            port,
+            packets,
+            bytes,
+            new_flows,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

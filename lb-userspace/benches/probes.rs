@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeValLike as _;
 use tokio::sync::mpsc;
-use xlb::config::Require;
+use xlb::config::{Require, Via};
 use xlb::health::{CheckKind, CheckSpec, Policy, ProbeSpec, Prober, Report, Target};
-use xlb::model::{BackendId, Protocol, ServiceKey};
+use xlb::model::{BackendId, Forward, Protocol, ServiceKey};
 
 #[derive(Clone, Copy)]
 struct Load {
@@ -159,12 +159,14 @@ fn target(number: u32, port: u16, interval: Duration) -> Target {
         },
         address,
         port,
+        forward: Forward::DsrL2,
         check: CheckSpec {
             probes: vec![ProbeSpec {
                 kind: CheckKind::Tcp,
                 address: None,
                 port: None,
                 source: None,
+                via: Via::Direct,
             }],
             require: Require::All,
             policy: Policy {

@@ -12,6 +12,7 @@ use lb_tests::load::{Attempts, Load, LoadOptions};
 use lb_tests::server::Server;
 use lb_tests::unprivileged;
 use lb_tests::wait::wait_until;
+use xlb::api::types::{BackendStatus, Status};
 
 fn requests(lab: &Lab, address: IpAddr, count: u64) -> anyhow::Result<Attempts> {
     let load = Load::start(
@@ -69,5 +70,76 @@ fn only_packets_of_the_load_balancers_named_are_unwrapped() -> anyhow::Result<()
     // What is not encapsulated is none of its business.
     let attempts = requests(&lab, lab.backends[0].v4.into(), 5)?;
     assert_eq!(attempts.failed(), 0, "{:?}", attempts.errors());
+    Ok(())
+}
+
+/// The services in which a backend serves.
+fn serving_in(status: &Status, address: [IpAddr; 2]) -> Vec<String> {
+    let services = status.services.iter().filter(|service| {
+        let of_host = |backend: &&BackendStatus| address.contains(&backend.address);
+        service
+            .backends
+            .iter()
+            .filter(of_host)
+            .all(|backend| backend.serving)
+    });
+    services.map(|service| service.name.clone()).collect()
+}
+
+/// Probes through the forward path: a backend without the service address (`dsr-l2`), or without decapsulation
+/// (`dsr-ipip`), is out, although it answers on its own address.
+#[test]
+fn black_holes_are_found_through_the_forward_path() -> anyhow::Result<()> {
+    if unprivileged("black_holes_are_found_through_the_forward_path") {
+        return Ok(());
+    }
+    let lab = Lab::new(LabOptions {
+        backends: 2,
+        decap: true,
+        ..LabOptions::default()
+    })?;
+    let folder = Arc::new(Folder::new("forward")?);
+    let _servers = [
+        Server::http(&lab.backends[0], 80, &folder)?,
+        Server::http(&lab.backends[1], 80, &folder)?,
+    ];
+    let mut services = every_way(&lab.backends);
+    for service in &mut services {
+        service.check = "type = \"tcp\"\nvia = \"forward\"\n".into();
+        if service.name == "ipip-4in6" {
+            service.check += &format!("source = \"{}\"\n", lab.lb.v4);
+        }
+    }
+    let config = Config {
+        check: "interval = \"500ms\"\ntimeout = \"500ms\"\nfast_interval = \"100ms\"\n".into(),
+        services,
+        ..Config::default()
+    };
+    let agent = Agent::running(&lab.lb.netns, &config)?;
+    let wait = |what: &str, host: usize, expected: &[&str]| {
+        let host = &lab.backends[host];
+        let addresses = [host.v4.into(), host.v6.into()];
+        wait_until(what, || Ok(serving_in(&agent.status()?, addresses) == expected))
+            .with_context(|| format!("{:?}\nthe agent's log:\n{}", agent.status(), agent.log()))
+    };
+    let all = ["l2-v4", "l2-v6", "ipip-4in4", "ipip-6in6", "ipip-4in6"];
+    for host in [0, 1] {
+        wait("all to serve", host, &all)?;
+    }
+
+    let (v4, v6) = (VIPS_V4[0], VIPS_V6[0]);
+    lab.backends[0].netns.ip(&format!(
+        "address del {v4}/32 dev lo\naddress del {v6}/128 dev lo\n"
+    ))?;
+    wait("the one without the addresses to be out", 0, &all[2..])?;
+    lab.backends[1].unwrap_from(&["10.77.0.99".into(), "fd77::99".into()])?;
+    wait("the one without decapsulation to be out", 1, &all[..2])?;
+
+    lab.backends[0].netns.ip(&format!(
+        "address add {v4}/32 dev lo\naddress add {v6}/128 dev lo nodad\n"
+    ))?;
+    wait("it to be back", 0, &all)?;
+    // Half-open connections are reset along the same path: nothing reached the program.
+    assert_eq!(lab.tx_errors()?, 0);
     Ok(())
 }

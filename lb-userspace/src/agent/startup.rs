@@ -26,7 +26,8 @@ use crate::datapath::load::{self, Features, Sizes};
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::{AGENT_META, PinDir};
 use crate::datapath::{self, attach};
-use crate::health::{CheckSpec, Prober, Target};
+use crate::health::prober::Network;
+use crate::health::{CheckSpec, Forwarder, Prober, Target};
 use crate::model::{AdminState, BackendId, OperState};
 use crate::net::netlink::Netlink;
 use crate::net::{Resolver, link};
@@ -124,9 +125,12 @@ impl Agent {
         let netlink = Netlink::open()?;
         let links = link::watch_links().await.context("watching the interfaces")?;
         let (resolver, hops) = Resolver::spawn();
+        let network = Network {
+            forwarder: Some(Arc::new(Forwarder::new(hops.clone()))),
+        };
         let (doubts, heard) = Doubts::new(config.agent.witness);
         let mut agent = Self {
-            prober: Prober::new(reports),
+            prober: Prober::with_network(network, reports),
             agents: Agents::new(),
             resolver,
             netlink,
@@ -246,6 +250,7 @@ impl Agent {
                         id,
                         address: backend.address,
                         port: backend.port,
+                        forward: service.forward,
                         check: CheckSpec::of(&backend.check),
                         previous: Some(status.state).filter(|_| self.first_hand(&id)),
                     });

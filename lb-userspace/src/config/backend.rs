@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::model::{Forward, Protocol};
+use crate::model::{Forward, Protocol, ServiceKey};
 
 use super::agent_check::{self, AgentLayer};
-use super::check::{CheckType, Layer, LayerRead, refuse_foreign_source, refuse_misfits};
+use super::check::{
+    CheckType, Layer, LayerRead, refuse_foreign_source, refuse_misfits, refuse_misplaced_via,
+};
 use super::fault::{At, Report, Reported};
 use super::keys;
 use super::machine::Machine;
@@ -62,6 +64,12 @@ impl Context<'_> {
             refuse_foreign_source(&check, &layers, address, report);
         }
         let port = self.port?;
+        let service = ServiceKey {
+            address: self.address?,
+            port: port.value,
+            protocol: self.protocol?,
+        };
+        refuse_misplaced_via(&check, &layers, service, report);
         let also = check.also.iter().map(|probe| (&probe.kind, probe.port));
         let lacks_port = [(&check.kind, check.port)]
             .into_iter()

@@ -15,10 +15,11 @@ use serde::Deserialize;
 use self::specific::{Specific, misfit};
 use super::fault::{At, Report, Reported};
 use super::types::{
-    Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, HttpCheck, Probe, Require, TlsCheck, UdpCheck,
+    Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, HttpCheck, Probe, Require, TlsCheck, UdpCheck, Via,
 };
 use super::walk::Walk;
 use super::{keys, value};
+use crate::model::{Protocol, ServiceKey};
 
 /// The word after `type =`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -192,6 +193,7 @@ impl Also {
             port: None,
             address: None,
             source: None,
+            via: Via::Direct,
         };
         self.specific.over(self.kind.value, &base)
     }
@@ -245,6 +247,7 @@ impl Layer {
             port: base.port,
             address: base.address,
             source: base.source,
+            via: base.via,
         };
         let check_type = or(self.kind, CheckType::of(&base.kind));
         let Probe {
@@ -252,6 +255,7 @@ impl Layer {
             port,
             address,
             source,
+            via,
         } = self.specific.over(check_type, &probe);
         Check {
             kind,
@@ -266,6 +270,7 @@ impl Layer {
             port,
             address,
             source,
+            via,
             also: match &self.also {
                 Some(also) => also.iter().map(Also::probe).collect(),
                 None => base.also.clone(),
@@ -281,9 +286,18 @@ pub(super) fn refuse_foreign_source(check: &Check, layers: &[&Layer], address: I
     let also = layers.iter().find_map(|layer| layer.also.as_ref());
     let sources = also.into_iter().flatten().map(|also| also.specific.source);
     let places = [layers.iter().find_map(own)].into_iter().chain(sources);
-    let probes = check.also.iter().map(|probe| (probe.address, probe.source));
-    let probes = [(check.address, check.source)].into_iter().chain(probes);
-    for ((probed, source), place) in probes.zip(places) {
+    let probes = check
+        .also
+        .iter()
+        .map(|probe| (probe.via, probe.address, probe.source));
+    let probes = [(check.via, check.address, check.source)]
+        .into_iter()
+        .chain(probes);
+    for ((via, probed, source), place) in probes.zip(places) {
+        // It asks the service address, which may be of another family.
+        if via == Via::Forward {
+            continue;
+        }
         let probed = probed.unwrap_or(address);
         let (Some(source), Some(place)) = (source, place) else {
             continue;
@@ -293,6 +307,46 @@ pub(super) fn refuse_foreign_source(check: &Check, layers: &[&Layer], address: I
                 place.offset,
                 format!("probes of {probed} cannot come from {source}"),
                 "two addresses of one family",
+            );
+        }
+    }
+}
+
+/// Reports probes through the forward path that are none: only a SYN to a port of the service can go that way.
+pub(super) fn refuse_misplaced_via(
+    check: &Check,
+    layers: &[&Layer],
+    service: ServiceKey,
+    report: &Report<'_>,
+) {
+    let own = layers.iter().find_map(|layer| layer.specific.via);
+    let also = layers.iter().find_map(|layer| layer.also.as_ref());
+    let places = also.into_iter().flatten().map(|also| also.specific.via);
+    let probes = check
+        .also
+        .iter()
+        .map(|probe| (probe.via, probe.address.is_some() || probe.port.is_some()));
+    let first = (check.via, check.address.is_some() || check.port.is_some());
+    for ((via, elsewhere), place) in [first]
+        .into_iter()
+        .chain(probes)
+        .zip([own].into_iter().chain(places))
+    {
+        let (Via::Forward, Some(place)) = (via, place) else {
+            continue;
+        };
+        if elsewhere {
+            report.fault_with_rest(
+                place.offset,
+                "`via` is \"forward\", and the check has an `address` or a `port` of its own",
+                "neither of them: such a probe goes to the address and port of the service",
+            );
+        }
+        if service.protocol != Protocol::Tcp || service.port == 0 {
+            report.fault_with_rest(
+                place.offset,
+                format!("`via` is \"forward\", and the service is {service}"),
+                "a service of one TCP port with it",
             );
         }
     }

@@ -41,5 +41,5 @@ pub use types::{
     Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck, EntryRates,
     ExecCheck, GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop, Pattern,
     PoolRules, Probe, QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck,
-    Witness, XdpMode,
+    Via, Witness, XdpMode,
 };

@@ -15,7 +15,7 @@ use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey, Tracking
 
 pub use check::{
     AgentCheck, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern,
-    Probe, QueryType, Rcode, Require, StatusRange, StatusSet, TlsCheck, UdpCheck,
+    Probe, QueryType, Rcode, Require, StatusRange, StatusSet, TlsCheck, UdpCheck, Via,
 };
 
 /// A whole configuration; only [`Config::parse`] and its relatives make sure that it is valid.

@@ -1,7 +1,7 @@
 //! Health checks: who is UP.
 //!
 //! ```text
-//!  set_targets ──► prober ──► probe ──► tcp, http, udp, dns, icmp, grpc, exec ──► the backend
+//!  set_targets ──► prober ──► probe ──► tcp, forward, http, udp, dns, icmp, grpc, exec ──► the backend
 //!                    │  ▲
 //!           result   ▼  │  state, time of the next probe
 //!                  machine
@@ -23,6 +23,7 @@ pub mod agent_check;
 mod dns;
 pub mod doubt;
 mod exec;
+mod forward;
 mod grpc;
 pub mod http;
 mod icmp;
@@ -37,6 +38,7 @@ mod tls;
 mod udp;
 
 pub use agent_check::{AgentProber, AgentReport, AgentTarget, Steering};
+pub use forward::Forwarder;
 pub use http::{HttpCheck, InvalidHttpCheck};
 pub use machine::{Machine, Policy};
 pub use probe::{Probe, ProbeResult, Subject};

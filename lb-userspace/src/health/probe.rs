@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::{CheckKind, dns, exec, grpc, http, icmp, tcp, udp};
+use super::{CheckKind, Forwarder, dns, exec, grpc, http, icmp, tcp, udp};
 use crate::config::Require;
 use crate::model::CheckCode;
 
@@ -72,6 +72,11 @@ impl Outcome {
 ///
 /// Dropping the future ends the probe.
 pub async fn probe(subject: &Subject, timeout: Duration) -> ProbeResult {
+    probe_with(subject, timeout, None).await
+}
+
+/// As [`probe`], with what sends probes through the forward path; without it those are `SOCKERR`.
+pub async fn probe_with(subject: &Subject, timeout: Duration, forwarder: Option<&Forwarder>) -> ProbeResult {
     let started = Instant::now();
     let limit = Limit {
         deadline: started + timeout,
@@ -79,8 +84,8 @@ pub async fn probe(subject: &Subject, timeout: Duration) -> ProbeResult {
     };
     let Outcome { code, detail } = match subject.probes.as_slice() {
         [] => Outcome::new(CheckCode::Unk, NO_CHECK),
-        [probe] => one(probe, limit).await,
-        several => Box::pin(all_or_any(several, subject.require, limit)).await,
+        [probe] => one(probe, limit, forwarder).await,
+        several => Box::pin(all_or_any(several, subject.require, limit, forwarder)).await,
     };
     ProbeResult {
         code,
@@ -94,9 +99,13 @@ pub(super) const NO_CHECK: &str = "no check";
 
 /// One probe. All but the most frequent kind are boxed: the tasks of thousands of targets have the size of the
 /// largest of them.
-async fn one(probe: &Probe, limit: Limit) -> Outcome {
+async fn one(probe: &Probe, limit: Limit, forwarder: Option<&Forwarder>) -> Outcome {
     match &probe.kind {
         CheckKind::Tcp => tcp::check(probe, limit).await,
+        CheckKind::Forwarded { service, forward } => match forwarder {
+            Some(forwarder) => Box::pin(forwarder.check(*service, *forward, probe, limit)).await,
+            None => Outcome::new(CheckCode::Sockerr, "no forward path here"),
+        },
         CheckKind::Http(check) => Box::pin(http::check(check, probe, limit)).await,
         CheckKind::Https(check, tls) => Box::pin(http::check_over_tls(check, tls, probe, limit)).await,
         CheckKind::Udp(check) => Box::pin(udp::check(check, probe, limit)).await,
@@ -110,10 +119,15 @@ async fn one(probe: &Probe, limit: Limit) -> Outcome {
 /// Probes at the same time; over as soon as one of them decides it, so that several take no longer to find a fault
 /// than one does. One that could not be sent decides nothing, and leaves nothing decided where it would have
 /// mattered.
-async fn all_or_any(probes: &[Probe], require: Require, limit: Limit) -> Outcome {
+async fn all_or_any(
+    probes: &[Probe],
+    require: Require,
+    limit: Limit,
+    forwarder: Option<&Forwarder>,
+) -> Outcome {
     let mut under_way: FuturesUnordered<_> = probes
         .iter()
-        .map(|probe| async move { (probe, one(probe, limit).await) })
+        .map(|probe| async move { (probe, one(probe, limit, forwarder).await) })
         .collect();
     let deciding = Some(require == Require::Any);
     let mut undecided = None;

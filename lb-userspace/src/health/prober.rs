@@ -14,10 +14,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
-use super::Target;
 use super::doubt::{Answers, Run, Sign};
 use super::machine::{Change, Machine, Policy};
 use super::probe::{self, NO_CHECK, ProbeResult, Subject};
+use super::{Forwarder, Target};
 use crate::model::{BackendId, CheckCode, OperState};
 
 /// Probes under way at one moment, where the limit on open files allows it.
@@ -63,12 +63,15 @@ pub trait Checker: Send + Sync + 'static {
 }
 
 /// Probes over the network, see [`probe::probe`].
-#[derive(Clone, Copy, Debug)]
-pub struct Network;
+#[derive(Clone, Debug, Default)]
+pub struct Network {
+    /// What sends probes through the forward path; `None`: they cannot be sent.
+    pub forwarder: Option<Arc<Forwarder>>,
+}
 
 impl Checker for Network {
     async fn check(&self, subject: &Subject, timeout: Duration) -> ProbeResult {
-        probe::probe(subject, timeout).await
+        probe::probe_with(subject, timeout, self.forwarder.as_deref()).await
     }
 }
 
@@ -118,7 +121,17 @@ impl Prober {
     /// Outside of a tokio runtime. The runtime needs timers and I/O.
     #[must_use]
     pub fn new(reports: mpsc::Sender<Report>) -> Self {
-        Self::with_checker(Network, probe_limit(), reports)
+        Self::with_network(Network::default(), reports)
+    }
+
+    /// As [`Prober::new`], over this network.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn with_network(network: Network, reports: mpsc::Sender<Report>) -> Self {
+        Self::with_checker(network, probe_limit(), reports)
     }
 }
 

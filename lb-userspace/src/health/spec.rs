@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::http::HttpCheck;
 use super::machine::Policy;
 use super::probe::{Probe, Subject};
-use crate::config::{self, DnsCheck, ExecCheck, GrpcCheck, Require, TlsCheck, UdpCheck};
-use crate::model::{BackendId, OperState};
+use crate::config::{self, DnsCheck, ExecCheck, GrpcCheck, Require, TlsCheck, UdpCheck, Via};
+use crate::model::{BackendId, Forward, OperState};
 
 /// A backend to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Target {
     /// Where probes go, unless the check names another address or port.
     pub address: IpAddr,
     pub port: u16,
+    /// How packets reach it, and probes through that path.
+    pub forward: Forward,
     pub check: CheckSpec,
     /// What an earlier run knew of it (a warm start). Only looked at when the target is added.
     pub previous: Option<OperState>,
@@ -41,6 +43,8 @@ pub struct ProbeSpec {
     pub port: Option<u16>,
     /// Where probes come from; `None`: whatever address the kernel chooses.
     pub source: Option<IpAddr>,
+    /// [`Via::Forward`]: of `tcp` probes only.
+    pub via: Via,
 }
 
 /// What a probe does.
@@ -48,6 +52,8 @@ pub struct ProbeSpec {
 pub enum CheckKind {
     /// A TCP connection can be made.
     Tcp,
+    /// A TCP connection to the service can be made through the path that traffic takes.
+    Forwarded { service: SocketAddr, forward: Forward },
     /// An HTTP/1.1 request is answered as expected.
     Http(Arc<HttpCheck>),
     /// The same over TLS.
@@ -69,7 +75,7 @@ impl CheckKind {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Tcp => "tcp",
+            Self::Tcp | Self::Forwarded { .. } => "tcp",
             Self::Http(_) => "http",
             Self::Https(..) => "https",
             Self::Udp(_) => "udp",
@@ -102,19 +108,20 @@ impl CheckSpec {
     /// The check that a valid configuration describes.
     #[must_use]
     pub fn of(check: &config::Check) -> Self {
-        let spec = |kind, address, port, source| {
+        let spec = |kind, address, port, source, via| {
             Some(ProbeSpec {
                 kind: CheckKind::of(kind)?,
                 address,
                 port,
                 source,
+                via,
             })
         };
-        let first = spec(&check.kind, check.address, check.port, check.source);
+        let first = spec(&check.kind, check.address, check.port, check.source, check.via);
         let also = check
             .also
             .iter()
-            .filter_map(|probe| spec(&probe.kind, probe.address, probe.port, probe.source));
+            .filter_map(|probe| spec(&probe.kind, probe.address, probe.port, probe.source, probe.via));
         Self {
             probes: first.into_iter().chain(also).collect(),
             require: check.require,
@@ -135,7 +142,13 @@ impl CheckSpec {
 impl Target {
     pub(super) fn subject(&self) -> Subject {
         let probe = |spec: &ProbeSpec| Probe {
-            kind: spec.kind.clone(),
+            kind: match spec.via {
+                Via::Direct => spec.kind.clone(),
+                Via::Forward => CheckKind::Forwarded {
+                    service: SocketAddr::new(self.id.service.address, self.id.service.port),
+                    forward: self.forward,
+                },
+            },
             address: SocketAddr::new(
                 spec.address.unwrap_or(self.address),
                 spec.port.unwrap_or(self.port),

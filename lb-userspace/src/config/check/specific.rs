@@ -7,7 +7,7 @@ use super::CheckType;
 use crate::config::fault::{At, Report, Reported};
 use crate::config::types::{
     CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern, Probe, QueryType,
-    Rcode, StatusRange, StatusSet, TlsCheck, UdpCheck,
+    Rcode, StatusRange, StatusSet, TlsCheck, UdpCheck, Via,
 };
 use crate::config::walk::Walk;
 use crate::config::{keys, value};
@@ -18,6 +18,7 @@ pub(in crate::config) struct Specific {
     port: Option<u16>,
     address: Option<IpAddr>,
     pub source: Option<At<IpAddr>>,
+    pub via: Option<At<Via>>,
     method: Option<HttpMethod>,
     path: Option<String>,
     host: Option<String>,
@@ -52,6 +53,7 @@ impl Specific {
         let port = walk.maybe(&keys::CHECK_PORT, value::integer);
         let address = walk.maybe(&keys::CHECK_ADDRESS, value::address);
         let source = walk.maybe(&keys::SOURCE, value::address);
+        let via = walk.maybe(&keys::VIA, value::choice);
         let method = walk.maybe(&keys::METHOD, value::choice);
         let path = walk.maybe(&keys::PATH, value::http_path);
         let host = walk.maybe(&keys::HOST, value::host);
@@ -80,6 +82,7 @@ impl Specific {
             port: plain(port?),
             address: plain(address?),
             source: source?,
+            via: via?,
             method: plain(method?),
             path: plain(path?),
             host: plain(host?),
@@ -111,7 +114,15 @@ impl Specific {
             port: self.port.or(base.port),
             address: self.address.or(base.address),
             source: self.source.map(|at| at.value).or(base.source),
+            via: self.via_over(check_type, base),
         }
+    }
+
+    /// As the other keys that belong to a type.
+    fn via_over(&self, check_type: CheckType, base: &Probe) -> Via {
+        let same_type = CheckType::of(&base.kind) == check_type;
+        let inherited = if same_type { base.via } else { Via::Direct };
+        self.via.map_or(inherited, |at| at.value)
     }
 
     fn kind_over(&self, check_type: CheckType, base: &CheckKind) -> CheckKind {

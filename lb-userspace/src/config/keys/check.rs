@@ -19,6 +19,7 @@ pub static CHECK: Table = Table {
         &CHECK_PORT,
         &CHECK_ADDRESS,
         &SOURCE,
+        &VIA,
         &METHOD,
         &PATH,
         &HOST,
@@ -43,11 +44,12 @@ pub static CHECK: Table = Table {
         &REQUIRE,
         &ALSO_TABLES,
     ],
-    planned: &["witness", "via"],
+    planned: &["witness"],
 };
 
 /// The keys that only checks of some types have, and those types.
-pub static SPECIFIC: [(&Key, &[&str]); 21] = [
+pub static SPECIFIC: [(&Key, &[&str]); 22] = [
+    (&VIA, &["tcp"]),
     (&METHOD, HTTP_TYPES),
     (&PATH, HTTP_TYPES),
     (&HOST, &["http", "https", "grpc"]),
@@ -145,6 +147,16 @@ pub static SOURCE: Key = Key::optional(
     "source",
     Shape::Address,
     "The address of this machine that probes come from; chosen by the kernel when absent.",
+);
+pub static VIA: Key = Key::with_default(
+    "via",
+    Shape::Choice {
+        built: &["direct", "forward"],
+        planned: &[],
+    },
+    "\"direct\"",
+    "tcp: direct: to the backend's own address. forward: to the service address, the way clients' packets go, so that a \
+     backend without that address or without decapsulation is found DOWN.",
 );
 pub static METHOD: Key = Key::with_default(
     "method",
@@ -301,6 +313,7 @@ pub static ALSO: Table = Table {
         &CHECK_PORT,
         &CHECK_ADDRESS,
         &SOURCE,
+        &VIA,
         &METHOD,
         &PATH,
         &HOST,
@@ -323,7 +336,7 @@ pub static ALSO: Table = Table {
         &GRPC_SERVICE,
         &COMMAND,
     ],
-    planned: &["via"],
+    planned: &[],
 };
 pub static ALSO_TYPE: Key = Key::required(
     "type",

@@ -6,7 +6,7 @@ use crate::model::{Forward, Protocol, Scheduler};
 use super::super::{
     AgentCheck, Announce, Backend, Check, CheckKind, Config, HashKey, Header, HttpCheck, HttpMethod, Machine,
     OnAllDown, OnDown, OnStop, PoolRules, Probe, QueryType, Require, Role, Service, StatusRange, StatusSet,
-    XdpMode, example,
+    Via, XdpMode, example,
 };
 use super::{BACKEND, HEAD, WEB, parsed};
 
@@ -79,7 +79,11 @@ fn the_example_says_what_it_seems_to_say() {
     assert_eq!(web.backends[1].check.port, Some(8080));
     assert_eq!(dns.key.protocol, Protocol::Udp);
 
-    assert_eq!(web.backends[1].check.also, [also(CheckKind::Icmp)]);
+    let through = Probe {
+        via: Via::Forward,
+        ..also(CheckKind::Tcp)
+    };
+    assert_eq!(web.backends[1].check.also, [through]);
     let CheckKind::Dns(question) = &dns.backends[0].check.kind else {
         panic!("dns: {dns:?}");
     };
@@ -115,6 +119,7 @@ fn also(kind: CheckKind) -> Probe {
         port: None,
         address: None,
         source: None,
+        via: Via::Direct,
     }
 }
 

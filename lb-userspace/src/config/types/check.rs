@@ -35,6 +35,7 @@ pub struct Check {
     pub address: Option<IpAddr>,
     /// `None`: whatever address the kernel chooses. Of the family of the address that is probed.
     pub source: Option<IpAddr>,
+    pub via: Via,
     /// What is probed beside it, at the same moments. None of them is [`CheckKind::None`]; empty where `kind` is.
     pub also: Vec<Probe>,
     /// How many of them have to pass.
@@ -49,6 +50,18 @@ pub struct Probe {
     pub port: Option<u16>,
     pub address: Option<IpAddr>,
     pub source: Option<IpAddr>,
+    pub via: Via,
+}
+
+/// The way that a probe takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// To the backend's own address.
+    #[default]
+    Direct,
+    /// To the service address, as clients' packets go. Of `tcp` checks only, without an address and a port of their own.
+    Forward,
 }
 
 /// When a check of several probes passes.
@@ -80,6 +93,7 @@ impl Check {
             port: None,
             address: None,
             source: None,
+            via: Via::Direct,
             also: Vec::new(),
             require: Require::All,
         }

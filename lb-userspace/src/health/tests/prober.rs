@@ -7,10 +7,10 @@ use std::sync::Mutex;
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
-use crate::config::Require;
+use crate::config::{Require, Via};
 use crate::health::{CheckKind, CheckSpec, ProbeSpec};
 use crate::model::OperState::{Down, Unknown, Up};
-use crate::model::{Protocol, ServiceKey};
+use crate::model::{Forward, Protocol, ServiceKey};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -145,12 +145,14 @@ fn target(number: u32) -> Target {
         },
         address: address.ip(),
         port: address.port(),
+        forward: Forward::DsrL2,
         check: CheckSpec {
             probes: vec![ProbeSpec {
                 kind: CheckKind::Tcp,
                 address: None,
                 port: None,
                 source: None,
+                via: Via::Direct,
             }],
             require: Require::All,
             policy: Policy {

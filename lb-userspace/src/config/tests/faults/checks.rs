@@ -284,6 +284,19 @@ fn of_checks() {
                 ],
             ),
             (
+                "the forward path of what does not take it",
+                format!(
+                    "{}[service.backend.check]\ntype = \"http\"\nvia = ▶\"forward\"\n\
+                     [[service.backend]]\naddress = \"10.0.1.12\"\n[service.backend.check]\n\
+                     via = ▶\"forward\"\nport = 81\n",
+                    service("")
+                ),
+                &[
+                    "`via` is for checks of type \"tcp\", and the type of this check is \"http\"",
+                    "has an `address` or a `port` of its own",
+                ],
+            ),
+            (
                 "an agent nowhere",
                 service("▶[service.agent_check]\ninterval = \"5s\""),
                 &["`port` is missing from [agent_check]"],

@@ -1,0 +1,153 @@
+//! The packets of a probe through the forward path: frames that carry a TCP segment to the service address the way the
+//! program sends clients' packets there, and what comes back. Pure.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::model::Forward;
+use crate::net::NextHop;
+
+pub(super) const FIN: u8 = 0x01;
+pub(super) const SYN: u8 = 0x02;
+pub(super) const RST: u8 = 0x04;
+pub(super) const ACK: u8 = 0x10;
+
+const TTL: u8 = 64;
+const TCP: u8 = 6;
+const TCP_HEADER_BYTES: usize = 20;
+
+/// A TCP segment without data and options.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub sequence: u32,
+    pub flags: u8,
+}
+
+/// The frame that carries `segment` to `backend` over `hop`. `None`: the families do not go together.
+pub(super) fn frame(segment: &Segment, forward: Forward, hop: &NextHop, backend: IpAddr) -> Option<Vec<u8>> {
+    let inner = packet(segment.source.ip(), segment.destination.ip(), TCP, &tcp(segment))?;
+    let packet = match forward {
+        Forward::DsrL2 => inner,
+        Forward::DsrIpip => {
+            let protocol = if segment.destination.is_ipv4() { 4 } else { 41 };
+            packet(hop.source, backend, protocol, &inner)?
+        }
+    };
+    let ether_type: u16 = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
+    let mut frame = Vec::with_capacity(14 + packet.len());
+    frame.extend(hop.destination_mac);
+    frame.extend(hop.source_mac);
+    frame.extend(ether_type.to_be_bytes());
+    frame.extend(packet);
+    Some(frame)
+}
+
+/// An IP packet.
+fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(payload.len()).ok()?;
+    let mut packet = Vec::with_capacity(40 + payload.len());
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            packet.extend([0x45, 0]);
+            packet.extend((length + 20).to_be_bytes());
+            // Don't Fragment, so the identification may be 0 (RFC 6864, section 4.1).
+            packet.extend([0, 0, 0x40, 0, TTL, protocol, 0, 0]);
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
+            let checksum = finish(sum(&packet));
+            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(length.to_be_bytes());
+            packet.extend([protocol, TTL]);
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
+        }
+        _ => return None,
+    }
+    packet.extend(payload);
+    Some(packet)
+}
+
+/// The segment with its checksum (RFC 9293, section 3.1).
+fn tcp(segment: &Segment) -> [u8; TCP_HEADER_BYTES] {
+    let mut bytes = [0; TCP_HEADER_BYTES];
+    bytes[..2].copy_from_slice(&segment.source.port().to_be_bytes());
+    bytes[2..4].copy_from_slice(&segment.destination.port().to_be_bytes());
+    bytes[4..8].copy_from_slice(&segment.sequence.to_be_bytes());
+    bytes[12] = (TCP_HEADER_BYTES as u8 / 4) << 4;
+    bytes[13] = segment.flags;
+    bytes[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
+    let addresses = |address: IpAddr| match address {
+        IpAddr::V4(address) => sum(&address.octets()),
+        IpAddr::V6(address) => sum(&address.octets()),
+    };
+    let pseudo_header = addresses(segment.source.ip())
+        + addresses(segment.destination.ip())
+        + u32::from(TCP)
+        + TCP_HEADER_BYTES as u32;
+    let checksum = finish(pseudo_header + sum(&bytes));
+    bytes[16..18].copy_from_slice(&checksum.to_be_bytes());
+    bytes
+}
+
+/// RFC 1071.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes
+        .chunks_exact(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum()
+}
+
+fn finish(sum: u32) -> u16 {
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+/// What came back from a service address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub from: SocketAddr,
+    /// The number it acknowledges.
+    pub acknowledges: u32,
+    pub accepted: bool,
+}
+
+/// The answer in an IP packet; `None`: it is none.
+pub(super) fn answer(packet: &[u8]) -> Option<Answer> {
+    let (address, protocol, header) = match packet.first()? >> 4 {
+        4 => {
+            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+            (
+                IpAddr::from(source),
+                *packet.get(9)?,
+                usize::from(packet[0] & 0xf) * 4,
+            )
+        }
+        6 => {
+            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+            (IpAddr::from(source), *packet.get(6)?, 40)
+        }
+        _ => return None,
+    };
+    let tcp = packet.get(header..)?;
+    if protocol != TCP || tcp.len() < TCP_HEADER_BYTES {
+        return None;
+    }
+    let accepted = match tcp[13] & (FIN | SYN | RST | ACK) {
+        flags if flags == SYN | ACK => true,
+        flags if flags == RST | ACK => false,
+        _ => return None,
+    };
+    Some(Answer {
+        from: SocketAddr::new(address, u16::from_be_bytes([tcp[0], tcp[1]])),
+        acknowledges: u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]),
+        accepted,
+    })
+}
+
+#[cfg(test)]
+#[path = "../tests/segment.rs"]
+mod tests;

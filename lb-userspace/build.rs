@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-const PROGRAMS: [&str; 3] = ["lb", "decap", "harness"];
+const PROGRAMS: [&str; 4] = ["lb", "decap", "harness", "flowbench"];
 const PROFILE: &str = "bpf";
 
 fn main() -> ExitCode {

@@ -4,6 +4,7 @@
 //! [`LAYOUT_VERSION`] stands for everything that sizes alone cannot show. Every value is `repr(C)` without
 //! hidden padding; the assertions at the end lock sizes and alignment.
 
+use crate::cache::Chooser;
 use crate::rule::State;
 
 /// Raised when the meaning of a map changes while its sizes stay the same.
@@ -111,7 +112,7 @@ impl ServiceDoor {
 /// Where the lookup table of a service lies: one 64-bit word, so that one aligned store switches all packets
 /// from one generation to the next.
 ///
-/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 61 [`TableWord::HELD`], 62
+/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 44..48 the [`Chooser`], 61 [`TableWord::HELD`], 62
 /// [`TableWord::FULL`], 63 [`TableWord::RESIZING`]; the rest is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
@@ -119,6 +120,7 @@ pub struct TableWord(pub u64);
 
 impl TableWord {
     const FIELD: u64 = (1 << 17) - 1;
+    const CHOOSER: u64 = 15 << 44;
 
     /// Windows are about to end: a SYN whose entry is refused is dropped, see [`crate::rule::Place::held`].
     pub const HELD: u64 = 1 << 61;
@@ -162,10 +164,22 @@ impl TableWord {
         Self(self.0 | flags)
     }
 
+    /// The same table for a scheduler.
+    #[must_use]
+    pub const fn chosen_by(self, chooser: Chooser) -> Self {
+        Self(self.0 & !Self::CHOOSER | (chooser as u64) << 44)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn chooser(self) -> Chooser {
+        Chooser::from_bits((self.0 >> 44) as u8 & 15)
+    }
+
     /// The same table without flags: which slots they are.
     #[must_use]
     pub const fn place(self) -> Self {
-        Self(self.0 & !(Self::HELD | Self::FULL | Self::RESIZING))
+        Self(self.0 & !(Self::CHOOSER | Self::HELD | Self::FULL | Self::RESIZING))
     }
 
     #[inline(always)]
@@ -419,6 +433,10 @@ pub struct FlowCounters {
     pub occupied: u64,
     /// Resets sent in the name of a backend that is DOWN (`on_down = "reset"`).
     pub resets: u64,
+    /// `tracking = "full"`: flows that lost their way in the cache to another.
+    pub evicted: u64,
+    /// Connections whose place in the nursery was taken, so that their hash chose instead of the scheduler.
+    pub crowded: u64,
 }
 
 /// What each CPU counts for a backend.
@@ -571,7 +589,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 24 && align_of::<FlowKey>() == 4);
     assert!(size_of::<FlowEntry>() == 24 && align_of::<FlowEntry>() == 8);
     assert!(size_of::<FlowControl>() == 32);
-    assert!(size_of::<FlowCounters>() == 64);
+    assert!(size_of::<FlowCounters>() == 80);
     assert!(size_of::<Interface>() == 8);
     assert!(size_of::<Decision>() == 16);
     assert!(size_of::<FragmentKey>() == 40);

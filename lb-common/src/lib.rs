@@ -6,6 +6,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod cache;
 pub mod checksum;
 pub mod decap;
 pub mod hash;

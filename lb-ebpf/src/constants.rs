@@ -30,9 +30,25 @@ pub static ICMP_ECHO: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static ICMP_ERROR_RATE: Global<u32> = Global::new(0);
 
+/// Not 0: some service has a scheduler other than `maglev`, or `tracking = "full"`.
+#[unsafe(no_mangle)]
+pub static CHOOSERS: Global<u8> = Global::new(0);
+
 /// The secret of the hash.
 #[unsafe(no_mangle)]
 pub static HASH_KEY: HashKey = HashKey([0; KEY_WORDS]);
+
+/// [`HashKey::second`] of the secret.
+#[unsafe(no_mangle)]
+pub static SECOND_KEY: HashKey = HashKey([0; KEY_WORDS]);
+
+/// The words of the second key.
+#[inline(always)]
+pub fn second_key() -> HashKey {
+    // SAFETY: a valid, aligned reference; volatile because the loader writes the value after compilation.
+    let word = |index: usize| unsafe { core::ptr::read_volatile(&raw const SECOND_KEY.0[index]) };
+    HashKey([word(0), word(1), word(2), word(3), word(4), word(5), word(6), 0])
+}
 
 /// The key words an IPv4 flow needs; the others are not even loaded.
 #[inline(always)]

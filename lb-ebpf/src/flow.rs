@@ -45,6 +45,8 @@ pub struct Asked {
     pub slot: Slot,
     pub table: TableWord,
     pub hash: u32,
+    /// The hash that gave the slot: of some schedulers it is not that of the flow.
+    pub slot_hash: u32,
     /// [`crate::packet::Flow::transport`].
     pub transport: u32,
     pub protocol: u32,
@@ -74,7 +76,7 @@ pub extern "C" fn consult(ctx: *mut xdp_md) -> u32 {
     };
     // SAFETY: as in `ask`, which has written it.
     let asked = unsafe { &*asked };
-    let Some(packet) = read_packet(&XdpContext::new(ctx), asked) else {
+    let Some(packet) = read_packet(&XdpContext::new(ctx), asked.transport, asked.protocol) else {
         return 0;
     };
     let place = Place {
@@ -101,7 +103,7 @@ pub extern "C" fn consult(ctx: *mut xdp_md) -> u32 {
                 return backend;
             }
             Write::Insert(entry) => {
-                if !take_allowance(asked, packet) {
+                if !take_allowance(asked.key.service, Allowance::of(packet)) {
                     count(asked, |counters| counters.refused_allowance += 1);
                     note_refusal(asked, packet, decision.otherwise);
                     return decision.otherwise;
@@ -148,7 +150,12 @@ fn refuse_full(asked: &Asked, packet: Packet, otherwise: u32) -> u32 {
 
 #[inline(always)]
 fn count(asked: &Asked, what: impl FnOnce(&mut FlowCounters)) {
-    if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(asked.key.service) {
+    count_for(asked.key.service, what);
+}
+
+#[inline(always)]
+fn count_for(service: u32, what: impl FnOnce(&mut FlowCounters)) {
+    if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(service) {
         // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
         what(unsafe { &mut *counters });
     }
@@ -161,7 +168,7 @@ fn effective_slot(asked: &Asked) -> Slot {
         return asked.slot;
     }
     let before = service::table_before(asked.key.service);
-    match before.and_then(|table| schedule::slot(table, asked.hash)) {
+    match before.and_then(|table| schedule::slot(table, asked.slot_hash)) {
         Some(before) => Slot::resizing(asked.slot, before),
         None => asked.slot,
     }
@@ -170,14 +177,14 @@ fn effective_slot(asked: &Asked) -> Slot {
 /// What the rule must know of the packet. The header is read again, because the path of all other packets has no
 /// use for sequence numbers.
 #[inline(always)]
-fn read_packet(ctx: &XdpContext, asked: &Asked) -> Option<Packet> {
-    if asked.transport == 0 {
+pub fn read_packet(ctx: &XdpContext, transport: u32, protocol: u32) -> Option<Packet> {
+    if transport == 0 {
         return Some(Packet::Error);
     }
-    if asked.protocol != u32::from(TCP) {
+    if protocol != u32::from(TCP) {
         return Some(Packet::Datagram);
     }
-    let segment = packet::segment(ctx, asked.transport)?;
+    let segment = packet::segment(ctx, transport)?;
     Some(if segment.opens() {
         Packet::Syn(segment.sequence)
     } else if segment.fin() || segment.rst() {
@@ -244,18 +251,37 @@ fn put(asked: &Asked, entry: &Entry, flags: u32) -> Result<(), i32> {
     FLOWS.insert(key, entry, u64::from(flags))
 }
 
-/// Takes one entry from the allowance of this kind of packet, if there is one left.
+/// What an entry is taken from.
+#[derive(Clone, Copy)]
+enum Allowance {
+    Syn,
+    Data,
+    Udp,
+}
+
+impl Allowance {
+    #[inline(always)]
+    fn of(packet: Packet) -> Self {
+        match packet {
+            Packet::Syn(_) => Self::Syn,
+            Packet::Datagram => Self::Udp,
+            _ => Self::Data,
+        }
+    }
+}
+
+/// Takes one entry from an allowance of a service, if there is one left.
 #[inline(always)]
-fn take_allowance(asked: &Asked, packet: Packet) -> bool {
-    let Some(control) = FLOW_CONTROL.get_ptr_mut(asked.key.service) else {
+fn take_allowance(service: u32, allowance: Allowance) -> bool {
+    let Some(control) = FLOW_CONTROL.get_ptr_mut(service) else {
         return false;
     };
     // SAFETY: a valid map value; only its address is taken.
     let left = unsafe {
-        match packet {
-            Packet::Syn(_) => &raw mut (*control).syn_left,
-            Packet::Datagram => &raw mut (*control).udp_left,
-            _ => &raw mut (*control).data_left,
+        match allowance {
+            Allowance::Syn => &raw mut (*control).syn_left,
+            Allowance::Udp => &raw mut (*control).udp_left,
+            Allowance::Data => &raw mut (*control).data_left,
         }
     };
     // SAFETY: a valid, aligned word; volatile because other CPUs and the agent write it too.
@@ -292,10 +318,25 @@ fn note_refusal(asked: &Asked, packet: Packet, otherwise: u32) {
 /// Counts a reset that was sent in the name of a backend of a service.
 #[inline(always)]
 pub fn count_reset(service: u32) {
-    if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(service) {
-        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
-        unsafe { (*counters).resets += 1 };
-    }
+    count_for(service, |counters| counters.resets += 1);
+}
+
+/// Counts a packet that found its flow in the cache.
+#[inline(always)]
+pub fn count_hit(service: u32) {
+    count_for(service, |counters| counters.hits += 1);
+}
+
+/// Counts a flow that lost its way in the cache.
+#[inline(always)]
+pub fn count_evicted(service: u32) {
+    count_for(service, |counters| counters.evicted += 1);
+}
+
+/// Counts a connection whose place in the nursery was taken.
+#[inline(always)]
+pub fn count_crowded(service: u32) {
+    count_for(service, |counters| counters.crowded += 1);
 }
 
 #[inline(always)]

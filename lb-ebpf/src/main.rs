@@ -5,6 +5,8 @@
 //! Compiled for the host (for lints and tests of its modules) this is an empty program.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// For the one instruction that the language has no word for.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(
     not(target_arch = "bpf"),
     allow(dead_code, reason = "the entry exists for the BPF target only")
@@ -12,10 +14,12 @@
 
 mod announce;
 mod bounds;
+mod cache;
 mod constants;
 mod flow;
 mod forward;
 mod fragment;
+mod full;
 mod icmp;
 mod link;
 mod packet;

@@ -3,10 +3,13 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
+use lb_common::cache::{self, Chooser};
 use lb_common::hash;
 use lb_common::layout::{FlowKey, MAX_SLABS, MMAPABLE, SLAB_SLOTS, Slot, TableWord};
 
+use crate::constants::CHOOSERS;
 use crate::flow::{self, Asked};
+use crate::full::{self, Found, Tracked};
 use crate::packet::{Flow, Ip};
 
 /// Lookup tables, side by side in slabs of one fixed size: look-ups in inner arrays of one size are inlined
@@ -28,17 +31,69 @@ pub fn backend(
     table: TableWord,
     hash: u32,
 ) -> Option<u32> {
-    let slot = slot(table, hash)?;
-    let backend = if table.is_resizing() | slot.consult() {
+    let at = Place {
+        service,
+        table,
+        hash,
+        slot_hash: slot_hash(ip, table, hash),
+    };
+    if CHOOSERS.load() == 0 || !table.is_full() {
+        return owner(ctx, ip, flow, &at);
+    }
+    let tracked = Tracked {
+        identity: cache::identity(hash, ip.second_hash(flow), service),
+        table,
+        service,
+        transport: flow.transport,
+        protocol: flow.protocol,
+        kind: 0,
+        sequence: 0,
+        reserved: 0,
+        now_ns: 0,
+    };
+    let found = full::look(ctx, tracked);
+    if let Found::Backend(backend) = found {
+        return Some(backend);
+    }
+    let backend = owner(ctx, ip, flow, &at)?;
+    if matches!(found, Found::Unremembered) {
+        full::full_remember(backend);
+    }
+    Some(backend)
+}
+
+/// Where a flow stands.
+struct Place {
+    service: u32,
+    table: TableWord,
+    hash: u32,
+    slot_hash: u32,
+}
+
+#[inline(always)]
+fn slot_hash(ip: &Ip, table: TableWord, hash: u32) -> u32 {
+    if CHOOSERS.load() != 0 && matches!(table.chooser(), Chooser::Source) {
+        ip.source_hash()
+    } else {
+        hash
+    }
+}
+
+/// The owner of a flow by its slot.
+#[inline(always)]
+fn owner(ctx: &XdpContext, ip: &Ip, flow: &Flow, at: &Place) -> Option<u32> {
+    let slot = slot(at.table, at.slot_hash)?;
+    let backend = if at.table.is_resizing() | slot.consult() {
         let asked = Asked {
             key: FlowKey {
                 source: ip.source,
                 ports: flow.ports,
-                service,
+                service: at.service,
             },
             slot,
-            table,
-            hash,
+            table: at.table,
+            hash: at.hash,
+            slot_hash: at.slot_hash,
             transport: flow.transport,
             protocol: flow.protocol,
         };
@@ -47,6 +102,17 @@ pub fn backend(
         slot.current()
     };
     (backend != 0).then_some(backend)
+}
+
+/// The backend that takes new flows of a slot, by its number, which is below the size of the table; 0: nobody.
+#[inline(always)]
+pub fn current_at(table: TableWord, number: u32) -> u32 {
+    let index = table.offset() + number;
+    match SLABS.get_value(table.slab(), &index) {
+        // SAFETY: as in `slot`.
+        Some(slot) => unsafe { core::ptr::read_volatile(slot) }.current(),
+        None => 0,
+    }
 }
 
 /// The slot of a hash, read once, so that one packet sees one generation of it.

@@ -16,4 +16,5 @@ pub mod maglev;
 pub mod model;
 pub mod net;
 pub mod observe;
+pub mod rounds;
 pub mod state;

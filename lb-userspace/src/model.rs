@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use lb_common::cache::Chooser;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -109,13 +110,59 @@ impl fmt::Display for Forward {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduler {
+    /// The owner of the flow's slot in a Maglev table.
     #[default]
     Maglev,
+    /// The same by the client's address alone.
+    Sh,
+    /// One after the other.
+    Rr,
+    /// One after the other, by weight.
+    Wrr,
+    /// At random, by weight.
+    Random,
+    /// The one with the fewest flows.
+    Lc,
+    /// The one with the fewest flows for its weight.
+    Wlc,
+    /// Of two at random the one with fewer flows for its weight.
+    Twos,
+}
+
+impl Scheduler {
+    /// How the program chooses.
+    #[must_use]
+    pub fn chooser(self) -> Chooser {
+        match self {
+            Self::Maglev => Chooser::Flow,
+            Self::Sh => Chooser::Source,
+            Self::Rr | Self::Wrr => Chooser::Walk,
+            Self::Random => Chooser::Random,
+            Self::Lc => Chooser::Least,
+            Self::Wlc => Chooser::LeastWeighted,
+            Self::Twos => Chooser::Two,
+        }
+    }
+
+    /// Whether its choice cannot be found again from a packet, so that every flow has to be remembered.
+    #[must_use]
+    pub fn is_free(self) -> bool {
+        self.chooser().is_free()
+    }
 }
 
 impl fmt::Display for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("maglev")
+        f.write_str(match self {
+            Self::Maglev => "maglev",
+            Self::Sh => "sh",
+            Self::Rr => "rr",
+            Self::Wrr => "wrr",
+            Self::Random => "random",
+            Self::Lc => "lc",
+            Self::Wlc => "wlc",
+            Self::Twos => "twos",
+        })
     }
 }
 

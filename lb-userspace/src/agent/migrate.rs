@@ -235,6 +235,9 @@ impl Agent {
             refused_full,
             occupied,
             resets,
+            // Of the cache of flows, which is another table.
+            evicted: _,
+            crowded: _,
         } = counters;
         let scan = self.dataplane.last_scan();
         let ago_ns = monotonic_ns().saturating_sub(scan.ended_ns);

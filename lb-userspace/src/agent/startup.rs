@@ -331,6 +331,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         resets: config.answers_with_resets(),
         icmp_echo: config.agent.icmp_echo,
         icmp_error_rate: load::ICMP_ERROR_RATE,
+        choosers: config.has_choosers(),
     }
 }
 

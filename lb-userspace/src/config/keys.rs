@@ -368,11 +368,14 @@ pub static FORWARD: Key = Key::required(
 pub static SCHEDULER: Key = Key::with_default(
     "scheduler",
     Shape::Choice {
-        built: &["maglev"],
-        planned: &["sh", "rr", "wrr", "random", "lc", "wlc", "twos"],
+        built: &["maglev", "sh", "rr", "wrr", "random", "lc", "wlc", "twos"],
+        planned: &[],
     },
     "\"maglev\"",
-    "How the backend of a flow is chosen.",
+    "How the backend of a flow is chosen. maglev: by a hash of addresses and ports. sh: by a hash of the client's \
+     address. rr, wrr: one after the other, wrr by weight. random: at random, by weight. lc, wlc: the backend with the \
+     fewest flows, wlc for its weight. twos: of two at random the one with fewer flows for its weight. All but maglev \
+     and sh remember every flow.",
 );
 pub static TABLE_SIZE: Key = Key::optional(
     "table_size",

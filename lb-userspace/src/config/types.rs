@@ -10,6 +10,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use lb_common::cache::Chooser;
+
 use crate::control::flap::FlapRules;
 use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey, Tracking};
 
@@ -200,6 +202,14 @@ impl Config {
         self.services
             .iter()
             .any(|service| service.rules.on_down == OnDown::Reset)
+    }
+
+    /// Whether the program has to choose otherwise than by the hash of a flow, or to remember all flows.
+    #[must_use]
+    pub fn has_choosers(&self) -> bool {
+        self.services.iter().any(|service| {
+            service.scheduler.chooser() != Chooser::Flow || service.rules.tracking == Tracking::Full
+        })
     }
 }
 

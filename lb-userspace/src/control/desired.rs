@@ -13,6 +13,7 @@ use crate::datapath::record::{self, Hop};
 use crate::maglev::{self, Candidate};
 use crate::model::{AdminState, BackendId, Forward, OperState, Scheduler, ServiceKey, Tracking};
 use crate::net::{NextHop, Unresolved};
+use crate::rounds;
 
 /// What checks and operators say of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -181,9 +182,30 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
 /// The owner of each slot of a table of `size` slots, as an index into the candidates.
 #[must_use]
 pub fn owners(service: &DesiredService, size: u32) -> Vec<Option<u32>> {
+    let weights = |flat: bool| -> Vec<u32> {
+        let weights = service.candidates.iter().map(|candidate| candidate.weight);
+        weights
+            .map(|weight| if flat { weight.min(1) } else { weight })
+            .collect()
+    };
     match service.scheduler {
-        Scheduler::Maglev => maglev::build(size, &service.candidates),
+        Scheduler::Maglev | Scheduler::Sh | Scheduler::Random | Scheduler::Twos => {
+            maglev::build(size, &service.candidates)
+        }
+        Scheduler::Wrr => rounds::build(size, &weights(false)),
+        Scheduler::Rr | Scheduler::Lc | Scheduler::Wlc => rounds::build(size, &weights(true)),
     }
+}
+
+/// Slots for a service that has no table yet. Schedulers that walk through the table give each backend as many turns as
+/// it has slots: ten times as many make that as exact as the weights.
+fn first_size(service: &config::Service) -> u32 {
+    let backends = service.backends.len();
+    maglev::size_for(if service.scheduler.is_free() {
+        backends * 10
+    } else {
+        backends
+    })
 }
 
 fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
@@ -194,7 +216,7 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
     let size = service
         .table_size
         .or(earlier.map(|earlier| earlier.size))
-        .unwrap_or_else(|| maglev::size_for(service.backends.len()));
+        .unwrap_or_else(|| first_size(service));
     let ids: Vec<BackendId> = service.backends.iter().map(|b| b.id(service.key)).collect();
     let backends: BTreeMap<_, _> = service
         .backends
@@ -227,7 +249,12 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         name: service.name.clone(),
         forward: service.forward,
         scheduler: service.scheduler,
-        tracking: service.rules.tracking,
+        // A choice that cannot be found again has to be remembered.
+        tracking: if service.scheduler.is_free() {
+            Tracking::Full
+        } else {
+            service.rules.tracking
+        },
         idle_timeout: service.rules.idle_timeout(service.key.protocol),
         size,
         candidates: candidates(&backends, |id| taking.contains(id)),

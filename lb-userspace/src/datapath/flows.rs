@@ -286,6 +286,8 @@ pub fn add_counters(a: &FlowCounters, b: &FlowCounters) -> FlowCounters {
         refused_full,
         occupied,
         resets,
+        evicted,
+        crowded,
     } = *a;
     FlowCounters {
         hits: hits + b.hits,
@@ -296,6 +298,8 @@ pub fn add_counters(a: &FlowCounters, b: &FlowCounters) -> FlowCounters {
         refused_full: refused_full + b.refused_full,
         occupied: occupied + b.occupied,
         resets: resets + b.resets,
+        evicted: evicted + b.evicted,
+        crowded: crowded + b.crowded,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Loading the program with the constants of a configuration.
 
+use aya::maps::MapInfo;
 use aya::{Ebpf, EbpfLoader};
+use lb_common::cache::WAYS;
 use lb_common::hash::HashKey;
 
 use super::pins::{self, PinDir};
@@ -23,6 +25,8 @@ pub struct Features {
     pub icmp_echo: bool,
     /// ICMP errors that each CPU may send a second; 0: any number.
     pub icmp_error_rate: u32,
+    /// Some service has a scheduler other than `maglev`, or `tracking = "full"`.
+    pub choosers: bool,
 }
 
 /// What an agent lets each CPU send, as many as Linux itself in all (`net.ipv4.icmp_msgs_per_sec`).
@@ -38,6 +42,9 @@ pub struct Sizes {
     pub flows: u32,
 }
 
+/// Flows that the cache of `tracking = "full"` has room for: 16 bytes each.
+pub const CACHED_FLOWS: u32 = 262_144;
+
 /// Loads the program and its maps, the pinned ones from `pins` where they exist.
 ///
 /// # Errors
@@ -52,8 +59,11 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         resets,
         icmp_echo,
         icmp_error_rate,
+        choosers,
     } = features;
-    let resets = flag(resets);
+    let (resets, choosers) = (flag(resets), flag(choosers));
+    let second = key.second();
+    let lines = lines(pins)?;
     let (wildcard, announce, explain, trace) =
         (flag(wildcard), flag(announce), flag(explain), flag(trace_drops));
     let icmp_echo = flag(icmp_echo);
@@ -66,7 +76,11 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .override_global("RESETS", &resets, true)
         .override_global("ICMP_ECHO", &icmp_echo, true)
         .override_global("ICMP_ERROR_RATE", &icmp_error_rate, true)
+        .override_global("CHOOSERS", &choosers, true)
         .override_global("HASH_KEY", &key.0, true)
+        .override_global("SECOND_KEY", &second.0, true)
+        .override_global("CACHE_LINES", &lines, true)
+        .map_max_entries("CACHE", lines)
         // A service and the mark of its address are two entries.
         .map_max_entries("SERVICES", sizes.services * 2)
         .map_max_entries("RECORDS", sizes.services)
@@ -75,6 +89,8 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .map_max_entries("FLOW_COUNTERS", sizes.services)
         // Index 0 is nobody.
         .map_max_entries("BACKENDS", sizes.backends + 1)
+        .map_max_entries("LOADS", sizes.backends + 1)
+        .map_max_entries("CURSORS", sizes.services)
         .map_max_entries("COUNTERS", sizes.backends + 1);
     let paths: Vec<_> = pins
         .map(|dir| {
@@ -89,4 +105,12 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         loader.map_pin_path(map, path.as_path());
     }
     Ok(loader.load(object::LB)?)
+}
+
+/// Lines of the cache of flows: those of the pinned one.
+fn lines(pins: Option<&PinDir>) -> Result<u32, Error> {
+    match pins.map(|dir| dir.path(pins::CACHE.pin)) {
+        Some(path) if path.exists() => Ok(MapInfo::from_pin(path)?.max_entries()),
+        _ => Ok(CACHED_FLOWS / WAYS as u32),
+    }
 }

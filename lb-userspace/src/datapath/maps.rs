@@ -14,6 +14,7 @@ use lb_common::layout::{
 use lb_common::reason::Reason;
 
 use super::Error;
+use super::flow_cache::FlowCache;
 use super::flows::{self, FlowControls, Flows};
 use super::load::Sizes;
 use super::mmap::Words;
@@ -31,6 +32,7 @@ pub struct Maps {
     pub reasons: PerCpuArray<MapData, u64>,
     pub flows: Flows,
     pub flow_control: FlowControls,
+    pub flow_cache: FlowCache,
     flow_counters: PerCpuArray<MapData, FlowCounters>,
     pub egress: DevMapHash<MapData>,
     pub interfaces: HashMap<MapData, u32, Interface>,
@@ -101,6 +103,7 @@ impl Maps {
             flows: Flows::new(take(&pins::FLOWS)?)?,
             flow_control: FlowControls::map(control.fd(), max_entries(control))?,
             flow_counters: take(&pins::FLOW_COUNTERS)?.try_into()?,
+            flow_cache: FlowCache::new(&take(&pins::CACHE)?, &take(&pins::NURSERY)?, &take(&pins::LOADS)?)?,
             egress: take(&pins::EGRESS)?.try_into()?,
             interfaces: take(&pins::INTERFACES)?.try_into()?,
             service_meta: take(&pins::SERVICE_META)?.try_into()?,

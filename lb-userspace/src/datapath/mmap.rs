@@ -64,6 +64,24 @@ impl Words {
         self.word(index).store(value, Ordering::Release);
     }
 
+    /// Stores `new` where `old` still stands; `false` where something else does.
+    ///
+    /// # Panics
+    /// Where `index` is outside the array.
+    pub fn exchange(&self, index: usize, old: u64, new: u64) -> bool {
+        let word = self.word(index);
+        word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Takes from a word that others count in at the same time.
+    ///
+    /// # Panics
+    /// Where `index` is outside the array.
+    pub fn subtract(&self, index: usize, value: u64) {
+        self.word(index).fetch_sub(value, Ordering::AcqRel);
+    }
+
     fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.words, "word {index} of {}", self.words);
         // SAFETY: inside the mapping, aligned to 8 because mappings start at pages.

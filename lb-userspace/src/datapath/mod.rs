@@ -6,6 +6,7 @@ pub mod attach;
 pub mod clock;
 pub mod counters;
 pub mod decap;
+pub mod flow_cache;
 pub mod flows;
 pub mod identity;
 pub mod load;
@@ -30,6 +31,8 @@ pub mod object {
     pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
     /// What speed is measured with.
     pub static HARNESS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness"));
+    /// What the cache of flows is measured with.
+    pub static FLOW_BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flowbench"));
 }
 
 /// The oldest kernel that has everything the programs and the agent use. The youngest feature needed is

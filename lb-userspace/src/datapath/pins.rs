@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
-use lb_common::layout;
+use lb_common::{cache, layout};
 
 use super::Error;
 use super::sys;
@@ -47,6 +47,9 @@ pinned! {
     FLOWS: "FLOWS", "flows", Hash, size_of::<layout::FlowKey>(), size_of::<layout::FlowEntry>(), NO_PREALLOC;
     FLOW_CONTROL: "FLOW_CONTROL", "flow_control", Array, WORD, size_of::<layout::FlowControl>(), layout::MMAPABLE;
     FLOW_COUNTERS: "FLOW_COUNTERS", "flow_counters", PerCpuArray, WORD, size_of::<layout::FlowCounters>(), 0;
+    CACHE: "CACHE", "flow_cache", Array, WORD, size_of::<cache::Line>(), layout::MMAPABLE;
+    NURSERY: "NURSERY", "nursery", Array, WORD, size_of::<cache::Opening>(), layout::MMAPABLE;
+    LOADS: "LOADS", "loads", Array, WORD, size_of::<cache::Load>(), layout::MMAPABLE;
     EGRESS: "EGRESS", "egress", DevMapHash, WORD, 2 * WORD, 0;
     INTERFACES: "INTERFACES", "interfaces", Hash, WORD, size_of::<layout::Interface>(), 0;
     SERVICE_META: "", "service_meta", Array, WORD, size_of::<layout::ServiceMeta>(), 0;

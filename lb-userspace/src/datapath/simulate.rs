@@ -234,6 +234,7 @@ impl Simulator {
             resets: explain || config.answers_with_resets(),
             icmp_echo: config.agent.icmp_echo,
             icmp_error_rate: options.icmp_error_rate,
+            choosers: config.has_choosers(),
         };
         let configured = config
             .agent

@@ -299,7 +299,7 @@ fn rst(port: u16, sequence: u32) -> TcpHeader {
 }
 
 /// Times are `CLOCK_MONOTONIC`.
-fn now_ns() -> u64 {
+pub fn now_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
     u64::try_from(now.tv_sec()).expect("after boot") * 1_000_000_000
         + u64::try_from(now.tv_nsec()).expect("below a second")

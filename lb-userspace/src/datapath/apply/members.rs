@@ -4,7 +4,7 @@
 //! the flow table that began a second after the removal found no entry that does. A backend that comes back before
 //! that gets the index it had.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -106,6 +106,7 @@ impl Dataplane {
         index: u32,
         backend: &DesiredBackend,
     ) -> Result<(), Error> {
+        self.maps.flow_cache.set_weight(index, backend.effective_weight());
         let service = self.services[&id.service].index;
         let before = self.metas.get(&index);
         let known = before.map_or((0, 0), |meta| (meta.check_code, meta.latency_us));
@@ -186,6 +187,7 @@ impl Dataplane {
             Some(index) => {
                 self.dead_before.insert(index, clock());
                 self.resting_backends.remove(&index);
+                self.maps.flow_cache.forget(|backend| backend == index);
                 index
             }
             None => self.free_backends.pop_first().ok_or(Error::Full {
@@ -196,6 +198,7 @@ impl Dataplane {
             })?,
         };
         self.clear_counters(index)?;
+        self.maps.flow_cache.clear_load(index);
         self.put_record(index, Record::UNRESOLVED)?;
         Ok(index)
     }
@@ -214,6 +217,7 @@ impl Dataplane {
         {
             let named: Vec<_> = self.services.values().map(|s| s.in_force.named()).collect();
             let (free, dead_before) = (&mut self.free_backends, &mut self.dead_before);
+            let mut woken = BTreeSet::new();
             self.resting_backends.retain(|index, resting| {
                 let rests = !scanned(resting.since_ns)
                     || scan.has_backend(*index)
@@ -221,9 +225,13 @@ impl Dataplane {
                 if !rests {
                     free.insert(*index);
                     dead_before.remove(index);
+                    woken.insert(*index);
                 }
                 rests
             });
+            if !woken.is_empty() {
+                self.maps.flow_cache.forget(|backend| woken.contains(&backend));
+            }
         }
         let free = &mut self.free_services;
         self.resting_services.retain(|index, since_ns| {

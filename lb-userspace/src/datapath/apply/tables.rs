@@ -182,7 +182,7 @@ impl Dataplane {
             },
         );
         let mut next = advanced.tables;
-        let switch = self.switch(key, &next, service.tracking, clock)?;
+        let switch = self.switch(key, &next, service, clock)?;
         if switch != Switch::Nothing {
             date(&mut next, now_ns, clock());
         }
@@ -252,7 +252,7 @@ impl Dataplane {
         &mut self,
         key: &ServiceKey,
         next: &Tables,
-        tracking: Tracking,
+        service: &DesiredService,
         clock: Clock<'_>,
     ) -> Result<Switch, Error> {
         let Installed {
@@ -274,8 +274,11 @@ impl Dataplane {
             }
         };
         let mut next_word = place;
-        if next_word != TableWord::NONE && tracking == Tracking::Full {
-            next_word = next_word.with(TableWord::FULL);
+        if next_word != TableWord::NONE {
+            next_word = next_word.chosen_by(service.scheduler.chooser());
+            if service.tracking == Tracking::Full {
+                next_word = next_word.with(TableWord::FULL);
+            }
         }
         if before != TableWord::NONE {
             next_word = next_word.with(TableWord::RESIZING);

@@ -129,7 +129,8 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
     Nothing,
-    /// Time and state of the entry that was found, in place.
+    /// Time and state of the entry that was found, in place. A pending state is not written to an entry that is no
+    /// longer pending.
     Touch(State),
     /// This entry, where there is none yet.
     Insert(Entry),
@@ -283,7 +284,7 @@ pub fn decide(
             state if entry.isn == isn || entry.is_followed_by(isn) => {
                 Decision::go(entry.backend, Write::Touch(state))
             }
-            _ if entry.before != 0 => Decision::go(entry.before, Write::Nothing),
+            state if entry.before != 0 => Decision::go(entry.before, Write::Touch(state)),
             _ if home == 0 => Decision::go(0, Write::Nothing),
             _ => Decision {
                 backend: home,

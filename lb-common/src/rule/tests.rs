@@ -194,7 +194,7 @@ fn a_forged_syn_takes_no_entry_away() {
     );
     for state in [Unconfirmed, Contested] {
         let entry = Some(shared(B, state, C));
-        assert_eq!(rule(MOVED, entry, forged), (C, Nothing, C));
+        assert_eq!(rule(MOVED, entry, forged), (C, Touch(state), C));
         assert_eq!(rule(MOVED, entry, Packet::Error), (C, Nothing, C));
     }
     assert_eq!(rule(MOVED, entry(B, Unconfirmed), Packet::Error), (A, Nothing, A));

@@ -1,0 +1,141 @@
+//! One rule broken on purpose: the checker must notice each.
+
+use lb_common::rule::{self, Decision, Entry, Packet, Place, Standing, State, Write};
+
+macro_rules! mutants {
+    ($($(#[doc = $doc:literal])+ $name:ident = $seed:literal,)+) => {
+        /// What is broken.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Mutant {
+            /// Each with the history that the search begins with, because one near it shows the mutant, and in words.
+            pub const ALL: &[(Self, u64, &str)] = &[$((Self::$name, $seed, concat!($($doc),+)),)+];
+        }
+    };
+}
+
+mutants! {
+    /// A SYN to a moved slot makes no entry.
+    NoEntryForSyn = 1,
+    /// A segment of an old flow makes no entry.
+    NoEntryForData = 6,
+    /// A SYN takes every entry away.
+    AnySynWins = 2,
+    /// The entry of a SYN counts as established at once.
+    NoSequenceNumber = 5,
+    /// A SYN that meets a closing entry forgets whose it was.
+    ClosingForgotten = 5,
+    /// A segment that does not follow an entry's SYN goes home and leaves no trace.
+    ContestedForgotten = 23,
+    /// A retransmitted SYN does not keep its entry alive.
+    RetransmissionIgnored = 92,
+    /// A reset that answers a forged SYN's answer ends the other connection too.
+    ResetEndsBoth = 64,
+    /// An entry whose backend is gone stays.
+    DeadStays = 18,
+    /// A flow that is seen during a resize gets an entry only where its owner differs.
+    ResizeTracksLess = 49,
+    /// A full table throws an entry out.
+    Evict = 2,
+    /// An entry that another CPU made meanwhile is overwritten.
+    InsertOverwrites = 158,
+    /// A retransmitted SYN that is written after the first segment makes the entry unconfirmed again.
+    TouchedBack = 492,
+    /// The program does not note refused entries.
+    RefusalNotNoted = 4,
+    /// The step does not look at refused entries.
+    RefusalForgotten = 4,
+    /// A window lasts no time.
+    NoWindow = 1,
+    /// A window ends without holding the service first.
+    NoHold = 54,
+    /// A SYN that is refused while the service is held goes to `previous`.
+    HeldInName = 1,
+    /// A slot is stable as soon as its window is over.
+    NoScan = 2,
+    /// A scan that began before the window was over will do.
+    ScanTooEarly = 2,
+    /// A slot is stable although it has entries of its own owner.
+    OwnEntriesStay = 6,
+    /// `previous` stays where it is when it is gone.
+    DeathKeepsPrevious = 1,
+    /// A stable slot whose owner is gone is stable at once.
+    DeathForgetsEntries = 5,
+    /// A backend is marked as gone before the tables lead elsewhere, and as serving after they lead there.
+    StandingFirst = 2,
+    /// During a resize the table in force is published before the one before it.
+    TablesSwapped = 2,
+    /// A change counts from when it was computed, not from when packets saw it.
+    NotDated = 1,
+    /// After a restart open windows count as old.
+    RestartForgets = 3,
+    /// The sweep does not put back what changed while it was taken out.
+    NotPutBack = 5,
+    /// The sweep takes an entry at the very moment when its flow has been idle for long enough.
+    NoGrace = 226,
+    /// The sweep takes entries of a backend that was gone a moment ago, also those that were seen since.
+    OldViewTrusted = 1,
+    /// The sweep takes a contested entry for an unconfirmed one.
+    ContestedExpires = 12,
+    /// The sweep takes any entry of a settled slot that names its owner, also one that names another beside it.
+    SharedRedundant = 6,
+}
+
+const fn established(entry: Entry) -> Entry {
+    Entry {
+        state: State::Established,
+        ..entry
+    }
+}
+
+impl Mutant {
+    /// The rule, with what this mutant breaks in it.
+    pub fn decide(
+        self,
+        mut place: Place,
+        entry: Option<Entry>,
+        packet: Packet,
+        standing: impl Fn(u32) -> Standing + Copy,
+    ) -> Decision {
+        match self {
+            Self::HeldInName => place.held = false,
+            Self::ResizeTracksLess => place.resizing = false,
+            Self::AnySynWins if matches!(packet, Packet::Syn(_)) => {
+                let mut decision = rule::decide(place, None, packet, standing);
+                if let (true, Write::Insert(new)) = (entry.is_some(), decision.write) {
+                    decision.write = Write::Replace(new);
+                }
+                return decision;
+            }
+            _ => {}
+        }
+        let mut decision = rule::decide(place, entry, packet, standing);
+        let syn = matches!(packet, Packet::Syn(_));
+        let found = entry.map(|entry| entry.state);
+        decision.write = match (self, decision.write) {
+            (Self::NoEntryForSyn, Write::Insert(_)) if syn => Write::Nothing,
+            (Self::NoEntryForData, Write::Insert(_)) if !syn => Write::Nothing,
+            (Self::NoSequenceNumber, Write::Insert(new)) => Write::Insert(established(new)),
+            (Self::NoSequenceNumber, Write::Replace(new)) => Write::Replace(established(new)),
+            (Self::NoSequenceNumber, Write::Bury(new)) => Write::Bury(established(new)),
+            (Self::ClosingForgotten, Write::Replace(new)) if syn && found == Some(State::Closing) => {
+                Write::Replace(Entry { before: 0, ..new })
+            }
+            (Self::ContestedForgotten, Write::Replace(_)) if !syn && found.is_some_and(State::is_pending) => {
+                Write::Nothing
+            }
+            (Self::RetransmissionIgnored, Write::Touch(_)) if syn => Write::Nothing,
+            (Self::ResetEndsBoth, Write::Replace(_))
+                if matches!(packet, Packet::Last { reset: true, .. }) =>
+            {
+                Write::Touch(State::Closing)
+            }
+            (Self::DeadStays, Write::Bury(_)) => Write::Nothing,
+            (_, write) => write,
+        };
+        decision
+    }
+}

@@ -3,9 +3,10 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use lb_common::hash;
-use lb_common::layout::{FlowEntry, Slot};
+use lb_common::layout::{FlowEntry, FlowSeen, Slot};
 use lb_common::rule::{Standing, State};
 use xlb::control::step::{self, Before, GRACE_NS, Generation, Scan, Step, Tables};
+use xlb::datapath::sweep::{self, Case, Verdict};
 use xlb::model::Tracking;
 
 use crate::kernel::{BACKENDS, KEYS, Kernel, Record};
@@ -13,8 +14,6 @@ use crate::mutants::Mutant;
 use crate::random::mix;
 
 pub const SECOND: u64 = 1_000_000_000;
-const UNCONFIRMED_NS: u64 = 64 * SECOND;
-const CLOSING_NS: u64 = 60 * SECOND;
 
 /// What operators and checks say of a backend.
 #[derive(Clone, Copy, Debug)]
@@ -263,9 +262,7 @@ impl Agent {
             }
             Op::Publish => {
                 self.tables = std::mem::take(&mut self.next);
-                if self.mutant != Some(Mutant::NotDated) {
-                    date(&mut self.tables, self.step_ns, now_ns);
-                }
+                date(&mut self.tables, self.step_ns, now_ns);
             }
         }
         Vec::new()
@@ -397,40 +394,43 @@ impl Agent {
     }
 
     fn stays(&self, sweep: &Sweep, hash: u32, entry: &FlowEntry, now_ns: u64) -> bool {
+        let mut entry = *entry;
+        let dead_before_ns = |b: u32| match sweep.standing[b as usize] {
+            // It may have come back since, and taken flows.
+            Standing::Gone => sweep.made_ns,
+            _ => 0,
+        };
         let state = entry.seen.state();
-        // A backend that was gone when this was looked up may have come back and taken flows since.
-        let serves = |b: u32| {
-            let gone = sweep.standing[b as usize] == Standing::Gone;
-            let since = self.mutant == Some(Mutant::OldViewTrusted) || entry.seen.at_ns() < sweep.made_ns;
-            b != 0 && !(gone && since)
-        };
-        let owner = entry.owner.backend();
-        if !serves(owner) && !(state.is_pending() && serves(entry.before)) {
-            return false;
-        }
-        let life_ns = match state {
-            State::Unconfirmed => UNCONFIRMED_NS,
-            State::Contested if self.mutant == Some(Mutant::ContestedExpires) => UNCONFIRMED_NS,
-            State::Established | State::Contested => self.window_ns,
-            State::Closing => CLOSING_NS,
-        };
-        // A packet that has found the entry may not have written to it yet.
-        let grace_ns = if self.mutant == Some(Mutant::NoGrace) {
-            0
-        } else {
-            GRACE_NS
-        };
-        if now_ns.saturating_sub(entry.seen.at_ns()) > life_ns + grace_ns {
-            return false;
+        let mut other = state.is_pending() && entry.before != 0;
+        match self.mutant {
+            Some(Mutant::ContestedExpires) if state == State::Contested => {
+                entry.seen = FlowSeen::new(State::Unconfirmed, entry.seen.at_ns());
+            }
+            Some(Mutant::SharedRedundant) => {
+                other &= sweep.standing[entry.owner.backend() as usize] == Standing::Gone
+            }
+            _ => {}
         }
         let slots = &sweep.tables.now.slots;
-        let slot = slots[hash::slot(hash, slots.len() as u32) as usize];
-        let alone = !state.is_pending()
-            || entry.before == 0
-            || entry.before == owner
-            || self.mutant == Some(Mutant::SharedRedundant);
-        let settled = slot.current() == slot.previous() && sweep.tables.before.is_none();
-        !(settled && slot.current() == owner && alone)
+        let case = Case {
+            entry,
+            // A packet that has found the entry may not have written to it yet.
+            now_ns: now_ns
+                + if self.mutant == Some(Mutant::NoGrace) {
+                    GRACE_NS
+                } else {
+                    0
+                },
+            idle_ns: self.window_ns,
+            dead_before_ns: dead_before_ns(entry.owner.backend()),
+            other_dead_before_ns: other.then(|| dead_before_ns(entry.before)),
+            slot: sweep
+                .tables
+                .before
+                .is_none()
+                .then(|| slots[hash::slot(hash, slots.len() as u32) as usize]),
+        };
+        sweep::judge(&case) == Verdict::Keep
     }
 
     /// Slots that are not as they are to stay.

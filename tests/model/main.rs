@@ -6,15 +6,19 @@
 
 mod agent;
 mod kernel;
+mod limits;
 mod mutants;
 mod random;
+mod replay;
 mod world;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use mutants::Mutant;
+use replay::Replay;
 use world::{Failure, Limit, World};
+use xlb::model::Protocol;
 
 /// Steps of one history.
 const HISTORY: u64 = 4000;
@@ -103,4 +107,36 @@ fn every_mutant_is_found() {
         }
     }
     assert!(missed.is_empty(), "not found: {missed:#?}");
+}
+
+/// Packets that go through the loaded program too.
+const REPLAYED: u64 = 100_000;
+
+#[test]
+fn the_program_does_as_the_model() {
+    if lb_tests::unprivileged("the_program_does_as_the_model") {
+        return;
+    }
+    let start = Instant::now();
+    let mut replays = [Replay::new(Protocol::Udp), Replay::new(Protocol::Tcp)];
+    let mut seed = number("XLB_CONSISTENCY_SEED").unwrap_or(1);
+    let done = |replays: &[Replay; 2]| replays.iter().map(|replay| replay.packets).sum::<u64>();
+    while done(&replays) < REPLAYED {
+        let tcp = World::new(seed, None, None).is_tcp();
+        let replay = &mut replays[usize::from(tcp)];
+        replay.clear();
+        let (_, failure) = World::new(seed, None, Some(replay)).run(HISTORY);
+        assert!(failure.is_none(), "XLB_CONSISTENCY_SEED={seed} {failure:?}");
+        seed += 1;
+    }
+    let refusals: u64 = replays.iter().map(|replay| replay.refusals).sum();
+    println!(
+        "{} packets in {:.1?}, {refusals} refused entries",
+        done(&replays),
+        start.elapsed()
+    );
+    assert!(
+        refusals > 0 && replays.iter().all(|replay| replay.packets > 0),
+        "they show too little"
+    );
 }

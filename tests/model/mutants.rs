@@ -31,7 +31,7 @@ mutants! {
     /// A segment that does not follow an entry's SYN goes home and leaves no trace.
     ContestedForgotten = 23,
     /// A retransmitted SYN does not keep its entry alive.
-    RetransmissionIgnored = 92,
+    RetransmissionIgnored = 124,
     /// A reset that answers a forged SYN's answer ends the other connection too.
     ResetEndsBoth = 64,
     /// An entry whose backend is gone stays.
@@ -52,8 +52,6 @@ mutants! {
     NoWindow = 1,
     /// A window ends without holding the service first.
     NoHold = 54,
-    /// A SYN that is refused while the service is held goes to `previous`.
-    HeldInName = 1,
     /// A slot is stable as soon as its window is over.
     NoScan = 2,
     /// A scan that began before the window was over will do.
@@ -68,16 +66,12 @@ mutants! {
     StandingFirst = 2,
     /// During a resize the table in force is published before the one before it.
     TablesSwapped = 2,
-    /// A change counts from when it was computed, not from when packets saw it.
-    NotDated = 1,
     /// After a restart open windows count as old.
     RestartForgets = 3,
     /// The sweep does not put back what changed while it was taken out.
     NotPutBack = 5,
     /// The sweep takes an entry at the very moment when its flow has been idle for long enough.
     NoGrace = 226,
-    /// The sweep takes entries of a backend that was gone a moment ago, also those that were seen since.
-    OldViewTrusted = 1,
     /// The sweep takes a contested entry for an unconfirmed one.
     ContestedExpires = 12,
     /// The sweep takes any entry of a settled slot that names its owner, also one that names another beside it.
@@ -101,7 +95,6 @@ impl Mutant {
         standing: impl Fn(u32) -> Standing + Copy,
     ) -> Decision {
         match self {
-            Self::HeldInName => place.held = false,
             Self::ResizeTracksLess => place.resizing = false,
             Self::AnySynWins if matches!(packet, Packet::Syn(_)) => {
                 let mut decision = rule::decide(place, None, packet, standing);

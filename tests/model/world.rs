@@ -189,6 +189,10 @@ impl<'a> World<'a> {
         let mut kernel = Kernel::new(&vec![0; size], capacity, mutant);
         kernel.standing = first.standing;
         let whole = observer.is_some();
+        if whole {
+            // The real table's size is not changed for each history.
+            kernel.capacity = KEYS;
+        }
         let mut world = Self {
             tcp,
             now_ns,
@@ -219,6 +223,10 @@ impl<'a> World<'a> {
         world.tick();
         while world.agent_op() {}
         world
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        self.tcp
     }
 
     fn say(&self, what: impl FnOnce() -> String) {

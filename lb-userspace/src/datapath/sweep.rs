@@ -14,7 +14,7 @@ use super::Error;
 use super::clock::Clock;
 use super::flows::{Cursor, Flows};
 use super::maps::TableReader;
-use crate::control::step::Scan;
+use crate::control::step::{GRACE_NS, Scan};
 
 /// How long an entry lives that a SYN made and no later segment confirmed: a client that gets no answer sends its SYN
 /// again after 1, 3, 7, 15, 31 and 63 s (RFC 6298, and six times in Linux).
@@ -92,7 +92,8 @@ pub fn judge(case: &Case) -> Verdict {
     let other_lives = other_dead_before_ns.is_some_and(|dead_before_ns| seen_ns >= dead_before_ns);
     if seen_ns < dead_before_ns && !other_lives {
         Verdict::Dead
-    } else if now_ns.saturating_sub(seen_ns) > life_ns {
+    } else if now_ns.saturating_sub(seen_ns) > life_ns.saturating_add(GRACE_NS) {
+        // A packet that has found the entry in time may not have written to it yet.
         Verdict::Expired
     } else if slot.is_some_and(settled) {
         Verdict::Redundant

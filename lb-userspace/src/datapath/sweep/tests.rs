@@ -29,8 +29,8 @@ fn each_state_has_its_life() {
         (State::Closing, 60),
         (State::Contested, 900),
     ] {
-        assert_eq!(judge(&case(state, 1000 - life_s)), Verdict::Keep, "{state:?}");
-        assert_eq!(judge(&case(state, 999 - life_s)), Verdict::Expired, "{state:?}");
+        assert_eq!(judge(&case(state, 999 - life_s)), Verdict::Keep, "{state:?}");
+        assert_eq!(judge(&case(state, 998 - life_s)), Verdict::Expired, "{state:?}");
     }
 }
 

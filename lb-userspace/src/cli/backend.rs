@@ -1,6 +1,9 @@
 //! `xlb backend`.
 
+mod drain;
+
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -22,6 +25,7 @@ use crate::api::types::{BackendOrder, BackendStatus, Order, ServiceStatus, Statu
 Examples:
   xlb backend list web
   xlb backend drain web 10.0.1.11         no new flows; checks go on
+  xlb backend drain --wait web 10.0.1.11  and wait until its old flows are known
   xlb backend maint --host 2001:db8::11   no traffic, in every service that has it
   xlb backend ready web [2001:db8::11]:80
   xlb backend set-weight web 10.0.1.11 50%")]
@@ -35,9 +39,9 @@ enum What {
     List(List),
     /// Give a backend no new flows (DRAIN); its checks go on.
     #[command(
-        override_usage = "xlb backend drain SERVICE ADDRESS[:PORT]\n       xlb backend drain --host ADDRESS"
+        override_usage = "xlb backend drain [--wait] SERVICE ADDRESS[:PORT]\n       xlb backend drain [--wait] --host ADDRESS"
     )]
-    Drain(Target),
+    Drain(Drain),
     /// Give a backend no traffic at all (MAINT); its checks stop.
     #[command(
         override_usage = "xlb backend maint SERVICE ADDRESS[:PORT]\n       xlb backend maint --host ADDRESS"
@@ -81,6 +85,18 @@ struct Target {
     force: bool,
 }
 
+#[derive(Debug, Args)]
+struct Drain {
+    #[command(flatten)]
+    target: Target,
+    /// Wait until every old flow has been seen or is gone, and say how many are left.
+    #[arg(long)]
+    wait: bool,
+    /// Give up waiting after this time, with exit status 1.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "wait")]
+    timeout: Option<Duration>,
+}
+
 /// Change the weight of a backend until further notice; `default` takes the file's again.
 #[derive(Debug, Args)]
 struct SetWeight {
@@ -100,7 +116,17 @@ struct SetWeight {
 pub(super) fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Outcome> {
     let order = match arguments.what {
         What::List(list) => return self::list(&list, context),
-        What::Drain(target) => target.order(Order::Drain),
+        What::Drain(Drain {
+            target,
+            wait,
+            timeout,
+        }) => {
+            let order = target.order(Order::Drain);
+            if wait {
+                return drain::run(&order, timeout, context);
+            }
+            order
+        }
         What::Maint(target) => target.order(Order::Maint),
         What::Ready(target) => target.order(Order::Ready),
         What::SetWeight(SetWeight {
@@ -234,7 +260,7 @@ mod tests {
     fn order(line: &str) -> BackendOrder {
         let probe = Probe::try_parse_from(format!("xlb {line}").split_whitespace()).unwrap();
         match probe.arguments.what {
-            What::Drain(target) => target.order(Order::Drain),
+            What::Drain(drain) => drain.target.order(Order::Drain),
             What::Maint(target) => target.order(Order::Maint),
             What::Ready(target) => target.order(Order::Ready),
             other => panic!("{other:?}"),

@@ -156,6 +156,31 @@ pub struct Report {
 pub struct ServiceReport {
     pub states: States,
     pub scan: Scan,
+    /// What becomes `scan.slots`.
+    seen_slots: Bits,
+}
+
+/// A set of small numbers, cheap to add to.
+#[derive(Clone, Debug, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn insert(&mut self, number: u32) {
+        let word = number as usize / 64;
+        if word >= self.0.len() {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (number % 64);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        let words = (0..).zip(&self.0);
+        words.flat_map(|(word, bits)| {
+            (0..64)
+                .filter(move |n| bits & 1 << n != 0)
+                .map(move |n| word * 64 + n)
+        })
+    }
 }
 
 impl Report {
@@ -228,6 +253,9 @@ pub fn sweep(
             return Ok(None);
         }
     }
+    for found in report.services.values_mut() {
+        found.scan.slots = std::mem::take(&mut found.seen_slots).iter().collect();
+    }
     report.ended_ns = clock();
     Ok(Some(report))
 }
@@ -246,7 +274,9 @@ impl Report {
         let judge = |entry: FlowEntry| judge(&view.case(key.service, entry, slot, now_ns));
         let found = self.services.entry(key.service).or_default();
         found.scan.begun_ns = self.begun_ns;
-        found.scan.slots.extend(place.map(|(index, _)| index));
+        if let Some((index, _)) = place {
+            found.seen_slots.insert(index);
+        }
         self.named.extend(named(&entry));
         let mut stays = judge(entry) == Verdict::Keep;
         if !stays {

@@ -87,3 +87,14 @@ fn an_entry_of_two_backends_lives_as_long_as_one_of_them() {
     settled.entry.before = A;
     assert_eq!(judge(&settled), Verdict::Redundant);
 }
+
+#[test]
+fn bits_give_back_what_was_put_in() {
+    let mut bits = Bits::default();
+    let numbers = [0, 1, 63, 64, 4092, 131_070];
+    for number in numbers.iter().rev() {
+        bits.insert(*number);
+        bits.insert(*number);
+    }
+    assert!(bits.iter().eq(numbers));
+}

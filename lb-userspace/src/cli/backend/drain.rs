@@ -1,0 +1,118 @@
+//! `xlb backend drain --wait`: until no flow can be left on the backend that nobody has seen.
+//!
+//! The load balancer does not know of flows that are idle. After one idle timeout all that live have been seen, so
+//! this waits for the end of the windows of the backend's slots, and says how many flows are seen on it meanwhile.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::api::types::{BackendOrder, Status};
+use crate::cli::outcome::{Context, Outcome};
+use crate::cli::{block_on, human};
+
+/// From one look to the next.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What is known of the flows of the drained backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+struct Left {
+    /// Flows seen on them, by the last sweep.
+    remembered_flows: u64,
+    /// Until when idle ones may show; RFC 3339, UTC. `null`: all have been seen.
+    unseen_flows_until: Option<String>,
+    /// The window was over before the time to wait was.
+    done: bool,
+}
+
+pub(super) fn run(
+    order: &BackendOrder,
+    timeout: Option<Duration>,
+    context: &Context,
+) -> anyhow::Result<Outcome> {
+    block_on(async { Ok(context.client.order(order).await?) })?;
+    let begun = Instant::now();
+    let mut told = None;
+    loop {
+        let status = block_on(async { Ok(context.client.status().await?) })?;
+        let mut left = left(&status, order);
+        left.done = left.unseen_flows_until.is_none();
+        if left.done || timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
+            let shown = context.show(&left, |left, _| format!("{}\n", words(left)))?;
+            return Ok(shown.with_code(u8::from(!left.done)));
+        }
+        if told.as_ref() != Some(&left) {
+            eprintln!("{}", words(&left));
+            told = Some(left);
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// What a status says of the backends of an order.
+fn left(status: &Status, order: &BackendOrder) -> Left {
+    let services = status.services.iter();
+    let backends = services
+        .filter(|service| order.service.as_ref().is_none_or(|name| *name == service.name))
+        .flat_map(|service| &service.backends)
+        .filter(|b| b.address == order.address && order.port.is_none_or(|port| port == b.port));
+    let mut left = Left::default();
+    for backend in backends {
+        left.remembered_flows += backend.remembered_flows.unwrap_or(0);
+        // RFC 3339 in UTC sorts as time does.
+        left.unseen_flows_until = left.unseen_flows_until.max(backend.unseen_flows_until.clone());
+    }
+    left
+}
+
+fn words(left: &Left) -> String {
+    let seen = human::count(left.remembered_flows);
+    match &left.unseen_flows_until {
+        Some(until) => format!("{seen} flows seen on it; idle ones may show until {until}"),
+        None => format!("{seen} flows seen on it; there are no others"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::Order;
+    use crate::cli::tests::example_status;
+
+    #[test]
+    fn the_latest_window_of_all_services_counts() {
+        let mut status = example_status();
+        let until = |text: &str| Some(text.to_owned());
+        for (service, at) in [(0, "2025-01-01T00:15:00.000Z"), (1, "2025-01-01T00:01:00.000Z")] {
+            let backend = &mut status.services[service].backends[0];
+            backend.address = "10.9.9.9".parse().unwrap();
+            backend.remembered_flows = Some(7);
+            backend.unseen_flows_until = until(at);
+        }
+        let mut order = BackendOrder {
+            service: None,
+            address: "10.9.9.9".parse().unwrap(),
+            port: None,
+            order: Order::Drain,
+            force: false,
+        };
+        let both = left(&status, &order);
+        assert_eq!(both.unseen_flows_until, until("2025-01-01T00:15:00.000Z"));
+        assert_eq!(both.remembered_flows, 14);
+        assert_eq!(
+            words(&both),
+            "14 flows seen on it; idle ones may show until 2025-01-01T00:15:00.000Z"
+        );
+        order.service = Some("dns".into());
+        assert_eq!(
+            left(&status, &order).unseen_flows_until,
+            until("2025-01-01T00:01:00.000Z")
+        );
+        status.services[1].backends[0].unseen_flows_until = None;
+        assert_eq!(
+            words(&left(&status, &order)),
+            "7 flows seen on it; there are no others"
+        );
+    }
+}

@@ -233,13 +233,15 @@ impl Tables {
 pub struct Movement {
     last: Option<Tables>,
     services: Vec<Moved>,
+    /// Flows that were misplaced before, by whatever event.
+    misplaced: HashSet<u64>,
 }
 
 /// For one service.
 #[derive(Clone, Debug, Default)]
 pub struct Moved {
     slots: HashSet<usize>,
-    misplaced: HashSet<u64>,
+    misplaced: usize,
     /// When a slot was seen unstable first and last.
     pub unstable: Option<(Instant, Instant)>,
     /// Most unstable slots at once.
@@ -261,10 +263,10 @@ impl Moved {
         self.slots.len()
     }
 
-    /// Flows whose slot named another backend than their own, which lived.
+    /// Flows whose slot named another backend than their own, which lived; each counts once, when it was first seen.
     #[must_use]
     pub fn misplaced(&self) -> usize {
-        self.misplaced.len()
+        self.misplaced
     }
 }
 
@@ -287,8 +289,8 @@ impl Movement {
             if before.is_some_and(|before| before != owner) {
                 moved.slots.insert(index);
             }
-            if owner != Some(flow.backend) && ledger.lives(flow.backend) {
-                moved.misplaced.insert(*id);
+            if owner != Some(flow.backend) && ledger.lives(flow.backend) && self.misplaced.insert(*id) {
+                moved.misplaced += 1;
             }
         }
         for (service, moved) in self.services.iter_mut().enumerate() {
@@ -312,7 +314,7 @@ impl Movement {
         }
     }
 
-    /// Forgets what was seen, but for the tables.
+    /// Begins to count anew; what was misplaced before does not count again.
     pub fn begin(&mut self) {
         self.services.clear();
     }

@@ -80,7 +80,7 @@ impl Event {
             Self::Upgraded => "program replaced during a change",
             Self::Flood => "1,000,000 spoofed SYNs during a drain",
             Self::Resized => "table resized",
-            Self::TableFull => "flow table full during a drain",
+            Self::TableFull => "flow table full (by a flood) during a drain",
         }
     }
 
@@ -155,7 +155,7 @@ impl Event {
             }
             Self::Flood => flooded(stage, nth(9)),
             Self::Resized => stage.resize(8191),
-            Self::TableFull => stage.order("drain", nth(0)),
+            Self::TableFull => flooded(stage, nth(0)),
         }
     }
 

@@ -23,11 +23,8 @@ fn of_checks() {
             ),
             (
                 "keys that are not built",
-                check_table("▶via = \"forward\"\n▶witness = \"10.0.0.1\""),
-                &[
-                    "`via` of [check] is not built yet",
-                    "`witness` of [check] is not built yet",
-                ],
+                check_table("▶witness = \"10.0.0.1\""),
+                &["`witness` of [check] is not built yet"],
             ),
             (
                 "numbers for durations",

@@ -14,6 +14,7 @@ use lb_common::hash;
 use lb_common::layout::{MMAPABLE, TableWord};
 use lb_common::rule::{Packet, Standing};
 
+use crate::constants::second_key;
 use crate::{cache as ways, flow, forward, schedule};
 
 /// Connections that are being opened.
@@ -43,8 +44,13 @@ static TRACKED: PerCpuArray<Tracked, 1> = PerCpuArray::new();
 /// A packet of a service that remembers all of its flows.
 #[repr(C, align(8))]
 pub struct Tracked {
+    /// Made of the others.
     pub identity: u64,
     pub table: TableWord,
+    /// Address and ports of the client as in [`lb_common::layout::FlowKey`].
+    pub source: [u32; 4],
+    pub ports: u32,
+    pub hash: u32,
     pub service: u32,
     /// [`crate::packet::Flow::transport`].
     pub transport: u32,
@@ -112,6 +118,10 @@ fn judge(ctx: *mut xdp_md, tracked: *mut Tracked) -> u32 {
         Packet::Error => (ERROR, 0),
     };
     there.now_ns = now_ns();
+    // An IPv4 address is the last word: its hash is that of the four words.
+    let words = there.source.map(u32::from_le);
+    let second = hash::flow_v6(&second_key(), words, u32::from_le(there.ports));
+    there.identity = cache::identity(there.hash, second, there.service);
     full_judge()
 }
 

@@ -551,17 +551,6 @@ impl Ip {
         }
     }
 
-    /// A hash of the flow with another key.
-    #[inline(always)]
-    pub fn second_hash(&self, flow: &Flow) -> u32 {
-        let ports = u32::from_le(flow.ports);
-        if self.is_v4() {
-            hash::flow_v4(&constants::second_key(), u32::from_le(self.source[3]), ports)
-        } else {
-            hash::flow_v6(&constants::second_key(), self.source.map(u32::from_le), ports)
-        }
-    }
-
     /// The keyed hash that gives the flow its slot.
     #[inline(always)]
     pub fn hash(&self, flow: &Flow) -> u32 {

@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
-use lb_common::cache::{self, Chooser};
+use lb_common::cache::Chooser;
 use lb_common::hash;
 use lb_common::layout::{FlowKey, MAX_SLABS, MMAPABLE, SLAB_SLOTS, Slot, TableWord};
 
@@ -41,8 +41,11 @@ pub fn backend(
         return owner(ctx, ip, flow, &at);
     }
     let tracked = Tracked {
-        identity: cache::identity(hash, ip.second_hash(flow), service),
+        identity: 0,
         table,
+        source: ip.source,
+        ports: flow.ports,
+        hash,
         service,
         transport: flow.transport,
         protocol: flow.protocol,

@@ -67,10 +67,10 @@ fn of_syntax() {
             ),
             (
                 "a key twice, and everything else",
-                service("table_size = 251\n▶table_size = 251\nscheduler = ▶\"rr\""),
+                service("table_size = 251\n▶table_size = 251\nscheduler = ▶\"maglef\""),
                 &[
                     "TOML syntax: duplicate key; expected each key and each table once",
-                    "`scheduler = \"rr\"` is not built yet",
+                    "did you mean \"maglev\"?",
                 ],
             ),
             (

@@ -133,11 +133,6 @@ fn of_services() {
                 &["`forward = \"dsr-gue\"` is not built yet"],
             ),
             (
-                "scheduler",
-                service("scheduler = ▶\"wrr\""),
-                &["`scheduler = \"wrr\"` is not built yet; expected \"maglev\""],
-            ),
-            (
                 "an unknown scheduler",
                 service("scheduler = ▶\"maglef\""),
                 &["did you mean \"maglev\"?"],

@@ -407,7 +407,7 @@ impl Agent {
                 entry.seen = FlowSeen::new(State::Unconfirmed, entry.seen.at_ns());
             }
             Some(Mutant::SharedRedundant) => {
-                other &= sweep.standing[entry.owner.backend() as usize] == Standing::Gone
+                other &= sweep.standing[entry.owner.backend() as usize] == Standing::Gone;
             }
             _ => {}
         }

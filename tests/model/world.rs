@@ -870,7 +870,7 @@ impl<'a> World<'a> {
             15 => {
                 for wish in &mut self.wishes {
                     wish.up = false;
-                    wish.keep = kind % 2 == 0;
+                    wish.keep = kind.is_multiple_of(2);
                 }
             }
             16 => {

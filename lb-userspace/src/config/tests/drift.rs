@@ -279,7 +279,9 @@ fn the_example_has_every_key_and_is_valid_with_all_of_them() {
             } else {
                 vec![table.id]
             };
-            let shown = homes.iter().any(|home| found.contains(&(*home, key.name.to_owned())));
+            let shown = homes
+                .iter()
+                .any(|home| found.contains(&(*home, key.name.to_owned())));
             assert!(shown, "{} {}", table.id, key.name);
         }
     }

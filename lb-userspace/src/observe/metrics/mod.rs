@@ -4,7 +4,7 @@
 //! counters from their maps and writes the text, both outside of the loop. Whoever has something to add pushes a
 //! [`Family`] in `agent/measure.rs`:
 //!
-//! ```
+//! ```text
 //! use xlb::observe::metrics::Family;
 //! let mut entries = Family::gauge("flow_table_entries", "Entries of the flow table, by state.");
 //! entries.row([("state", "established")], 1204);

@@ -386,12 +386,13 @@ pub static TABLE_SIZE: Key = Key::optional(
 pub static TRACKING: Key = Key::with_default(
     "tracking",
     Shape::Choice {
-        built: &["none", "moved"],
-        planned: &["full"],
+        built: &["none", "moved", "full"],
+        planned: &[],
     },
     "\"moved\"",
     "Which flows are remembered. moved: those of slots that get another owner, until no flow needs it any longer, so \
-     that none breaks. none: a change of the table breaks the flows of the slots that move.",
+     that none breaks. full: every flow, in a cache that forgets the oldest; always so with a scheduler that chooses \
+     freely (rr, wrr, random, lc, wlc, twos). none: a change of the table breaks the flows of the slots that move.",
 );
 pub static TCP_IDLE_TIMEOUT: Key = Key::with_default(
     "tcp_idle_timeout",

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::model::{Protocol, ServiceKey};
+use crate::model::{Protocol, Scheduler, ServiceKey, Tracking};
 
 use super::agent_check::AgentLayer;
 use super::backend::{Backends, Context};
@@ -154,6 +154,10 @@ impl<'r> Services<'r> {
         };
         let backends = source.and_then(|source| self.backends(source, &context, sorry));
 
+        if let (Ok(scheduler), Ok(rules), Some(offset)) = (&scheduler, &rules, walk.place(&keys::TRACKING)) {
+            self.refuse_to_forget(*scheduler, rules.tracking, offset);
+        }
+
         layer?;
         Ok(Service {
             name: name?.value,
@@ -169,6 +173,17 @@ impl<'r> Services<'r> {
             pool: pool_name?.map(|name| name.value),
             backends: backends?,
         })
+    }
+
+    /// The choice of some schedulers cannot be found again: their flows are all remembered.
+    fn refuse_to_forget(&self, scheduler: Scheduler, tracking: Tracking, offset: usize) {
+        if scheduler.is_free() && tracking != Tracking::Full {
+            self.report.fault(
+                offset,
+                format!("`tracking` is \"{tracking}\", but scheduler {scheduler} has to remember every flow"),
+                "\"full\", or no `tracking`",
+            );
+        }
     }
 
     /// What a pool has a service cannot have besides.

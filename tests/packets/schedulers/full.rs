@@ -1,5 +1,6 @@
 //! Flows that are remembered.
 
+use lb_common::layout::Slot;
 use xlb::model::Protocol;
 
 use super::Stage;
@@ -102,6 +103,35 @@ fn flows_of_a_backend_that_is_gone_go_elsewhere() {
     let before = named(gone);
     assert_eq!(cache.forget(|backend| backend == gone), before);
     assert_eq!(named(gone), 0);
+}
+
+#[test]
+fn flows_stay_when_the_table_of_a_service_that_remembers_all_changes() {
+    let Some(stage) = Stage::new("maglev\"\ntracking = \"full", Protocol::Tcp, &[1, 1, 1]) else {
+        return;
+    };
+    let owners: Vec<_> = (0..300)
+        .map(|client| {
+            let owner = stage.syn(client, 100);
+            assert_eq!(stage.data(client, 101), owner);
+            owner
+        })
+        .collect();
+    assert_eq!(stage.ways(), 300);
+    // All slots are the first backend's from now on.
+    let maps = &stage.world.dataplane.maps;
+    let table = maps.records.table(0);
+    let first = Slot::stable(stage.index(0));
+    maps.slabs
+        .write(table.place(), std::iter::repeat_n(first, table.size() as usize));
+    let elsewhere = owners.iter().filter(|owner| **owner != 0).count();
+    assert!(elsewhere > 100, "{elsewhere}");
+    for (client, owner) in (0..300).zip(&owners) {
+        assert_eq!(stage.data(client, 102), *owner);
+    }
+    for client in 1000..1100 {
+        assert_eq!(stage.syn(client, 100), 0);
+    }
 }
 
 #[test]

@@ -61,8 +61,8 @@ fn of_the_whole_file() {
             ),
             (
                 "a default that is not built",
-                agent("[defaults]\ntracking = ▶\"full\""),
-                &["`tracking = \"full\"` is not built yet"],
+                agent("[defaults]\n▶persistence = 1"),
+                &["`persistence` of [defaults] is not built yet"],
             ),
         ],
         Config::parse,

@@ -133,6 +133,11 @@ fn of_services() {
                 &["`forward = \"dsr-gue\"` is not built yet"],
             ),
             (
+                "a scheduler that has to remember, told not to",
+                service("scheduler = \"rr\"\ntracking = ▶\"moved\""),
+                &["`tracking` is \"moved\", but scheduler rr has to remember every flow"],
+            ),
+            (
                 "an unknown scheduler",
                 service("scheduler = ▶\"maglef\""),
                 &["did you mean \"maglev\"?"],

@@ -18,6 +18,7 @@ mod hashkey;
 mod incident;
 mod keep;
 mod measure;
+mod members;
 mod migrate;
 mod orders;
 mod pool;
@@ -158,6 +159,8 @@ struct Agent {
     follower: Follower,
     /// Writes down what must outlive a reboot.
     keeper: Keeper,
+    /// Who is a backend of what.
+    members: members::Members,
     /// Which backends of different services are one.
     sharing: pool::Sharing,
     /// Backends that went DOWN lately.

@@ -128,8 +128,8 @@ impl Agent {
     }
 
     fn flap_rules(&self, id: &BackendId) -> FlapRules {
-        let service = self.config.services.iter().find(|s| s.key == id.service);
-        service.map_or_else(FlapRules::default, |service| service.rules.flaps)
+        self.service(&id.service)
+            .map_or_else(FlapRules::default, |service| service.rules.flaps)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::datapath::apply::{Change, ChangeKind};
 use crate::datapath::clock::monotonic_ns;
 use crate::health::Report;
 use crate::health::doubt::Sign;
-use crate::model::{AdminState, BackendId, OperState};
+use crate::model::{BackendId, OperState};
 use crate::net::NextHops;
 use crate::observe::Kind;
 
@@ -114,27 +114,6 @@ impl Agent {
         {
             round.awaiting.remove(&id);
         }
-    }
-
-    /// Whether a backend is checked: it is in the configuration, or in the one that a reload waits with, and not
-    /// in maintenance.
-    fn checks(&self, id: &BackendId) -> bool {
-        let waiting = self
-            .round
-            .as_ref()
-            .and_then(|round| round.reload.as_ref())
-            .map(|reload| &reload.config);
-        let known = [Some(&self.config), waiting].into_iter().flatten().any(|config| {
-            config
-                .services
-                .iter()
-                .any(|s| s.key == id.service && s.backends.iter().any(|b| b.id(s.key) == *id))
-        });
-        known
-            && self
-                .statuses
-                .get(id)
-                .is_none_or(|status| status.admin_in_force() != AdminState::Maint)
     }
 
     pub(super) fn take_hops(&mut self, fresh: &NextHops) {
@@ -251,16 +230,6 @@ impl Agent {
     pub(super) fn reconcile_or_log(&mut self) {
         if let Err(error) = self.reconcile() {
             log::error!("writing the maps: {error}");
-        }
-    }
-
-    /// `10.0.1.11:80 of web`.
-    pub(super) fn describe(&self, id: &BackendId) -> String {
-        let service = self.config.services.iter().find(|s| s.key == id.service);
-        let address = std::net::SocketAddr::new(id.address, id.port);
-        match service {
-            Some(service) => format!("{address} of {}", service.name),
-            None => format!("{address} of {}", id.service),
         }
     }
 

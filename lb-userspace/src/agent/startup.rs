@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::doubt::{Doubts, HeardReceiver};
 use super::keep::{self, Restored};
 use super::measure::Scrape;
+use super::members::Members;
 use super::pool::Sharing;
 use super::steering::Agents;
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
@@ -153,6 +154,7 @@ impl Agent {
             groups: BTreeSet::new(),
             behind: true,
             started: SystemTime::now(),
+            members: Members::default(),
             sharing: Sharing::default(),
             flaps: BTreeMap::new(),
             doubts,
@@ -228,6 +230,7 @@ impl Agent {
         let addresses = configs.iter().flat_map(|config| Self::backend_addresses(config));
         self.resolver.set_targets(addresses.collect());
         self.sharing = Sharing::of(&configs, &self.sharing);
+        self.members = Members::of(&self.config, waiting.map(|reload| &reload.config));
         let targets = self.targets(&configs);
         let agents = self.agent_targets(&configs);
         self.prober.set_targets(targets.clone());

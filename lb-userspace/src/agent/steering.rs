@@ -164,9 +164,9 @@ impl Agent {
         }
         self.behind = true;
         log::info!("agent of {}: {cause}", self.describe(&id));
-        let services = self.config.services.iter();
-        let backend = services
-            .filter(|service| service.key == id.service)
+        let backend = self
+            .service(&id.service)
+            .into_iter()
             .flat_map(|service| &service.backends)
             .find(|backend| backend.id(id.service) == id);
         self.emit_orders(&id, &was, &is, backend.map_or(1, |backend| backend.weight));

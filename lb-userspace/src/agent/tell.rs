@@ -22,7 +22,7 @@ impl Agent {
 
     /// Something about a backend.
     pub(super) fn about(&self, id: &BackendId, kind: Kind) -> Draft {
-        let service = self.config.services.iter().find(|s| s.key == id.service);
+        let service = self.service(&id.service);
         let name = service.map_or_else(|| id.service.to_string(), |service| service.name.clone());
         kind.service(name).backend(SocketAddr::new(id.address, id.port))
     }

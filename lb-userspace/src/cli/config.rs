@@ -37,6 +37,9 @@ struct Check {
     /// The file.
     #[arg(value_name = "FILE", default_value = CONFIG)]
     file: PathBuf,
+    /// The same, as `xlb agent` names it.
+    #[arg(long, value_name = "FILE", conflicts_with = "file")]
+    config: Option<PathBuf>,
     /// The file is for another machine: do not ask this one for its interfaces and addresses.
     #[arg(long)]
     anywhere: bool,
@@ -68,7 +71,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
 }
 
 fn check(arguments: &Check, context: &Context) -> anyhow::Result<Outcome> {
-    let file = &arguments.file;
+    let file = arguments.config.as_ref().unwrap_or(&arguments.file);
     let result = if arguments.anywhere {
         Config::load(file)
     } else {

@@ -182,6 +182,7 @@ fn every_verb_takes_its_options_and_those_of_all() {
         "xlb stats --rate --reasons --pin-dir /p",
         "xlb stats --rate 5",
         "xlb config check /c --anywhere",
+        "xlb config check --config /c",
         "xlb config example",
         "xlb config schema",
         "xlb completions bash",
@@ -212,6 +213,7 @@ fn wrong_usage_is_refused_with_status_2() {
         "xlb backend set-weight web 10.0.1.11 heavy",
         "xlb stats --rate 0",
         "xlb agent --attach-confirm soon",
+        "xlb config check /c --config /c",
         "xlb completions cmd",
     ] {
         let error = parse(line).expect_err(line);

@@ -1,9 +1,10 @@
 //! What the kernel holds, and the program's way of a packet through it. A packet may be taken apart: it has read the
 //! maps, and writes a moment later, while other packets pass and the agent goes on.
 
-use lb_common::hash::{self, HashKey};
+use lb_common::hash;
 use lb_common::layout::{FlowControl, FlowEntry, FlowOwner, FlowSeen, Slot};
 use lb_common::rule::{self, Decision, Entry, Packet, Place, Standing, State, Write};
+use lb_tests::KEY;
 
 use crate::mutants::Mutant;
 
@@ -11,18 +12,6 @@ use crate::mutants::Mutant;
 pub const BACKENDS: usize = 8;
 /// Addresses and ports of clients.
 pub const KEYS: usize = 320;
-
-/// The hash key of all histories.
-pub const KEY: HashKey = HashKey([
-    0x9E37_79B9_7F4A_7C15,
-    0xD6E8_FEB8_6659_FD93,
-    0xA076_1D64_78BD_642F,
-    0xE703_7ED1_A0B4_28DB,
-    0x8EBC_6AF0_9C88_C6E3,
-    0x5899_65CC_7537_4CC3,
-    0x1D8E_4E27_C47D_124F,
-    0,
-]);
 
 /// The port of the service.
 pub const PORT: u16 = 80;

@@ -2,15 +2,15 @@
 //! that was chosen and the flow's entry afterwards must be those of the model. Root only.
 
 use etherparse::PacketBuilder;
-use lb_common::hash::HashKey;
 use lb_common::layout::{FlowControl, FlowEntry, FlowKey, FlowOwner, Slot, TableWord};
 use lb_common::rule::{Packet, Standing};
+use lb_tests::KEY;
 use xlb::config::Config;
 use xlb::datapath::identity;
 use xlb::datapath::simulate::{Options, Simulator};
 use xlb::model::{BackendId, Protocol, ServiceKey};
 
-use crate::kernel::{BACKENDS, KEY, KEYS, Kernel, PORT, Passed, client};
+use crate::kernel::{BACKENDS, KEYS, Kernel, PORT, Passed, client};
 use crate::world::Observer;
 
 const ADDRESS: [u8; 4] = [192, 0, 2, 10];
@@ -46,7 +46,7 @@ impl Replay {
         }
         let config = Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}"));
         let options = Options {
-            hash_key: Some(HashKey(KEY.0)),
+            hash_key: Some(KEY),
             ..Options::default()
         };
         let world = Simulator::new(&config, &options).unwrap_or_else(|error| panic!("{error}"));

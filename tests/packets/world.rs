@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_common::hash::HashKey;
 use lb_common::reason::Reason;
+use lb_tests::KEY;
 use xlb::config::Config;
 use xlb::datapath::simulate::{Options, Outcome, Simulator};
 
@@ -58,18 +58,6 @@ pub fn config_of(services: &[Line<'_>], announce: bool) -> Config {
     }
     Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
 }
-
-/// The key of the hash in these tests.
-pub const KEY: HashKey = HashKey([
-    0x9E37_79B9_7F4A_7C15,
-    0xD6E8_FEB8_6659_FD93,
-    0xA076_1D64_78BD_642F,
-    0xE703_7ED1_A0B4_28DB,
-    0x8EBC_6AF0_9C88_C6E3,
-    0x5899_65CC_7537_4CC3,
-    0x1D8E_4E27_C47D_124F,
-    0,
-]);
 
 /// Options with [`KEY`].
 pub fn options() -> Options {

@@ -2,8 +2,21 @@
 
 pub mod bench;
 
+use lb_common::hash::HashKey;
 pub use xlb::lab::network as lab;
 pub use xlb::lab::{agent, cleanup, config, load, netns, pass, process, serve, server, wait};
+
+/// The key of the hash in tests.
+pub const KEY: HashKey = HashKey([
+    0x9E37_79B9_7F4A_7C15,
+    0xD6E8_FEB8_6659_FD93,
+    0xA076_1D64_78BD_642F,
+    0xE703_7ED1_A0B4_28DB,
+    0x8EBC_6AF0_9C88_C6E3,
+    0x5899_65CC_7537_4CC3,
+    0x1D8E_4E27_C47D_124F,
+    0,
+]);
 
 /// Whether to leave out what needs root (`cargo xtask test --unprivileged`); says so where it is the case.
 #[must_use]

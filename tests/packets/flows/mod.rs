@@ -16,6 +16,7 @@ use lb_common::layout::{
     FlowControl, FlowCounters, FlowEntry, FlowKey, FlowOwner, FlowSeen, Slot, TableWord,
 };
 use lb_common::rule::{Standing, State};
+use lb_tests::KEY;
 use xlb::config::Config;
 use xlb::datapath::identity;
 use xlb::datapath::simulate::{Options, Outcome, Simulator};
@@ -33,17 +34,6 @@ const V6: &[(&str, u16)] = &[
 
 /// The port of all services here.
 const PORT: u16 = 80;
-
-const KEY: hash::HashKey = hash::HashKey([
-    0x9E37_79B9_7F4A_7C15,
-    0xD6E8_FEB8_6659_FD93,
-    0xA076_1D64_78BD_642F,
-    0xE703_7ED1_A0B4_28DB,
-    0x8EBC_6AF0_9C88_C6E3,
-    0x5899_65CC_7537_4CC3,
-    0x1D8E_4E27_C47D_124F,
-    0,
-]);
 
 fn config() -> Config {
     let services = [

@@ -10,13 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::hash;
 use lb_common::reason::Reason;
+use lb_tests::KEY;
 use xlb::config::{Config, Service};
 use xlb::datapath::simulate::Simulator;
 use xlb::model::{Forward, Protocol, ServiceKey};
 
 use crate::out;
 use crate::parser;
-use crate::world::{KEY, mac_of};
+use crate::world::mac_of;
 
 /// What must become of a frame.
 #[derive(Debug, PartialEq)]

@@ -15,16 +15,16 @@ use aya::Ebpf;
 use aya::programs::Xdp;
 use lb_common::layout::{FlowEntry, FlowKey, FlowOwner, FlowSeen};
 use lb_common::rule::State;
-use xlb::control::{self, BackendStatus, Desired, HopView, Inputs};
+use xlb::control::{self, BackendStatus, Desired, Inputs};
 use xlb::datapath::apply::Dataplane;
 use xlb::datapath::clock::monotonic_ns;
 use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::Maps;
 use xlb::datapath::pins::PinDir;
+use xlb::datapath::simulate::{Options, hops};
 use xlb::datapath::sweep::{self, Report};
 use xlb::datapath::testrun;
 use xlb::model::{AdminState, OperState};
-use xlb::net::NextHop;
 
 use crate::build::{PAYLOAD, ip, syn, tcp_in};
 use crate::pins::{KEY, PIN_DIR, SIZES, apart, load};
@@ -121,33 +121,15 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
     );
     let service = &config.services[0];
     let mut statuses = BTreeMap::new();
-    let mut hops = BTreeMap::new();
     for backend in &service.backends {
         let which = BACKENDS.iter().position(|(a, _)| backend.address == address(a));
         let status = world.statuses[which.expect("one of them")];
         statuses.insert(backend.id(service.key), status.expect("configured"));
-        let hop = NextHop {
-            ifindex: testrun::INGRESS_IFINDEX,
-            interface: "lo".into(),
-            destination_mac: mac_of(backend.address),
-            source_mac: [4; 6],
-            source: address("10.0.1.1"),
-            gateway: None,
-            mtu: 1500,
-        };
-        hops.insert(
-            backend.address,
-            HopView {
-                hop: Ok(hop),
-                last: None,
-                doubted: false,
-            },
-        );
     }
     let mut desired = control::desired(&Inputs {
         services: &config.services,
         statuses: &statuses,
-        hops: &hops,
+        hops: &hops(&config, &Options::default()),
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
         now: Instant::now(),

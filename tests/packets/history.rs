@@ -11,17 +11,17 @@ use lb_common::layout::{SLAB_SLOTS, TableWord};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
 use xlb::config::Config;
-use xlb::control::{self, BackendStatus, Desired, HopView, Inputs};
+use xlb::control::{self, BackendStatus, Desired, Inputs};
 use xlb::datapath::apply::{ChangeKind, Dataplane};
 use xlb::datapath::clock::monotonic_ns;
 use xlb::datapath::identity;
 use xlb::datapath::maps::Maps;
 use xlb::datapath::pins::PinDir;
+use xlb::datapath::simulate::{Options, hops};
 use xlb::datapath::slabs::QUARANTINE_NS;
 use xlb::datapath::sweep;
 use xlb::maglev;
 use xlb::model::{AdminState, BackendId, OperState, ServiceKey};
-use xlb::net::NextHop;
 
 use crate::pins::{PIN_DIR, SIZES, apart, load};
 use crate::world::config_of;
@@ -89,7 +89,6 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
         return Desired::default();
     };
     let mut statuses = BTreeMap::new();
-    let mut hops = BTreeMap::new();
     for service in &config.services {
         let at = SERVICES
             .iter()
@@ -101,29 +100,12 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
                 .position(|(address, _)| backend.address.to_string() == *address)
                 .expect("one of them");
             statuses.insert(backend.id(service.key), world[at][which].expect("configured"));
-            let hop = NextHop {
-                ifindex: 1,
-                interface: "lo".into(),
-                destination_mac: [2; 6],
-                source_mac: [4; 6],
-                source: std::net::Ipv4Addr::new(10, 0, 1, 1).into(),
-                gateway: None,
-                mtu: 1500,
-            };
-            hops.insert(
-                backend.address,
-                HopView {
-                    hop: Ok(hop),
-                    last: None,
-                    doubted: false,
-                },
-            );
         }
     }
     control::desired(&Inputs {
         services: &config.services,
         statuses: &statuses,
-        hops: &hops,
+        hops: &hops(&config, &Options::default()),
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
         now: Instant::now(),

@@ -22,16 +22,16 @@ use lb_tests::wait::wait_until;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use xlb::config::{Config, XdpMode};
-use xlb::control::{self, BackendStatus, HopView, Inputs};
+use xlb::control::{self, BackendStatus, Inputs};
 use xlb::datapath::apply::{ChangeKind, Dataplane};
 use xlb::datapath::attach::{self, Target};
 use xlb::datapath::clock::monotonic_ns;
 use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::{self, Maps};
 use xlb::datapath::pins::PinDir;
+use xlb::datapath::simulate::{Options, hops};
 use xlb::datapath::{Error, decap, object};
 use xlb::model::OperState;
-use xlb::net::NextHop;
 
 use crate::world::{config, root};
 
@@ -246,35 +246,19 @@ fn desired(config: &Config, dataplane: &Dataplane) -> control::Desired {
             .iter()
             .flat_map(|s| s.backends.iter().map(move |b| (s, b)))
     };
-    let hop = |address: std::net::IpAddr| NextHop {
-        ifindex: ifindex("near"),
-        interface: "near".into(),
-        destination_mac: [2; 6],
-        source_mac: [4; 6],
-        source: match address.is_ipv4() {
-            true => std::net::Ipv4Addr::new(10, 0, 1, 1).into(),
-            false => Ipv6Addr::LOCALHOST.into(),
-        },
-        gateway: None,
-        mtu: 1500,
+    let egress = all()
+        .map(|(_, backend)| (backend.address, ifindex("near")))
+        .collect();
+    let options = Options {
+        egress,
+        ..Options::default()
     };
-    let hops = all().map(|(_, backend)| {
-        let hop = Ok(hop(backend.address));
-        (
-            backend.address,
-            HopView {
-                hop,
-                last: None,
-                doubted: false,
-            },
-        )
-    });
     control::desired(&Inputs {
         services: &config.services,
         statuses: &all()
             .map(|(service, backend)| (backend.id(service.key), up))
             .collect(),
-        hops: &hops.collect(),
+        hops: &hops(config, &options),
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
         now: Instant::now(),

@@ -370,6 +370,20 @@ fn action_of(verdict: Verdict) -> Action {
     }
 }
 
+/// The way to every backend of a configuration, as the simulation makes it up.
+#[must_use]
+pub fn hops(config: &Config, options: &Options) -> BTreeMap<IpAddr, HopView> {
+    let backends = config.services.iter().flat_map(|service| &service.backends);
+    let view = |address| HopView {
+        hop: Ok(options.hop(address)),
+        last: None,
+        doubted: false,
+    };
+    backends
+        .map(|backend| (backend.address, view(backend.address)))
+        .collect()
+}
+
 /// What the maps must hold when every backend is UP and reachable.
 fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control::Desired {
     let up = BackendStatus {
@@ -387,23 +401,10 @@ fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control
     let statuses = all()
         .map(|(service, backend)| (backend.id(service.key), up))
         .collect();
-    let addresses: BTreeSet<IpAddr> = all().map(|(_, backend)| backend.address).collect();
-    let hops = addresses
-        .into_iter()
-        .map(|address| {
-            let hop = Ok(options.hop(address));
-            let view = HopView {
-                hop,
-                last: None,
-                doubted: false,
-            };
-            (address, view)
-        })
-        .collect();
     control::desired(&Inputs {
         services: &config.services,
         statuses: &statuses,
-        hops: &hops,
+        hops: &hops(config, options),
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
         now: Instant::now(),

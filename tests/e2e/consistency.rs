@@ -2,13 +2,11 @@
 
 use anyhow::ensure;
 use lb_tests::bench::consistency::{CONTROL, Plan, broken, faults, perform};
-use lb_tests::unprivileged;
+use lb_tests::privileged;
 
 #[test]
 fn no_flow_is_broken_whose_backend_lives_and_without_tracking_some_are() -> anyhow::Result<()> {
-    if unprivileged("no_flow_is_broken_whose_backend_lives_and_without_tracking_some_are") {
-        return Ok(());
-    }
+    privileged!("no_flow_is_broken_whose_backend_lives_and_without_tracking_some_are");
     let plan = Plan::short();
     let run = perform(&plan)?;
     ensure!(

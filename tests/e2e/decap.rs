@@ -9,8 +9,8 @@ use lb_tests::cleanup::Folder;
 use lb_tests::config::{Config, FAST_CHECK, every_way};
 use lb_tests::lab::{Lab, LabOptions, VIPS_V4, VIPS_V6};
 use lb_tests::load::{Attempts, Load, LoadOptions};
+use lb_tests::privileged;
 use lb_tests::server::Server;
-use lb_tests::unprivileged;
 use lb_tests::wait::wait_until;
 use xlb::api::types::{BackendStatus, Status};
 
@@ -34,9 +34,7 @@ fn count(lab: &Lab, outcome: &str) -> anyhow::Result<u64> {
 
 #[test]
 fn only_packets_of_the_load_balancers_named_are_unwrapped() -> anyhow::Result<()> {
-    if unprivileged("only_packets_of_the_load_balancers_named_are_unwrapped") {
-        return Ok(());
-    }
+    privileged!("only_packets_of_the_load_balancers_named_are_unwrapped");
     let lab = Lab::new(LabOptions {
         backends: 1,
         decap: true,
@@ -90,9 +88,7 @@ fn serving_in(status: &Status, address: [IpAddr; 2]) -> Vec<String> {
 /// (`dsr-ipip`), is out, although it answers on its own address.
 #[test]
 fn black_holes_are_found_through_the_forward_path() -> anyhow::Result<()> {
-    if unprivileged("black_holes_are_found_through_the_forward_path") {
-        return Ok(());
-    }
+    privileged!("black_holes_are_found_through_the_forward_path");
     let lab = Lab::new(LabOptions {
         backends: 2,
         decap: true,

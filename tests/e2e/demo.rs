@@ -6,16 +6,14 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use lb_tests::cleanup::{Folder, left_by};
+use lb_tests::privileged;
 use lb_tests::process::{Process, binary};
-use lb_tests::unprivileged;
 use lb_tests::wait::wait_until;
 use nix::sys::signal::Signal;
 
 #[test]
 fn the_demo_shows_traffic_and_writes_its_numbers() -> anyhow::Result<()> {
-    if unprivileged("the_demo_shows_traffic_and_writes_its_numbers") {
-        return Ok(());
-    }
+    privileged!("the_demo_shows_traffic_and_writes_its_numbers");
     let folder = Arc::new(Folder::new("demo")?);
     let json = folder.file("numbers.json");
     let mut command = Command::new(binary("xlb")?);
@@ -33,9 +31,7 @@ fn the_demo_shows_traffic_and_writes_its_numbers() -> anyhow::Result<()> {
 
 #[test]
 fn an_interrupted_demo_cleans_up() -> anyhow::Result<()> {
-    if unprivileged("an_interrupted_demo_cleans_up") {
-        return Ok(());
-    }
+    privileged!("an_interrupted_demo_cleans_up");
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let folder = Arc::new(Folder::new("demo")?);
         let mut command = Command::new(binary("xlb")?);
@@ -57,9 +53,7 @@ fn an_interrupted_demo_cleans_up() -> anyhow::Result<()> {
 
 #[test]
 fn what_a_killed_demo_leaves_the_next_run_sweeps_up() -> anyhow::Result<()> {
-    if unprivileged("what_a_killed_demo_leaves_the_next_run_sweeps_up") {
-        return Ok(());
-    }
+    privileged!("what_a_killed_demo_leaves_the_next_run_sweeps_up");
     let folder = Arc::new(Folder::new("demo")?);
     let mut command = Command::new(binary("xlb")?);
     let demo = Process::spawn("demo", command.args(["demo", "--only", "drain"]), &folder)?;

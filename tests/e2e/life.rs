@@ -3,79 +3,33 @@
 mod support;
 
 use std::fs;
-use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use lb_tests::cleanup::Folder;
-use lb_tests::lab::{Lab, LabOptions};
+use lb_tests::lab::LabOptions;
 use lb_tests::load::{Load, LoadOptions};
 use lb_tests::netns::run;
 use lb_tests::pass::Pass;
+use lb_tests::privileged;
 use lb_tests::process::binary;
 use lb_tests::server::Server;
-use lb_tests::unprivileged;
 use lb_tests::wait::wait_until;
 use nix::sys::signal::Signal;
-use support::{FAST, Xlb, addresses, curl, service};
+use support::{FAST, VIP, World, Xlb, addresses, curl, service};
 
-const VIP: &str = "192.0.2.10";
 const VIP6: &str = "2001:db8::10";
-
-struct World {
-    lab: Lab,
-    servers: Vec<Option<Server>>,
-    folder: Arc<Folder>,
-}
-
-impl World {
-    fn new(options: LabOptions) -> anyhow::Result<Self> {
-        let lab = Lab::new(options)?;
-        let folder = Arc::new(Folder::new("servers")?);
-        let servers = lab
-            .backends
-            .iter()
-            .map(|b| Server::http(b, 80, &folder).map(Some));
-        let servers = servers.collect::<anyhow::Result<_>>()?;
-        Ok(Self { lab, servers, folder })
-    }
-
-    fn web(&self, forward: &str) -> String {
-        let v4 = addresses(&self.lab, false);
-        service("web", VIP, 80, "tcp", forward, FAST, &v4)
-    }
-
-    /// Which backends answer `count` requests.
-    fn served(&self, count: usize) -> anyhow::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for _ in 0..count {
-            names.push(curl(&self.lab, VIP, 80, "/")?.trim().to_owned());
-        }
-        names.sort();
-        names.dedup();
-        Ok(names)
-    }
-}
-
-macro_rules! privileged {
-    ($name:literal) => {
-        if unprivileged($name) {
-            return Ok(());
-        }
-    };
-}
 
 #[test]
 fn a_dead_backend_is_routed_around_and_comes_back() -> anyhow::Result<()> {
     privileged!("a_dead_backend_is_routed_around_and_comes_back");
     let mut world = World::new(LabOptions::default())?;
-    let xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     assert_eq!(world.served(40)?, ["b1", "b2", "b3"]);
-    world.servers[0].take().context("b1")?.kill()?;
+    world.kill(0)?;
     let b1 = world.lab.backends[0].v4.to_string();
     wait_until("b1 DOWN", || Ok(xlb.backend("web", &b1)?["state"] == "DOWN"))?;
     assert_eq!(xlb.backend("web", &b1)?["check"]["code"], "L4CON");
     assert_eq!(world.served(40)?, ["b2", "b3"]);
-    world.servers[0] = Some(Server::http(&world.lab.backends[0], 80, &world.folder)?);
+    world.revive(0)?;
     wait_until("b1 UP", || Ok(xlb.backend("web", &b1)?["state"] == "UP"))?;
     assert_eq!(world.served(40)?, ["b1", "b2", "b3"]);
     Ok(())
@@ -84,11 +38,8 @@ fn a_dead_backend_is_routed_around_and_comes_back() -> anyhow::Result<()> {
 #[test]
 fn when_all_are_down_the_table_of_before_stays_and_the_first_that_returns_serves() -> anyhow::Result<()> {
     privileged!("when_all_are_down_the_table_of_before_stays_and_the_first_that_returns_serves");
-    let mut world = World::new(LabOptions {
-        backends: 2,
-        ..LabOptions::default()
-    })?;
-    let xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let mut world = World::of(2)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     for server in &mut world.servers {
         server.take().context("a server")?.kill()?;
     }
@@ -97,7 +48,7 @@ fn when_all_are_down_the_table_of_before_stays_and_the_first_that_returns_serves
     assert_ne!(service["table_size"], 0, "{service}");
     assert_eq!(xlb.reason("no_backend")?, 0);
     assert!(curl(&world.lab, VIP, 80, "/").is_err());
-    world.servers[1] = Some(Server::http(&world.lab.backends[1], 80, &world.folder)?);
+    world.revive(1)?;
     wait_until("b2 serves", || Ok(world.served(5)? == ["b2"]))
 }
 
@@ -105,7 +56,7 @@ fn when_all_are_down_the_table_of_before_stays_and_the_first_that_returns_serves
 fn orders_move_new_connections_and_survive_the_agent() -> anyhow::Result<()> {
     privileged!("orders_move_new_connections_and_survive_the_agent");
     let world = World::new(LabOptions::default())?;
-    let mut xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let mut xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     let [b1, b2, b3] = [0, 1, 2].map(|n: usize| world.lab.backends[n].v4.to_string());
     assert!(
         xlb.verb(&format!("backend drain web {b1}"))?
@@ -142,7 +93,7 @@ fn orders_move_new_connections_and_survive_the_agent() -> anyhow::Result<()> {
 fn a_killed_agent_costs_no_request_and_the_next_one_adopts() -> anyhow::Result<()> {
     privileged!("a_killed_agent_costs_no_request_and_the_next_one_adopts");
     let world = World::new(LabOptions::default())?;
-    let mut xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let mut xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     let target = format!("{VIP}:80").parse()?;
     let load = Load::start(&world.lab.client.netns, LoadOptions::new(vec![target]))?;
     let begun = |count: u64| wait_until("requests", || Ok(load.begun() >= count));
@@ -199,10 +150,7 @@ fn a_reload_takes_a_good_configuration_and_refuses_a_bad_one() -> anyhow::Result
 #[test]
 fn on_stop_decides_and_detach_leaves_nothing() -> anyhow::Result<()> {
     privileged!("on_stop_decides_and_detach_leaves_nothing");
-    let world = World::new(LabOptions {
-        backends: 1,
-        ..LabOptions::default()
-    })?;
+    let world = World::of(1)?;
     let xdp = || {
         world
             .lab
@@ -212,7 +160,7 @@ fn on_stop_decides_and_detach_leaves_nothing() -> anyhow::Result<()> {
             .map(|text| text.contains("prog/xdp"))
     };
 
-    let mut xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let mut xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     assert!(xlb.process()?.stop()?.success());
     assert!(xlb.log().contains("on_stop = \"keep\""), "{}", xlb.log());
     assert_eq!(world.served(3)?, ["b1"]);
@@ -234,7 +182,7 @@ fn on_stop_decides_and_detach_leaves_nothing() -> anyhow::Result<()> {
     let nothing = xlb.run(&["status"])?;
     assert_eq!(nothing.status.code(), Some(4));
 
-    xlb.configure("on_stop = \"detach\"", &world.web("dsr-l2"))?;
+    xlb.configure("on_stop = \"detach\"", &world.web(""))?;
     xlb.start()?;
     assert!(xlb.process()?.stop()?.success());
     assert!(!xlb.pins.exists() && !xdp()?);
@@ -244,11 +192,8 @@ fn on_stop_decides_and_detach_leaves_nothing() -> anyhow::Result<()> {
 #[test]
 fn break_glass_detaches_without_our_binary() -> anyhow::Result<()> {
     privileged!("break_glass_detaches_without_our_binary");
-    let world = World::new(LabOptions {
-        backends: 1,
-        ..LabOptions::default()
-    })?;
-    let xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let world = World::of(1)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     run(std::process::Command::new("rm").arg("-r").arg(&xlb.pins))?;
     // The kernel frees a link whose last pin is gone in its own time.
     wait_until("the program off", || {
@@ -265,12 +210,9 @@ fn break_glass_detaches_without_our_binary() -> anyhow::Result<()> {
 #[test]
 fn a_second_agent_and_a_foreign_program_are_refused() -> anyhow::Result<()> {
     privileged!("a_second_agent_and_a_foreign_program_are_refused");
-    let world = World::new(LabOptions {
-        backends: 1,
-        ..LabOptions::default()
-    })?;
+    let world = World::of(1)?;
     let foreign = Pass::attach(&world.lab.lb.netns, &["eth0"])?;
-    let mut xlb = Xlb::new(&world.lab, "", &world.web("dsr-l2"))?;
+    let mut xlb = Xlb::new(&world.lab, "", &world.web(""))?;
     xlb.spawn()?;
     assert_eq!(xlb.process()?.wait()?.code(), Some(1));
     let log = xlb.log();
@@ -335,12 +277,9 @@ fn an_interface_that_returns_is_attached_again() -> anyhow::Result<()> {
 #[test]
 fn interfaces_follow_reloads_renames_and_restarts() -> anyhow::Result<()> {
     privileged!("interfaces_follow_reloads_renames_and_restarts");
-    let world = World::new(LabOptions {
-        backends: 1,
-        ..LabOptions::default()
-    })?;
+    let world = World::of(1)?;
     let netns = &world.lab.lb.netns;
-    let web = world.web("dsr-l2");
+    let web = world.web("");
     let program = |name: &str| -> anyhow::Result<Option<u64>> {
         let links: serde_json::Value = serde_json::from_str(&netns.run(&format!("ip -j link show {name}"))?)?;
         Ok(links[0]["xdp"]["prog"]["id"].as_u64())
@@ -376,7 +315,7 @@ fn a_reload_that_fails_changes_nothing_and_can_be_repeated() -> anyhow::Result<(
     let world = World::new(LabOptions::default())?;
     let netns = &world.lab.lb.netns;
     netns.ip("link add extra0 type veth peer name extra1\nlink set extra0 up\nlink set extra1 up\n")?;
-    let xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     let all = addresses(&world.lab, false);
     xlb.verb(&format!("backend drain web {}", all[2]))?;
 
@@ -403,11 +342,8 @@ fn a_reload_that_fails_changes_nothing_and_can_be_repeated() -> anyhow::Result<(
 #[test]
 fn without_confirmation_the_program_comes_off_again() -> anyhow::Result<()> {
     privileged!("without_confirmation_the_program_comes_off_again");
-    let world = World::new(LabOptions {
-        backends: 1,
-        ..LabOptions::default()
-    })?;
-    let mut xlb = Xlb::new(&world.lab, "", &world.web("dsr-l2"))?.with_arguments(&["--attach-confirm", "2s"]);
+    let world = World::of(1)?;
+    let mut xlb = Xlb::new(&world.lab, "", &world.web(""))?.with_arguments(&["--attach-confirm", "2s"]);
     xlb.start()?;
     wait_until("the end of patience", || {
         Ok(xlb.status()?["agent"]["detached"] == true)
@@ -425,8 +361,7 @@ fn without_confirmation_the_program_comes_off_again() -> anyhow::Result<()> {
     assert!(String::from_utf8_lossy(&late.stderr).contains("too late"));
     xlb.process()?.stop()?;
 
-    let mut xlb =
-        Xlb::new(&world.lab, "", &world.web("dsr-l2"))?.with_arguments(&["--attach-confirm", "600s"]);
+    let mut xlb = Xlb::new(&world.lab, "", &world.web(""))?.with_arguments(&["--attach-confirm", "600s"]);
     xlb.start()?;
     xlb.process()?.stop()?;
     let link = world.lab.lb.netns.run("ip -details link show eth0")?;
@@ -445,12 +380,9 @@ fn without_confirmation_the_program_comes_off_again() -> anyhow::Result<()> {
 #[test]
 fn dropped_packets_are_traced_with_their_reason() -> anyhow::Result<()> {
     privileged!("dropped_packets_are_traced_with_their_reason");
-    let mut world = World::new(LabOptions {
-        backends: 1,
-        ..LabOptions::default()
-    })?;
-    world.servers[0].take().context("b1")?.kill()?;
-    let mut xlb = Xlb::new(&world.lab, "", &world.web("dsr-l2"))?.with_arguments(&["--trace-drops", "1"]);
+    let mut world = World::of(1)?;
+    world.kill(0)?;
+    let mut xlb = Xlb::new(&world.lab, "", &world.web(""))?.with_arguments(&["--trace-drops", "1"]);
     xlb.start()?;
     assert!(curl(&world.lab, VIP, 80, "/").is_err());
     wait_until("the line", || {
@@ -555,7 +487,7 @@ fn generic_mode_and_a_second_device_carry_traffic() -> anyhow::Result<()> {
         ..LabOptions::default()
     })?;
     let _other = Pass::attach(&world.lab.lb.netns, &["eth1"])?;
-    let web = world.web("dsr-l2");
+    let web = world.web("");
     let xlb = Xlb::started(&world.lab, "", &web)?;
     assert_eq!(world.served(40)?, ["b1", "b2", "b3"]);
     ensure!(xlb.reason("redirected")? > 0, "nothing was redirected");
@@ -565,7 +497,7 @@ fn generic_mode_and_a_second_device_carry_traffic() -> anyhow::Result<()> {
     drop(world);
 
     let world = World::new(LabOptions::default())?;
-    let xlb = Xlb::started(&world.lab, "xdp_mode = \"generic\"", &world.web("dsr-l2"))?;
+    let xlb = Xlb::started(&world.lab, "xdp_mode = \"generic\"", &world.web(""))?;
     assert_eq!(xlb.status()?["interfaces"][0]["mode"], "generic");
     assert_eq!(world.served(40)?, ["b1", "b2", "b3"]);
     assert_eq!(world.lab.checksum_errors()?, 0);
@@ -577,7 +509,7 @@ fn a_silent_backend_is_found_and_other_ports_are_left_alone() -> anyhow::Result<
     privileged!("a_silent_backend_is_found_and_other_ports_are_left_alone");
     let world = World::new(LabOptions::default())?;
     let own = Server::http(&world.lab.lb, 8080, &world.folder)?;
-    let xlb = Xlb::started(&world.lab, "", &world.web("dsr-l2"))?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     assert_eq!(curl(&world.lab, "10.77.0.2", 8080, "/")?.trim(), "lb");
     world.lab.client.netns.run("ping -c 1 -W 2 10.77.0.2")?;
     world.lab.cut("b2")?;

@@ -6,62 +6,18 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use lb_tests::cleanup::{Cleanup, Folder};
-use lb_tests::lab::{Lab, LabOptions};
 use lb_tests::load::{Load, LoadOptions};
 use lb_tests::netns::run;
-use lb_tests::server::Server;
-use lb_tests::unprivileged;
+use lb_tests::privileged;
 use lb_tests::wait::{wait_for, wait_until};
 use serde_json::Value;
-use support::{FAST, Xlb, addresses, curl, service};
+use support::{VIP, World, Xlb, curl};
 use xlb::model::{CheckCode, OperState};
 use xlb::observe::history::Answer;
 use xlb::observe::{Timeline, Timestamp};
-
-const VIP: &str = "192.0.2.10";
-
-/// A client, the load balancer and two backends that serve.
-struct World {
-    lab: Lab,
-    servers: Vec<Option<Server>>,
-    _folder: Arc<Folder>,
-}
-
-impl World {
-    fn new() -> anyhow::Result<Self> {
-        let lab = Lab::new(LabOptions {
-            backends: 2,
-            ..LabOptions::default()
-        })?;
-        let folder = Arc::new(Folder::new("servers")?);
-        let servers = lab
-            .backends
-            .iter()
-            .map(|b| Server::http(b, 80, &folder).map(Some));
-        let servers = servers.collect::<anyhow::Result<_>>()?;
-        Ok(Self {
-            lab,
-            servers,
-            _folder: folder,
-        })
-    }
-
-    fn web(&self) -> String {
-        let backends = addresses(&self.lab, false);
-        service("web", VIP, 80, "tcp", "dsr-l2", FAST, &backends)
-    }
-
-    fn kill(&mut self, server: usize) -> anyhow::Result<()> {
-        self.servers[server]
-            .take()
-            .context("it was killed before")?
-            .kill()
-    }
-}
 
 fn events(xlb: &Xlb) -> anyhow::Result<Vec<Value>> {
     let batch: Value = serde_json::from_str(&xlb.verb("events -o json")?)?;
@@ -76,11 +32,9 @@ fn event(xlb: &Xlb, what: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Resu
 
 #[test]
 fn a_death_and_an_order_are_events_with_their_cause() -> anyhow::Result<()> {
-    if unprivileged("a_death_and_an_order_are_events_with_their_cause") {
-        return Ok(());
-    }
-    let mut world = World::new()?;
-    let xlb = Xlb::started(&world.lab, "", &world.web())?;
+    privileged!("a_death_and_an_order_are_events_with_their_cause");
+    let mut world = World::of(2)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     let started = event(&xlb, "the start", |e| e["kind"] == "agent_started")?;
     assert_eq!(started["detail"]["warm"], false);
     event(&xlb, "attached", |e| e["detail"]["interface"] == "eth0")?;
@@ -113,11 +67,9 @@ fn a_death_and_an_order_are_events_with_their_cause() -> anyhow::Result<()> {
 
 #[test]
 fn an_incident_has_its_course_and_outlives_a_reboot() -> anyhow::Result<()> {
-    if unprivileged("an_incident_has_its_course_and_outlives_a_reboot") {
-        return Ok(());
-    }
-    let mut world = World::new()?;
-    let mut xlb = Xlb::started(&world.lab, "", &world.web())?;
+    privileged!("an_incident_has_its_course_and_outlives_a_reboot");
+    let mut world = World::of(2)?;
+    let mut xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     let b1 = world.lab.backends[0].v4.to_string();
     let load = Load::start(
         &world.lab.client.netns,
@@ -188,10 +140,8 @@ fn metric(text: &str, name: &str) -> anyhow::Result<f64> {
 
 #[test]
 fn metrics_and_notifications_say_what_status_says() -> anyhow::Result<()> {
-    if unprivileged("metrics_and_notifications_say_what_status_says") {
-        return Ok(());
-    }
-    let mut world = World::new()?;
+    privileged!("metrics_and_notifications_say_what_status_says");
+    let mut world = World::of(2)?;
     let told = Folder::new("notify")?;
     let program = told.file("program");
     let file = told.file("told");
@@ -201,7 +151,7 @@ fn metrics_and_notifications_say_what_status_says() -> anyhow::Result<()> {
         "metrics = \"127.0.0.1:9414\"\nnotify = [\"{}\"]",
         program.display()
     );
-    let xlb = Xlb::started(&world.lab, &agent, &world.web())?;
+    let xlb = Xlb::started(&world.lab, &agent, &world.web(""))?;
     let [b1, b2] = [0, 1].map(|n: usize| world.lab.backends[n].v4.to_string());
     let scrape = || {
         let answer = world
@@ -310,11 +260,9 @@ fn reboot(world: &World, xlb: &Xlb) -> anyhow::Result<()> {
 
 #[test]
 fn orders_survive_a_reboot_from_the_moment_they_are_answered() -> anyhow::Result<()> {
-    if unprivileged("orders_survive_a_reboot_from_the_moment_they_are_answered") {
-        return Ok(());
-    }
-    let mut world = World::new()?;
-    let mut xlb = Xlb::started(&world.lab, "", &world.web())?;
+    privileged!("orders_survive_a_reboot_from_the_moment_they_are_answered");
+    let mut world = World::of(2)?;
+    let mut xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     let [b1, b2] = [0, 1].map(|n: usize| world.lab.backends[n].v4.to_string());
     xlb.verb(&format!("backend set-weight web {b2} 7"))?;
     xlb.verb(&format!("backend drain web {b1}"))?;
@@ -362,11 +310,9 @@ fn small_disk(folder: &Path) -> anyhow::Result<Cleanup> {
 
 #[test]
 fn a_full_disk_is_said_and_stops_nothing() -> anyhow::Result<()> {
-    if unprivileged("a_full_disk_is_said_and_stops_nothing") {
-        return Ok(());
-    }
-    let world = World::new()?;
-    let mut xlb = Xlb::new(&world.lab, "", &world.web())?;
+    privileged!("a_full_disk_is_said_and_stops_nothing");
+    let world = World::of(2)?;
+    let mut xlb = Xlb::new(&world.lab, "", &world.web(""))?;
     let state = xlb.folder.file("state");
     let disk = small_disk(&state)?;
     // One page after the other, until none is left.

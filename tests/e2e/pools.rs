@@ -2,66 +2,11 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use anyhow::{Context, ensure};
-use lb_tests::cleanup::Folder;
-use lb_tests::lab::{Lab, LabOptions};
-use lb_tests::server::Server;
-use lb_tests::unprivileged;
+use lb_tests::privileged;
 use lb_tests::wait::wait_until;
 use serde_json::Value;
-use support::{FAST, Xlb, addresses, curl, service};
-
-const VIP: &str = "192.0.2.10";
-
-struct World {
-    lab: Lab,
-    servers: Vec<Option<Server>>,
-    folder: Arc<Folder>,
-}
-
-impl World {
-    fn new(backends: u8) -> anyhow::Result<Self> {
-        let lab = Lab::new(LabOptions {
-            backends,
-            ..LabOptions::default()
-        })?;
-        let folder = Arc::new(Folder::new("servers")?);
-        let servers = lab
-            .backends
-            .iter()
-            .map(|b| Server::http(b, 80, &folder).map(Some));
-        let servers = servers.collect::<anyhow::Result<_>>()?;
-        Ok(Self { lab, servers, folder })
-    }
-
-    /// The service with these keys, and all backends.
-    fn web(&self, keys: &str) -> String {
-        let all = addresses(&self.lab, false);
-        service("web", VIP, 80, "tcp", "dsr-l2", FAST, &all).replace(
-            "forward = \"dsr-l2\"\n",
-            &format!("forward = \"dsr-l2\"\n{keys}\n"),
-        )
-    }
-
-    fn kill(&mut self, backend: usize) -> anyhow::Result<()> {
-        self.servers[backend].take().context("a server")?.kill()
-    }
-
-    fn revive(&mut self, backend: usize) -> anyhow::Result<()> {
-        self.servers[backend] = Some(Server::http(&self.lab.backends[backend], 80, &self.folder)?);
-        Ok(())
-    }
-
-    fn served(&self, count: usize) -> anyhow::Result<Vec<String>> {
-        let names = (0..count).map(|_| Ok(curl(&self.lab, VIP, 80, "/")?.trim().to_owned()));
-        let mut names = names.collect::<anyhow::Result<Vec<_>>>()?;
-        names.sort();
-        names.dedup();
-        Ok(names)
-    }
-}
+use support::{FAST, VIP, World, Xlb, addresses, curl};
 
 /// A value of each backend of the service.
 fn each(xlb: &Xlb, key: &str) -> anyhow::Result<Vec<Value>> {
@@ -78,19 +23,11 @@ fn generation(xlb: &Xlb) -> anyhow::Result<Value> {
     Ok(xlb.service("web")?["generation"].clone())
 }
 
-macro_rules! privileged {
-    ($name:literal) => {
-        if unprivileged($name) {
-            return Ok(());
-        }
-    };
-}
-
 /// The load balancer's cable is pulled, and then its port of the switch leads nowhere while its carrier stays.
 #[test]
 fn our_own_link_down_and_up_moves_nothing() -> anyhow::Result<()> {
     privileged!("our_own_link_down_and_up_moves_nothing");
-    let world = World::new(3)?;
+    let world = World::of(3)?;
     let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     let before = generation(&xlb)?;
     let switch = &world.lab.switch;
@@ -127,7 +64,7 @@ fn our_own_link_down_and_up_moves_nothing() -> anyhow::Result<()> {
 #[test]
 fn two_of_three_die_at_once_and_are_out() -> anyhow::Result<()> {
     privileged!("two_of_three_die_at_once_and_are_out");
-    let world = World::new(3)?;
+    let world = World::of(3)?;
     let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     world.lab.cut("b1")?;
     world.lab.cut("b2")?;
@@ -149,7 +86,7 @@ fn two_of_three_die_at_once_and_are_out() -> anyhow::Result<()> {
 #[test]
 fn all_refuse_and_nobody_has_to_be_asked() -> anyhow::Result<()> {
     privileged!("all_refuse_and_nobody_has_to_be_asked");
-    let mut world = World::new(3)?;
+    let mut world = World::of(3)?;
     let xlb = Xlb::started(
         &world.lab,
         "witness = \"none\"",
@@ -174,7 +111,7 @@ fn all_refuse_and_nobody_has_to_be_asked() -> anyhow::Result<()> {
 #[test]
 fn the_witness_tells_our_fault_from_the_backends() -> anyhow::Result<()> {
     privileged!("the_witness_tells_our_fault_from_the_backends");
-    let world = World::new(1)?;
+    let world = World::of(1)?;
     for witness in ["10.77.0.1", "fd77::1", "10.77.0.1:9"] {
         let xlb = Xlb::started(
             &world.lab,
@@ -201,7 +138,7 @@ fn the_witness_tells_our_fault_from_the_backends() -> anyhow::Result<()> {
 #[test]
 fn backups_join_below_the_quorum_and_the_sorry_backend_comes_last() -> anyhow::Result<()> {
     privileged!("backups_join_below_the_quorum_and_the_sorry_backend_comes_last");
-    let mut world = World::new(4)?;
+    let mut world = World::of(4)?;
     let sorry = world.lab.backends[3].v4.to_string();
     let text = world
         .web(&format!("quorum = 2\nsorry = \"{sorry}\""))
@@ -235,7 +172,7 @@ fn backups_join_below_the_quorum_and_the_sorry_backend_comes_last() -> anyhow::R
 #[test]
 fn a_backend_that_comes_up_takes_its_weight_slowly() -> anyhow::Result<()> {
     privileged!("a_backend_that_comes_up_takes_its_weight_slowly");
-    let mut world = World::new(2)?;
+    let mut world = World::of(2)?;
     let xlb = Xlb::started(&world.lab, "", &world.web("slow_start = \"5s\""))?;
     assert_eq!(
         each(&xlb, "slow_start_percent")?,
@@ -281,7 +218,7 @@ fn a_backend_that_comes_up_takes_its_weight_slowly() -> anyhow::Result<()> {
 #[test]
 fn backends_of_a_pool_are_one_in_all_its_services() -> anyhow::Result<()> {
     privileged!("backends_of_a_pool_are_one_in_all_its_services");
-    let mut world = World::new(2)?;
+    let mut world = World::of(2)?;
     let backends: String = addresses(&world.lab, false)
         .iter()
         .map(|address| format!("[[pool.backend]]\naddress = \"{address}\"\nweight = 10\n"))
@@ -335,7 +272,7 @@ fn backends_of_a_pool_are_one_in_all_its_services() -> anyhow::Result<()> {
 #[test]
 fn a_backend_that_flaps_is_held_down_until_an_operator_says_otherwise() -> anyhow::Result<()> {
     privileged!("a_backend_that_flaps_is_held_down_until_an_operator_says_otherwise");
-    let mut world = World::new(2)?;
+    let mut world = World::of(2)?;
     let keys = "flap_limit = 1\nflap_window = \"10m\"\nflap_hold = \"10m\"";
     let xlb = Xlb::started(&world.lab, "", &world.web(keys))?;
     let state = |expected: &str| {
@@ -366,7 +303,7 @@ fn a_backend_that_flaps_is_held_down_until_an_operator_says_otherwise() -> anyho
 #[test]
 fn faults_of_a_reload_are_a_list_for_programs() -> anyhow::Result<()> {
     privileged!("faults_of_a_reload_are_a_list_for_programs");
-    let world = World::new(1)?;
+    let world = World::of(1)?;
     let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
     xlb.configure("", &world.web("quorum = 0\nsorrow = 1"))?;
     let output = xlb.run(&["reload", "-o", "json"])?;

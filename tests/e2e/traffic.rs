@@ -11,8 +11,8 @@ use anyhow::{Context, ensure};
 use lb_tests::cleanup::Folder;
 use lb_tests::lab::{Host, Lab, LabOptions};
 use lb_tests::netns::run;
+use lb_tests::privileged;
 use lb_tests::process::Process;
-use lb_tests::unprivileged;
 use lb_tests::wait::wait_for;
 use support::{FAST, Xlb, addresses, curl, service, url};
 
@@ -75,9 +75,7 @@ fn nginx(host: &Host, root: &Path, folder: &Arc<Folder>) -> anyhow::Result<Proce
 
 #[test]
 fn curl_and_nginx_exchange_whole_files_in_every_way() -> anyhow::Result<()> {
-    if unprivileged("curl_and_nginx_exchange_whole_files_in_every_way") {
-        return Ok(());
-    }
+    privileged!("curl_and_nginx_exchange_whole_files_in_every_way");
     let lab = Lab::new(LabOptions {
         backends: 2,
         decap: true,
@@ -145,9 +143,7 @@ fn curl_and_nginx_exchange_whole_files_in_every_way() -> anyhow::Result<()> {
 
 #[test]
 fn iperf3_sends_bulk_data_to_a_backend_in_every_way() -> anyhow::Result<()> {
-    if unprivileged("iperf3_sends_bulk_data_to_a_backend_in_every_way") {
-        return Ok(());
-    }
+    privileged!("iperf3_sends_bulk_data_to_a_backend_in_every_way");
     // iperf3 opens two connections, which must meet one server.
     let lab = Lab::new(LabOptions {
         backends: 1,
@@ -180,9 +176,7 @@ fn iperf3_sends_bulk_data_to_a_backend_in_every_way() -> anyhow::Result<()> {
 
 #[test]
 fn dig_asks_dnsmasq_over_udp_in_every_way() -> anyhow::Result<()> {
-    if unprivileged("dig_asks_dnsmasq_over_udp_in_every_way") {
-        return Ok(());
-    }
+    privileged!("dig_asks_dnsmasq_over_udp_in_every_way");
     let lab = Lab::new(LabOptions {
         backends: 2,
         decap: true,
@@ -235,9 +229,7 @@ fn dig_asks_dnsmasq_over_udp_in_every_way() -> anyhow::Result<()> {
 
 #[test]
 fn tcpdump_sees_what_the_standards_say_of_the_outer_header() -> anyhow::Result<()> {
-    if unprivileged("tcpdump_sees_what_the_standards_say_of_the_outer_header") {
-        return Ok(());
-    }
+    privileged!("tcpdump_sees_what_the_standards_say_of_the_outer_header");
     let lab = Lab::new(LabOptions {
         backends: 1,
         decap: true,

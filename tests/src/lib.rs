@@ -27,3 +27,13 @@ pub fn unprivileged(test: &str) -> bool {
     }
     left_out
 }
+
+/// Ends a test with success where those that need root are left out.
+#[macro_export]
+macro_rules! privileged {
+    ($name:literal) => {
+        if $crate::unprivileged($name) {
+            return Ok(());
+        }
+    };
+}

@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: configurations written by hand, and what the command line says as JSON.
 
-#![allow(dead_code, reason = "each test target uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test target uses a part")]
+
+mod world;
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,6 +15,8 @@ use lb_tests::cleanup::Folder;
 use lb_tests::lab::Lab;
 use lb_tests::process::Process;
 use serde_json::Value;
+
+pub use world::{VIP, World};
 
 /// A configuration's services; `[agent]` is written by [`Xlb`].
 pub fn service(

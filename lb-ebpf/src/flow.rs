@@ -7,7 +7,6 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, xdp_md};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::layout::{
@@ -15,6 +14,7 @@ use lb_common::layout::{
 };
 use lb_common::rule::{self, Entry, Packet, Place, State, Write};
 
+use crate::clock::now_ns;
 use crate::packet::{self, TCP};
 use crate::{forward, schedule, service};
 
@@ -341,10 +341,4 @@ pub fn count_evicted(service: u32) {
 #[inline(always)]
 pub fn count_crowded(service: u32) {
     count_for(service, |counters| counters.crowded += 1);
-}
-
-#[inline(always)]
-fn now_ns() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_ns() }
 }

@@ -10,13 +10,13 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::layout::{FragmentKey, FragmentPlace, MAX_FRAGMENTS};
 use lb_common::reason::Reason;
 use network_types::ip::Ipv6Hdr;
 
+use crate::clock::now_ns;
 use crate::packet::{self, FRAGMENT, Ip, TCP, UDP};
 use crate::seen::{Found, Seen};
 use crate::{forward, service, stats};
@@ -182,10 +182,4 @@ fn place(service: u32, hash: u32, index: u32) -> FragmentPlace {
         service,
         reserved: 0,
     }
-}
-
-#[inline(always)]
-fn now_ns() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_ns() }
 }

@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::cache::{
@@ -14,6 +14,7 @@ use lb_common::hash;
 use lb_common::layout::{MMAPABLE, TableWord};
 use lb_common::rule::{Packet, Standing};
 
+use crate::clock::now_ns;
 use crate::constants::second_key;
 use crate::{cache as ways, flow, forward, schedule};
 
@@ -436,10 +437,4 @@ unsafe fn atomic_add(place: *mut u64, change: i64) {
     }
     #[cfg(not(target_arch = "bpf"))]
     let _ = (place, change);
-}
-
-#[inline(always)]
-fn now_ns() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_ns() }
 }

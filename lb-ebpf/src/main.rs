@@ -15,6 +15,7 @@
 mod announce;
 mod bounds;
 mod cache;
+mod clock;
 mod constants;
 mod flow;
 mod forward;

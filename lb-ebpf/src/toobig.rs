@@ -14,13 +14,14 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::helpers::{bpf_csum_diff, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::checksum;
 use lb_common::reason::Reason;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use crate::clock::now_ns;
 use crate::constants::ICMP_ERROR_RATE;
 use crate::link::{self, Link, put};
 use crate::packet::{self, ETHERNET_LEN, Ip};
@@ -238,8 +239,7 @@ fn allowed() -> bool {
         return false;
     };
     let interval_ns = 1_000_000_000 / rate;
-    // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now_ns = now_ns();
     // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
     let until = unsafe { &mut *until };
     let saved_up = now_ns.saturating_sub(BURST * interval_ns);

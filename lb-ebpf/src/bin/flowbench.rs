@@ -9,16 +9,19 @@
 
 #[path = "../cache.rs"]
 mod cache;
+#[path = "../clock.rs"]
+mod clock;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_COMMON_LRU, xdp_action};
 use aya_ebpf::btf_maps::{Array, LruHashMap};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::cache::{FlowWord, identity};
 use lb_common::hash::{self, HashKey, KEY_WORDS};
 use lb_common::layout::FlowKey;
+
+use clock::now_ns;
 
 /// How many flows take turns.
 #[unsafe(no_mangle)]
@@ -89,12 +92,6 @@ fn hashes(flow: &FlowKey) -> u64 {
         hash::flow_v4(&second, flow.source[3], flow.ports),
         flow.service,
     )
-}
-
-#[inline(always)]
-fn now_ns() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 /// What all the others do too: the next flow and its hash.

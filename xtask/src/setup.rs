@@ -93,6 +93,25 @@ pub fn ensure(scope: Scope, yes: bool, verb: &str) -> Result<Outcome> {
     Ok(Outcome::Installed)
 }
 
+/// Offers to install what benchmarks compare with. Without it they go on, and say what they leave out.
+pub fn offer_alternatives(yes: bool) {
+    let plan = Plan::new(&machine::missing_alternatives());
+    if plan.is_empty() {
+        return;
+    }
+    eprint!("{plan}");
+    let wanted = yes || agreed().unwrap_or(false);
+    if plan.steps.is_empty() || !wanted {
+        eprintln!("nothing installed: what is missing is left out of the comparison");
+        return;
+    }
+    for step in &plan.steps {
+        if let Err(error) = install::carry_out(step) {
+            eprintln!("warning: {error:#}; what is missing is left out of the comparison");
+        }
+    }
+}
+
 /// # Errors
 /// When we are not root; the text has the command that makes us root.
 pub fn require_root(verb: &str) -> Result<()> {

@@ -164,7 +164,11 @@ fn raw_socket(device: &str) -> anyhow::Result<OwnedFd> {
     }
 }
 
-fn mac_of(device: &str) -> anyhow::Result<[u8; 6]> {
+/// The MAC address of a device of this namespace.
+///
+/// # Errors
+/// Where there is no such device, or it has none.
+pub fn mac_of(device: &str) -> anyhow::Result<[u8; 6]> {
     nix::ifaddrs::getifaddrs()?
         .filter(|interface| interface.interface_name == device)
         .find_map(|interface| interface.address?.as_link_addr()?.addr())

@@ -2,6 +2,7 @@
 //! tables and pages are made by `cargo xtask bench`.
 
 pub mod consistency;
+pub mod failover;
 pub mod packet;
 #[path = "../../../xtask/src/bench/result.rs"]
 pub mod result;
@@ -30,6 +31,13 @@ enum Part {
         common: Common,
         #[command(flatten)]
         options: consistency::Options,
+    },
+    /// From a death to packets elsewhere.
+    Failover {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: failover::Options,
     },
     /// Nanoseconds a packet.
     Packet {
@@ -61,6 +69,10 @@ pub fn main() -> ExitCode {
             let result = consistency::run(common.quick, &options);
             (common, result)
         }
+        Part::Failover { common, options } => {
+            let result = failover::run(common.quick, &options);
+            (common, result)
+        }
         Part::Packet { common, options } => {
             let result = packet::run(common.quick, &options);
             (common, result)
@@ -73,6 +85,15 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether a program can be found.
+#[must_use]
+pub fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.push("/usr/sbin".into());
+    folders.iter().any(|folder| folder.join(program).is_file())
 }
 
 fn write(common: &Common, result: &PartResult) -> anyhow::Result<()> {

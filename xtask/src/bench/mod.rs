@@ -23,7 +23,10 @@ use crate::{
 };
 
 /// The parts that are built, by name, in the order they run.
-const PARTS: [&str; 2] = ["packet", "consistency"];
+const PARTS: [&str; 3] = ["packet", "failover", "consistency"];
+
+/// Those that measure other programs as well.
+const COMPARING: [&str; 1] = ["failover"];
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -50,11 +53,20 @@ pub struct Options {
     args: Vec<String>,
 }
 
+impl Options {
+    fn wants(&self, part: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|wanted| wanted == part)
+    }
+}
+
 /// # Errors
 /// Where a part cannot be measured, or what it promises is not kept.
 pub fn run(options: &Options) -> Result<()> {
     setup::require_root("bench")?;
     setup::ensure(Scope::Demo, options.yes, "bench")?;
+    if COMPARING.iter().any(|part| options.wants(part)) {
+        setup::offer_alternatives(options.yes);
+    }
     let before = options.compare.as_deref().map(read::<Report>).transpose()?;
     run::succeed(run::cargo().args([
         "build",
@@ -71,10 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
         machine: machine::describe(),
         parts: Vec::new(),
     };
-    let chosen = PARTS
-        .iter()
-        .filter(|part| options.parts.is_empty() || options.parts.iter().any(|wanted| wanted == *part));
-    for part in chosen {
+    for part in PARTS.iter().filter(|part| options.wants(part)) {
         let result = measure(part, options)?;
         println!("\n{}", table::part(&result));
         report.parts.push(result);

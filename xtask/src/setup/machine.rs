@@ -106,6 +106,26 @@ pub static PROGRAMS: [Program; 12] = [
     program("nsenter", &["util-linux"], "runs programs in a namespace"),
 ];
 
+/// What `cargo xtask bench` compares with, and measures with; what is missing is left out there.
+pub static ALTERNATIVES: [Program; 5] = [
+    program("haproxy", &["haproxy"], "load balancer to compare with"),
+    program("keepalived", &["keepalived"], "checks of IPVS to compare with"),
+    program("ipvsadm", &["ipvsadm"], "IPVS to compare with"),
+    program("nft", &["nftables"], "nftables to compare with"),
+    program("wrk", &["wrk"], "client that measures web servers"),
+];
+
+/// Those of [`ALTERNATIVES`] that are not here.
+pub fn missing_alternatives() -> Findings {
+    Findings {
+        distribution: distribution(),
+        compiler: None,
+        linker: None,
+        programs: ALTERNATIVES.iter().filter(|program| !program.is_here()).collect(),
+        lacks_bpffs: false,
+    }
+}
+
 /// Looks for everything in `scope`.
 ///
 /// # Errors

@@ -14,3 +14,4 @@ pub mod layout;
 pub mod reason;
 pub mod reset;
 pub mod rule;
+pub mod suspect;

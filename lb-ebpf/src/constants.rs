@@ -34,6 +34,10 @@ pub static ICMP_ERROR_RATE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static CHOOSERS: Global<u8> = Global::new(0);
 
+/// Not 0: SYNs that a backend does not seem to answer are noted.
+#[unsafe(no_mangle)]
+pub static SUSPECTS: Global<u8> = Global::new(0);
+
 /// The secret of the hash.
 #[unsafe(no_mangle)]
 pub static HASH_KEY: HashKey = HashKey([0; KEY_WORDS]);

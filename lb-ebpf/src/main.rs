@@ -29,6 +29,7 @@ mod schedule;
 mod seen;
 mod service;
 mod stats;
+mod suspect;
 mod toobig;
 
 use aya_ebpf::programs::XdpContext;
@@ -114,6 +115,7 @@ fn steer_ip(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
     if record != 0 {
         fragment::record(service, hash, index);
     }
+    suspect::look(ctx, &flow, hash, index);
     let reason = forward::forward(ctx, &ip, &flow, hash, index)?;
     if matches!(reason, Reason::ResetSent) {
         flow::count_reset(service);

@@ -76,6 +76,17 @@ pub fn forwarded(backend: u32, bytes: u64, opens: u32, redirected: bool) {
     }
 }
 
+/// Packets other than SYNs that this CPU sent to a backend.
+#[inline(always)]
+pub fn others(backend: u32) -> u64 {
+    let Some(counters) = COUNTERS.get_ptr(backend) else {
+        return 0;
+    };
+    // SAFETY: as in `forwarded`.
+    let counters = unsafe { &*counters };
+    counters.packets - counters.new_flows
+}
+
 #[inline(always)]
 pub fn explain_service(service: u32) {
     explain(|decision| decision.service = service + 1);

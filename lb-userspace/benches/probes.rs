@@ -161,6 +161,7 @@ fn target(number: u32, port: u16, interval: Duration) -> Target {
         port,
         forward: Forward::DsrL2,
         check: CheckSpec {
+            passive: true,
             probes: vec![ProbeSpec {
                 kind: CheckKind::Tcp,
                 address: None,

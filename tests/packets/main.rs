@@ -22,5 +22,6 @@ mod pins;
 mod refuse;
 mod schedulers;
 mod simulate;
+mod suspects;
 mod toobig;
 mod world;

@@ -40,8 +40,11 @@ impl Agent {
             return;
         }
         let trail = self.observed.get(&id).map(|observed| &observed.trail);
+        let last_good = trail.and_then(Trail::last_good);
+        let suspected = self.observed.get(&id).and_then(|observed| observed.suspected);
         let timeline = Timeline {
-            last_good: trail.and_then(Trail::last_good),
+            suspected: suspected.filter(|at| last_good.is_none_or(|good| *at >= good)),
+            last_good,
             first_bad: trail.and_then(Trail::first_bad),
             verdict: Timestamp::of(SystemTime::now()),
             ..Timeline::default()

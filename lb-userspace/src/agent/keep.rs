@@ -10,7 +10,7 @@ use crate::config::{CheckKind, Config};
 use crate::control::BackendStatus;
 use crate::datapath::apply::Remembered;
 use crate::model::{BackendId, OperState};
-use crate::observe::{Timestamp, Trail};
+use crate::observe::Timestamp;
 use crate::state::{Checkpoint, KeptBackend};
 
 /// How long an answer to an order waits for the disk.
@@ -59,7 +59,7 @@ pub(super) fn restore(
                     check: kept.check.clone(),
                     changed,
                     hearsay: !pinned.contains_key(&id),
-                    trail: Trail::default(),
+                    ..Observed::default()
                 };
                 restored.observed.insert(id, observed);
             }

@@ -28,6 +28,11 @@ impl Members {
             services: services.map(|(place, service)| (service.key, place)).collect(),
         }
     }
+
+    /// All backends.
+    pub fn all(&self) -> impl Iterator<Item = &BackendId> {
+        self.ids.iter()
+    }
 }
 
 impl Agent {

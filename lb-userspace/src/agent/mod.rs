@@ -27,6 +27,7 @@ mod reload;
 mod report;
 mod startup;
 mod steering;
+mod suspects;
 mod sweeper;
 mod tell;
 mod trace;
@@ -61,7 +62,7 @@ use crate::net::{NextHops, Resolver};
 use crate::observe::incident::Follower;
 use crate::observe::metrics::Meter;
 use crate::observe::notify::Notifier;
-use crate::observe::{Archive, Bus, Kind, Trail};
+use crate::observe::{Archive, Bus, Kind, Timestamp, Trail};
 use crate::state::Keeper;
 use lb_common::hash::HashKey;
 
@@ -84,6 +85,8 @@ struct Observed {
     hearsay: bool,
     /// Its last probes.
     trail: Trail,
+    /// When it was last asked because its clients seemed to get no answer.
+    suspected: Option<Timestamp>,
 }
 
 /// Waiting for checks: at start for all backends, at a reload for the new ones.
@@ -161,6 +164,8 @@ struct Agent {
     keeper: Keeper,
     /// Who is a backend of what.
     members: members::Members,
+    /// When the last sign came of each backend that was seen, by its index.
+    signs_known: Vec<u64>,
     /// Which backends of different services are one.
     sharing: pool::Sharing,
     /// Backends that went DOWN lately.
@@ -203,6 +208,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let mut clock = tokio::time::interval(Duration::from_millis(200));
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut beats = 0_u32;
+    let mut signs = tokio::time::interval(suspects::LOOK_EVERY);
+    signs.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
     let end = loop {
         tokio::select! {
@@ -239,6 +246,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             _ = hangup.recv() => agent.begin_reload(None).await,
             _ = terminate.recv() => break End::Stopped,
             _ = interrupt.recv() => break End::Stopped,
+            _ = signs.tick(), if agent.features.suspects => agent.look_for_signs(),
             _ = clock.tick() => {
                 beats += 1;
                 agent.tick(beats.is_multiple_of(5)).await?;

@@ -155,6 +155,7 @@ impl Agent {
             behind: true,
             started: SystemTime::now(),
             members: Members::default(),
+            signs_known: Vec::new(),
             sharing: Sharing::default(),
             flaps: BTreeMap::new(),
             doubts,
@@ -335,6 +336,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         icmp_echo: config.agent.icmp_echo,
         icmp_error_rate: load::ICMP_ERROR_RATE,
         choosers: config.has_choosers(),
+        suspects: config.has_suspects(),
     }
 }
 

@@ -164,6 +164,7 @@ fn course(backend: &BackendHistory, verdict: &Verdict) -> String {
 fn steps(timeline: &Timeline) -> Vec<(&'static str, Timestamp, String)> {
     let Timeline {
         last_good,
+        suspected,
         first_bad,
         verdict,
         table_switched,
@@ -174,6 +175,10 @@ fn steps(timeline: &Timeline) -> Vec<(&'static str, Timestamp, String)> {
     let mut steps = Vec::new();
     if let Some(time) = last_good {
         steps.push(("last good probe began", *time, String::new()));
+    }
+    if let Some(time) = suspected {
+        let note = "asked because clients seemed to get no answer";
+        steps.push(("suspected", *time, note.to_owned()));
     }
     if let Some(time) = first_bad {
         steps.push(("first bad probe began", *time, String::new()));

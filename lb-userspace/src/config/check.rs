@@ -94,6 +94,7 @@ pub(super) struct Layer {
     rise: Option<At<u32>>,
     fall: Option<At<u32>>,
     jitter_percent: Option<At<u8>>,
+    passive: Option<At<bool>>,
     require: Option<At<Require>>,
     specific: Specific,
     also: Option<Vec<Also>>,
@@ -209,6 +210,7 @@ impl Layer {
         let rise = walk.maybe(&keys::RISE, value::integer);
         let fall = walk.maybe(&keys::FALL, value::integer);
         let jitter_percent = walk.maybe(&keys::JITTER_PERCENT, value::integer);
+        let passive = walk.maybe(&keys::PASSIVE, value::boolean);
         let require = walk.maybe(&keys::REQUIRE, value::choice);
         let specific = Specific::read(walk, report);
         let also = Self::read_also(walk, report);
@@ -222,6 +224,7 @@ impl Layer {
             rise: rise?,
             fall: fall?,
             jitter_percent: jitter_percent?,
+            passive: passive?,
             require: require?,
             specific: specific?,
             also: also?,
@@ -267,6 +270,7 @@ impl Layer {
             rise: or(self.rise, base.rise),
             fall: or(self.fall, base.fall),
             jitter_percent: or(self.jitter_percent, base.jitter_percent),
+            passive: or(self.passive, base.passive),
             port,
             address,
             source,

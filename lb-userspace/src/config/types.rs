@@ -204,6 +204,18 @@ impl Config {
             .any(|service| service.rules.on_down == OnDown::Reset)
     }
 
+    /// Whether packets are to be looked at for signs that a backend does not answer.
+    #[must_use]
+    pub fn has_suspects(&self) -> bool {
+        let tcp = |service: &&Service| service.key.protocol == Protocol::Tcp;
+        let mut backends = self
+            .services
+            .iter()
+            .filter(tcp)
+            .flat_map(|service| &service.backends);
+        backends.any(|backend| backend.check.passive && backend.check.kind != CheckKind::None)
+    }
+
     /// Whether the program has to choose otherwise than by the hash of a flow, or to remember all flows.
     #[must_use]
     pub fn has_choosers(&self) -> bool {

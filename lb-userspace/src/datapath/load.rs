@@ -4,6 +4,7 @@ use aya::maps::MapInfo;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::cache::WAYS;
 use lb_common::hash::HashKey;
+use lb_common::suspect::SYN_PLACES;
 
 use super::pins::{self, PinDir};
 use super::{Error, object};
@@ -27,6 +28,8 @@ pub struct Features {
     pub icmp_error_rate: u32,
     /// Some service has a scheduler other than `maglev`, or `tracking = "full"`.
     pub choosers: bool,
+    /// SYNs that a backend does not seem to answer are noted.
+    pub suspects: bool,
 }
 
 /// What an agent lets each CPU send, as many as Linux itself in all (`net.ipv4.icmp_msgs_per_sec`).
@@ -60,8 +63,9 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         icmp_echo,
         icmp_error_rate,
         choosers,
+        suspects,
     } = features;
-    let (resets, choosers) = (flag(resets), flag(choosers));
+    let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
     let second = key.second();
     let lines = lines(pins)?;
     let (wildcard, announce, explain, trace) =
@@ -77,6 +81,7 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .override_global("ICMP_ECHO", &icmp_echo, true)
         .override_global("ICMP_ERROR_RATE", &icmp_error_rate, true)
         .override_global("CHOOSERS", &choosers, true)
+        .override_global("SUSPECTS", &suspects, true)
         .override_global("HASH_KEY", &key.0, true)
         .override_global("SECOND_KEY", &second.0, true)
         .override_global("CACHE_LINES", &lines, true)
@@ -91,6 +96,9 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .map_max_entries("BACKENDS", sizes.backends + 1)
         .map_max_entries("LOADS", sizes.backends + 1)
         .map_max_entries("CURSORS", sizes.services)
+        .map_max_entries("SYNS_SEEN", if features.suspects { SYN_PLACES } else { 1 })
+        .map_max_entries("SYNS", sizes.backends + 1)
+        .map_max_entries("SIGNS", sizes.backends + 1)
         .map_max_entries("COUNTERS", sizes.backends + 1);
     let paths: Vec<_> = pins
         .map(|dir| {

@@ -20,6 +20,7 @@ use super::load::Sizes;
 use super::mmap::Words;
 use super::pins::{self, PinDir, Pinned};
 use super::services::Services;
+use super::signs::Signs;
 use super::slab_map;
 
 /// Every map that the agent, `status` and `simulate` use.
@@ -33,6 +34,7 @@ pub struct Maps {
     pub flows: Flows,
     pub flow_control: FlowControls,
     pub flow_cache: FlowCache,
+    pub signs: Signs,
     flow_counters: PerCpuArray<MapData, FlowCounters>,
     pub egress: DevMapHash<MapData>,
     pub interfaces: HashMap<MapData, u32, Interface>,
@@ -104,6 +106,7 @@ impl Maps {
             flow_control: FlowControls::map(control.fd(), max_entries(control))?,
             flow_counters: take(&pins::FLOW_COUNTERS)?.try_into()?,
             flow_cache: FlowCache::new(&take(&pins::CACHE)?, &take(&pins::NURSERY)?, &take(&pins::LOADS)?)?,
+            signs: Signs::new(take(&pins::SYNS)?, &take(&pins::SIGNS)?)?,
             egress: take(&pins::EGRESS)?.try_into()?,
             interfaces: take(&pins::INTERFACES)?.try_into()?,
             service_meta: take(&pins::SERVICE_META)?.try_into()?,

@@ -16,6 +16,7 @@ pub mod mmap;
 pub mod pins;
 pub mod record;
 pub mod services;
+pub mod signs;
 pub mod simulate;
 mod slab_map;
 pub mod slabs;

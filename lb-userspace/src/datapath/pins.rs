@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
-use lb_common::{cache, layout};
+use lb_common::{cache, layout, suspect};
 
 use super::Error;
 use super::sys;
@@ -50,6 +50,8 @@ pinned! {
     CACHE: "CACHE", "flow_cache", Array, WORD, size_of::<cache::Line>(), layout::MMAPABLE;
     NURSERY: "NURSERY", "nursery", Array, WORD, size_of::<cache::Opening>(), layout::MMAPABLE;
     LOADS: "LOADS", "loads", Array, WORD, size_of::<cache::Load>(), layout::MMAPABLE;
+    SYNS: "SYNS", "syns", PerCpuArray, WORD, size_of::<suspect::Syns>(), 0;
+    SIGNS: "SIGNS", "signs", Array, WORD, size_of::<u64>(), layout::MMAPABLE;
     EGRESS: "EGRESS", "egress", DevMapHash, WORD, 2 * WORD, 0;
     INTERFACES: "INTERFACES", "interfaces", Hash, WORD, size_of::<layout::Interface>(), 0;
     SERVICE_META: "", "service_meta", Array, WORD, size_of::<layout::ServiceMeta>(), 0;

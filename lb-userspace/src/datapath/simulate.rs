@@ -235,6 +235,7 @@ impl Simulator {
             icmp_echo: config.agent.icmp_echo,
             icmp_error_rate: options.icmp_error_rate,
             choosers: config.has_choosers(),
+            suspects: config.has_suspects(),
         };
         let configured = config
             .agent

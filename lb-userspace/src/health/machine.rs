@@ -189,6 +189,18 @@ impl Machine {
         }
     }
 
+    /// How long a probe may take that a suspicion brought forward, where the last that passed took `passed_in`: as in
+    /// transition, unless the target is so slow that it might not answer by then.
+    #[must_use]
+    pub fn suspicious_timeout(&self, passed_in: Duration) -> Duration {
+        let fast = self.policy.fast_timeout;
+        if passed_in * 2 <= fast {
+            fast.min(self.timeout())
+        } else {
+            self.timeout()
+        }
+    }
+
     /// From the end of the first probe of a silent target to its verdict, `timeout` at most and long enough for an
     /// answer.
     #[must_use]

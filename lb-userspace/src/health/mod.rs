@@ -33,6 +33,7 @@ pub mod probe;
 pub mod prober;
 mod socket;
 mod spec;
+pub mod suspicion;
 mod tcp;
 mod tls;
 mod udp;

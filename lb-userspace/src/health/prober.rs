@@ -17,6 +17,7 @@ use tokio::time::{Instant as TokioInstant, sleep_until};
 use super::doubt::{Answers, Run, Sign};
 use super::machine::{Change, Machine, Policy};
 use super::probe::{self, NO_CHECK, ProbeResult, Subject};
+use super::suspicion::Suspicion;
 use super::{Forwarder, Target};
 use crate::model::{BackendId, CheckCode, OperState};
 
@@ -103,6 +104,11 @@ impl<C> Shared<C> {
 struct Running {
     spec: watch::Sender<Spec>,
     probe_now: Arc<Notify>,
+    /// To be probed at once, as it would be in transition, unless that is so already.
+    suspected: Arc<Notify>,
+    /// Suspicions are followed up.
+    passive: bool,
+    suspicion: Suspicion,
 }
 
 /// What of a target may change while it runs.
@@ -177,7 +183,9 @@ impl<C: Checker> Prober<C> {
                 subject: Arc::new(target.subject()),
                 policy: target.check.policy,
             };
-            if let Some(running) = self.running.get(&id) {
+            let passive = target.check.passive;
+            if let Some(running) = self.running.get_mut(&id) {
+                running.passive = passive;
                 running.spec.send_if_modified(|known| {
                     let changed = *known != spec;
                     *known = spec;
@@ -186,7 +194,7 @@ impl<C: Checker> Prober<C> {
             } else {
                 let previous = target.previous.unwrap_or_default();
                 self.running
-                    .insert(id, self.start(id, spec, previous, first_probe));
+                    .insert(id, self.start(id, spec, previous, passive, first_probe));
                 first_probe += apart;
             }
         }
@@ -202,30 +210,55 @@ impl<C: Checker> Prober<C> {
         running.is_some()
     }
 
+    /// Its clients seem to get no answer: probes a target that is UP at once and with less patience, unless that was done
+    /// a moment ago or is not wanted. Says whether it is.
+    pub fn suspect(&mut self, id: &BackendId, now: Instant) -> bool {
+        let Some(running) = self.running.get_mut(id).filter(|running| running.passive) else {
+            return false;
+        };
+        let follow_up = running.suspicion.follow_up(now, &running.spec.borrow().policy);
+        if follow_up {
+            running.suspected.notify_one();
+        }
+        follow_up
+    }
+
     /// Who answered lately: what decides whether silence is believed.
     pub fn answers(&self) -> MutexGuard<'_, Answers> {
         self.shared.answers()
     }
 
-    fn start(&self, id: BackendId, spec: Spec, previous: OperState, first_probe: TokioInstant) -> Running {
+    fn start(
+        &self,
+        id: BackendId,
+        spec: Spec,
+        previous: OperState,
+        passive: bool,
+        first_probe: TokioInstant,
+    ) -> Running {
         let machine = Machine::new(spec.policy, previous);
         let (spec_sender, spec_changes) = watch::channel(spec.clone());
-        let probe_now = Arc::new(Notify::new());
+        let (probe_now, suspected) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let watched = Watched {
             id,
             machine,
             run: Run::default(),
             last: None,
+            passed_in: None,
             due: first_probe,
             spec,
             spec_changes,
             probe_now: Arc::clone(&probe_now),
+            suspected: Arc::clone(&suspected),
             shared: Arc::clone(&self.shared),
         };
         self.runtime.spawn(watched.run());
         Running {
             spec: spec_sender,
             probe_now,
+            suspected,
+            passive,
+            suspicion: Suspicion::default(),
         }
     }
 }
@@ -261,11 +294,14 @@ struct Watched<C> {
     run: Run,
     /// The last probe of this subject.
     last: Option<LastProbe>,
+    /// How long the last one took that passed.
+    passed_in: Option<Duration>,
     /// When the next probe starts.
     due: TokioInstant,
     spec: Spec,
     spec_changes: watch::Receiver<Spec>,
     probe_now: Arc<Notify>,
+    suspected: Arc<Notify>,
     shared: Arc<Shared<C>>,
 }
 
@@ -284,8 +320,13 @@ impl<C: Checker> Watched<C> {
                 continue;
             }
             tokio::select! {
-                () = sleep_until(self.due) => self.probe().await?,
-                () = self.probe_now.notified() => self.probe().await?,
+                () = sleep_until(self.due) => self.probe(false).await?,
+                () = self.probe_now.notified() => self.probe(false).await?,
+                () = self.suspected.notified() => {
+                    if self.machine.state() == OperState::Up && !self.machine.in_transition() {
+                        self.probe(true).await?;
+                    }
+                }
                 changed = self.spec_changes.changed() => {
                     changed.map_err(|_| Gone)?;
                     self.take_changes();
@@ -294,8 +335,8 @@ impl<C: Checker> Watched<C> {
         }
     }
 
-    /// Probes once, unless something else is to be probed by then, and reports.
-    async fn probe(&mut self) -> Result<(), Gone> {
+    /// Probes once, unless something else is to be probed by then, and reports. `suspected`: because of a suspicion.
+    async fn probe(&mut self, suspected: bool) -> Result<(), Gone> {
         let shared = Arc::clone(&self.shared);
         let permit = shared.under_way.acquire().await.map_err(|_| Gone)?;
         if self.take_changes() == Changed::Subject {
@@ -305,7 +346,11 @@ impl<C: Checker> Watched<C> {
         let subject = Arc::clone(&self.spec.subject);
         let host = subject.host();
         let witnessed = host.is_none_or(|host| self.run.witnessed(&shared.answers(), host));
-        let probing = shared.checker.check(&subject, self.machine.timeout());
+        let timeout = match self.passed_in {
+            Some(latency) if suspected => self.machine.suspicious_timeout(latency),
+            _ => self.machine.timeout(),
+        };
+        let probing = shared.checker.check(&subject, timeout);
         tokio::pin!(probing);
         let result = loop {
             tokio::select! {
@@ -326,6 +371,9 @@ impl<C: Checker> Watched<C> {
         let sign = Sign::of(&result);
         if let (Some(host), Sign::Passed | Sign::Refused) = (host, sign) {
             shared.answers().answered(host, started);
+        }
+        if sign == Sign::Passed {
+            self.passed_in = Some(result.latency);
         }
         let believed = self.run.observe(sign, started, witnessed);
         let changed = self.machine.observe(result.code.passed(), believed);
@@ -361,6 +409,7 @@ impl<C: Checker> Watched<C> {
         self.machine.forget_results();
         self.run = Run::default();
         self.last = None;
+        self.passed_in = None;
         self.due = TokioInstant::now();
         Changed::Subject
     }

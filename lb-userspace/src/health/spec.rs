@@ -31,6 +31,8 @@ pub struct CheckSpec {
     /// How many of them have to pass.
     pub require: Require,
     pub policy: Policy,
+    /// Probed at once when its clients seem to get no answer.
+    pub passive: bool,
 }
 
 /// One thing that is probed.
@@ -135,6 +137,7 @@ impl CheckSpec {
                 fall: check.fall,
                 jitter_percent: check.jitter_percent,
             },
+            passive: check.passive && check.kind != config::CheckKind::None,
         }
     }
 }

@@ -91,6 +91,9 @@ pub struct Event {
 pub struct Timeline {
     /// When the last probe that passed began; none where no agent of this boot saw one.
     pub last_good: Option<Timestamp>,
+    /// When clients seemed to get no answer, and it was asked for that; none where it was not.
+    #[serde(default)]
+    pub suspected: Option<Timestamp>,
     /// When the first probe that failed began.
     pub first_bad: Option<Timestamp>,
     pub verdict: Timestamp,

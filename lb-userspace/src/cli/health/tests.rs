@@ -19,6 +19,7 @@ fn answer() -> Answer {
         }],
         timeline: Some(Timeline {
             last_good: Some(at(0).min(Timestamp(1_735_701_099_000))),
+            suspected: None,
             first_bad: Some(at(10)),
             verdict: at(420),
             table_switched: Some(at(423)),

@@ -16,6 +16,7 @@ pub static CHECK: Table = Table {
         &FALL,
         &RISE,
         &JITTER_PERCENT,
+        &PASSIVE,
         &CHECK_PORT,
         &CHECK_ADDRESS,
         &SOURCE,
@@ -132,6 +133,13 @@ pub static JITTER_PERCENT: Key = Key::with_default(
     Shape::Integer { min: 0, max: 50 },
     "10",
     "By how much an interval is varied, so that probes spread.",
+);
+pub static PASSIVE: Key = Key::with_default(
+    "passive",
+    Shape::Boolean,
+    "true",
+    "Whether a backend is probed at once when its clients seem to get no answer: their SYNs come again, or nothing but \
+     SYNs comes. The probes decide.",
 );
 pub static CHECK_PORT: Key = Key::optional(
     "port",

@@ -29,6 +29,8 @@ pub struct Check {
     pub fall: u32,
     /// At most 50.
     pub jitter_percent: u8,
+    /// A backend that does not seem to answer its clients is probed at once.
+    pub passive: bool,
     /// `None`: the backend's port, which is then not 0 (unless the check needs no port).
     pub port: Option<u16>,
     /// `None`: the backend's address.
@@ -90,6 +92,7 @@ impl Check {
             rise: 2,
             fall: 3,
             jitter_percent: 10,
+            passive: true,
             port: None,
             address: None,
             source: None,

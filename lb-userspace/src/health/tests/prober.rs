@@ -147,6 +147,7 @@ fn target(number: u32) -> Target {
         port: address.port(),
         forward: Forward::DsrL2,
         check: CheckSpec {
+            passive: true,
             probes: vec![ProbeSpec {
                 kind: CheckKind::Tcp,
                 address: None,
@@ -500,4 +501,63 @@ async fn over_the_network() {
 #[test]
 fn the_bound_on_probes_is_a_bound() {
     assert!((1..=MAX_PROBES).contains(&probe_limit()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspected_target_is_probed_at_once_and_with_less_patience() {
+    let mut lab = Lab::new();
+    lab.network.answer(address(1), OK);
+    lab.prober.set_targets(vec![target(1)]);
+    let id = target(1).id;
+    assert_eq!(lab.line().await, (0, 0, CheckCode::L4ok, Up));
+    lab.network.answer(address(1), SILENT);
+    tokio::time::sleep(500 * MS).await;
+    assert!(lab.prober.suspect(&id, now()));
+    for (started, ended, state) in [(500, 800, Up), (800, 1100, Up), (1100, 1400, Down)] {
+        assert_eq!(lab.line().await, (started, ended, CheckCode::L4tout, state));
+        // In transition, and DOWN, a suspicion says nothing that is not known.
+        lab.prober.suspect(&id, now() + 3600 * 1000 * MS);
+    }
+    assert_eq!(lab.line().await, (3100, 4100, CheckCode::L4tout, Down));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspicion_alone_takes_no_target_out_and_puts_the_next_probe_off() {
+    let mut lab = Lab::new();
+    lab.network.answer(address(1), OK);
+    lab.prober.set_targets(vec![target(1)]);
+    let id = target(1).id;
+    assert_eq!(lab.line().await.0, 0);
+    tokio::time::sleep(500 * MS).await;
+    assert!(lab.prober.suspect(&id, now()));
+    assert!(!lab.prober.suspect(&id, now()), "it was a moment ago");
+    assert_eq!(lab.line().await, (500, 500, CheckCode::L4ok, Up));
+    assert_eq!(lab.line().await, (2500, 2500, CheckCode::L4ok, Up));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_target_is_given_its_time_when_it_is_suspected() {
+    let mut lab = Lab::new();
+    let slow = (Some(CheckCode::L7ok), 400 * MS);
+    lab.network.answer(address(1), slow);
+    lab.prober.set_targets(vec![target(1)]);
+    assert_eq!(lab.line().await, (0, 400, CheckCode::L7ok, Up));
+    assert!(lab.prober.suspect(&target(1).id, now()));
+    let report = lab.report().await;
+    assert!(report.result.detail.ends_with("1s"), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_want_suspicions_has_none() {
+    let mut lab = Lab::new();
+    lab.network.answer(address(1), OK);
+    let mut target = target(1);
+    target.check.passive = false;
+    lab.prober.set_targets(vec![target.clone()]);
+    assert_eq!(lab.line().await.0, 0);
+    assert!(!lab.prober.suspect(&target.id, now()));
+    target.check.passive = true;
+    lab.prober.set_targets(vec![target.clone()]);
+    assert!(lab.prober.suspect(&target.id, now()));
+    assert_eq!(lab.line().await.0, 0);
 }

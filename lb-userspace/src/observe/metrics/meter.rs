@@ -37,6 +37,7 @@ struct OfBackend {
     results: [u64; CheckCode::ALL.len()],
     found_up: u64,
     found_down: u64,
+    suspicions: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -60,6 +61,11 @@ impl Meter {
         service.latency_sum += seconds;
         let bucket = BOUNDS.iter().position(|bound| seconds <= *bound);
         service.latencies[bucket.unwrap_or(BOUNDS.len() - 1)] += 1;
+    }
+
+    /// A probe because its clients seemed to get no answer.
+    pub fn suspicion(&mut self, id: &BackendId) {
+        self.backends.entry(*id).or_default().suspicions += 1;
     }
 
     /// A verdict.
@@ -103,6 +109,8 @@ impl Meter {
     ) -> Vec<Family> {
         let mut results = Family::counter("check_results", "Results of checks, by code.");
         let mut verdicts = Family::counter("backend_verdicts", "Changes of the operational state.");
+        let help = "Probes because clients seemed to get no answer.";
+        let mut suspicions = Family::counter("backend_suspicions", help);
         for (id, service, place) in backends {
             let Some(counts) = self.backends.get(&id) else {
                 continue;
@@ -115,6 +123,7 @@ impl Meter {
             }
             verdicts.row([names[0], names[1], ("to", "UP")], counts.found_up);
             verdicts.row([names[0], names[1], ("to", "DOWN")], counts.found_down);
+            suspicions.row(names, counts.suspicions);
         }
         let help = "Time that checks took which gave a verdict, passed or failed.";
         let mut latency = Family::histogram("check_latency", help).seconds();
@@ -133,6 +142,6 @@ impl Meter {
         let mut reloads = Family::counter("agent_reloads", help);
         reloads.row([("result", "done")], self.reloads);
         reloads.row([("result", "refused")], self.refused);
-        vec![results, verdicts, latency, switches, moved, reloads]
+        vec![results, verdicts, suspicions, latency, switches, moved, reloads]
     }
 }

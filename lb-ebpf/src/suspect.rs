@@ -1,0 +1,75 @@
+//! SYNs that a backend does not seem to answer: a reason for the agent to ask it now. See [`lb_common::suspect`].
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
+use lb_common::layout::MMAPABLE;
+use lb_common::suspect::{self, SIGN_APART_NS, SYN_PLACES, Syns};
+
+use crate::clock::now_ns;
+use crate::constants::SUSPECTS;
+use crate::packet::{self, Flow};
+use crate::stats;
+
+/// SYNs that were seen. A CPU that takes a place from another loses nothing but a sign.
+#[btf_map]
+static SYNS_SEEN: Array<u64, { SYN_PLACES as usize }> = Array::new();
+
+/// What each CPU noted of the SYNs to each backend, by its index.
+#[btf_map]
+static SYNS: PerCpuArray<Syns, 4096> = PerCpuArray::new();
+
+/// When the last sign came of each backend, by its index: monotonic, in nanoseconds.
+#[btf_map]
+static SIGNS: Array<u64, 4096, { MMAPABLE as usize }> = Array::new();
+
+/// Looks for signs where a SYN goes to a backend; before its packet is rewritten.
+#[inline(always)]
+pub fn look(ctx: &XdpContext, flow: &Flow, hash: u32, backend: u32) {
+    if SUSPECTS.load() != 0 && flow.opens != 0 && flow.transport != 0 {
+        suspect_syn(ctx.ctx, flow.transport, hash, backend);
+    }
+}
+
+/// Not inlined and global: it runs for SYNs only, and would take registers and stack from the path of all others.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn suspect_syn(ctx: *mut xdp_md, transport: u32, hash: u32, backend: u32) -> u32 {
+    let Some(segment) = packet::segment(&XdpContext::new(ctx), transport) else {
+        return 0;
+    };
+    let (Some(seen), Some(syns)) = (
+        SYNS_SEEN.get_ptr_mut(suspect::place(hash)),
+        SYNS.get_ptr_mut(backend),
+    ) else {
+        return 0;
+    };
+    let tag = suspect::tag(hash, backend, segment.sequence);
+    // SAFETY: a valid, aligned word; volatile because other CPUs store to it.
+    let again = unsafe { core::ptr::read_volatile(seen) } == tag;
+    if !again {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(seen, tag) };
+    }
+    let now_ns = now_ns();
+    // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
+    let syns = unsafe { &mut *syns };
+    if syns.note(stats::others(backend), again, now_ns) {
+        sign(backend, now_ns);
+    }
+    0
+}
+
+#[inline(always)]
+fn sign(backend: u32, now_ns: u64) {
+    let Some(at_ns) = SIGNS.get_ptr_mut(backend) else {
+        return;
+    };
+    // SAFETY: a valid, aligned word; volatile because other CPUs and the agent use it too.
+    unsafe {
+        if now_ns.saturating_sub(core::ptr::read_volatile(at_ns)) >= SIGN_APART_NS {
+            core::ptr::write_volatile(at_ns, now_ns);
+        }
+    }
+}

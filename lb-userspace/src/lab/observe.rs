@@ -100,7 +100,8 @@ impl Observer {
         })
     }
 
-    /// Entries of the flow table, for each target.
+    /// What is remembered of flows, for each target: entries of the flow table. Of services with `tracking = "full"` the
+    /// ways of the cache, which do not tell whose they are: all of them count for the first of these services.
     ///
     /// # Errors
     /// Where the table cannot be read.
@@ -109,15 +110,15 @@ impl Observer {
         for (key, _) in self.maps.flows.all()? {
             *counts.entry(key.service).or_default() += 1;
         }
-        let of = |target: &Target| {
-            let index = self.maps.services.get(&identity::service_key(&target.key));
-            index
-                .ok()
-                .and_then(|index| counts.get(&index))
-                .copied()
-                .unwrap_or(0)
-        };
-        Ok(self.targets.iter().map(of).collect())
+        let services = self.targets.iter();
+        let indices = services.map(|target| self.maps.services.get(&identity::service_key(&target.key)).ok());
+        let indices: Vec<Option<u32>> = indices.collect();
+        let remembers_all = |index: &u32| self.maps.records.table(*index).is_full();
+        if let Some(index) = indices.iter().flatten().copied().find(remembers_all) {
+            *counts.entry(index).or_default() += self.maps.flow_cache.all().count();
+        }
+        let of = |index: &Option<u32>| index.and_then(|index| counts.get(&index)).copied().unwrap_or(0);
+        Ok(indices.iter().map(of).collect())
     }
 
     fn table(&mut self, target: usize) -> anyhow::Result<Table> {

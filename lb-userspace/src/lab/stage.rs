@@ -38,7 +38,8 @@ pub struct StageOptions {
     /// Clients of each arm.
     pub tcp: Population,
     pub udp: Population,
-    /// `tcp_idle_timeout`, where there is such a key. Clients that rest do so for a third to three quarters of it.
+    /// `tcp_idle_timeout`, where there is such a key. Clients that rest do so for half to
+    /// [`REST_MOST`] of it.
     pub window: Duration,
     /// Further lines of `[agent]`.
     pub agent: String,
@@ -71,6 +72,9 @@ pub fn has_key(name: &str) -> bool {
     let schema = crate::config::schema();
     schema["$defs"]["service"]["properties"].get(name).is_some()
 }
+
+/// The part of the window that clients rest at most.
+pub const REST_MOST: f64 = 0.8;
 
 /// UDP flows of the stage talk every second at least, and are forgotten after this.
 const UDP_WINDOW: Duration = Duration::from_secs(10);
@@ -149,7 +153,7 @@ impl Stage {
     /// # Errors
     /// Where they do not come.
     pub fn fill(&mut self, options: &StageOptions) -> anyhow::Result<()> {
-        let rest = (options.window / 3, options.window * 3 / 4);
+        let rest = (options.window / 2, options.window.mul_f64(REST_MOST));
         let targets = self.config.services.iter().map(|service| Target {
             key: ServiceKey {
                 address: service.address,

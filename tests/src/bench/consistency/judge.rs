@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 use xlb::lab::measure::Effect;
+use xlb::lab::stage::REST_MOST;
 
 use super::{Outcome, Plan, Run};
 use crate::bench::result::{Better, Fact, PartResult, Row};
@@ -41,8 +42,8 @@ fn setting(plan: &Plan) -> Vec<Fact> {
                  second that stay 1 to 5 s; {} UDP flows",
                 stage.tcp.talking,
                 stage.tcp.resting,
-                stage.window.as_secs_f64() / 3.0,
-                stage.window.as_secs_f64() * 0.75,
+                stage.window.as_secs_f64() / 2.0,
+                stage.window.as_secs_f64() * REST_MOST,
                 stage.tcp.visits_per_s,
                 stage.udp.residents()
             ),

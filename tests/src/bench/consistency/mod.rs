@@ -1,7 +1,7 @@
 //! `consistency`: what happens to thousands of live flows when something changes.
 //!
-//! Every event happens to two arms at once, served by the same backends: the service as it is meant to be, and one
-//! with `tracking = "none"`, which must lose flows, or the event was none.
+//! Every event happens to three arms at once, served by the same backends: the service as it is meant to be, one with
+//! `tracking = "full"`, and one with `tracking = "none"`, which must lose flows, or the event was none.
 
 mod events;
 mod judge;
@@ -12,7 +12,7 @@ use clap::Args;
 use serde::Serialize;
 use xlb::lab::flows::Population;
 use xlb::lab::measure::{Effect, Watch};
-use xlb::lab::stage::{Arm, Stage, StageOptions};
+use xlb::lab::stage::{Arm, REST_MOST, Stage, StageOptions};
 
 use super::result::PartResult;
 pub use events::Event;
@@ -37,7 +37,7 @@ pub struct Options {
 pub struct Plan {
     pub events: Vec<Event>,
     pub stage: StageOptions,
-    /// Whether to wait, after the clients left, until every slot is stable.
+    /// Whether to wait, after the clients of the first stage left, until every slot is stable.
     pub to_the_end: bool,
 }
 
@@ -45,7 +45,7 @@ impl Plan {
     /// The whole benchmark.
     #[must_use]
     pub fn full() -> Self {
-        Self::new(Event::ALL.to_vec(), 20, 2000, Duration::from_secs(30))
+        Self::new(Event::ALL.to_vec(), 20, 2000, Duration::from_secs(24))
     }
 
     /// The short form that tests run.
@@ -65,7 +65,10 @@ impl Plan {
             stage: StageOptions {
                 backends,
                 spare: 3,
-                arms: ["moved", "none"].into_iter().filter_map(Arm::tracking).collect(),
+                arms: ["moved", "full", CONTROL]
+                    .into_iter()
+                    .filter_map(Arm::tracking)
+                    .collect(),
                 tcp: Population {
                     talking: connections.div_ceil(2),
                     resting: connections / 2,
@@ -98,7 +101,7 @@ pub struct Run {
     pub network_faults: u64,
     /// Right answers.
     pub answers: u64,
-    /// What came after the clients of each stage had left.
+    /// What came after the clients of the first stage had left.
     pub settled: Vec<Settled>,
 }
 
@@ -139,7 +142,10 @@ pub fn perform(plan: &Plan) -> anyhow::Result<Run> {
         answers: 0,
         settled: Vec::new(),
     };
-    for (agent, events) in events::stages(&plan.events) {
+    let begun = Instant::now();
+    let stages = events::stages(&plan.events);
+    let all: usize = stages.iter().map(|(_, events)| events.len()).sum();
+    for (agent, events) in stages {
         let options = StageOptions {
             agent: agent.into(),
             ..plan.stage.clone()
@@ -156,13 +162,16 @@ pub fn perform(plan: &Plan) -> anyhow::Result<Run> {
         stage.fill(&options)?;
         let watch = Watch::start(&stage)?;
         for event in events {
+            let (nth, s) = (run.outcomes.len() + 1, begun.elapsed().as_secs());
+            println!("{s:>4} s: event {nth} of {all}: {}", event.text());
             let outcome = happen(event, &mut stage, &watch, options.window)?;
             print(&outcome);
             run.outcomes.push(outcome);
         }
         run.answers += stage.flows()?.answers();
         run.network_faults += stage.lab.checksum_errors()? + stage.lab.tx_errors()?;
-        if plan.to_the_end {
+        // It takes a minute, and once is enough.
+        if plan.to_the_end && run.settled.is_empty() {
             run.settled.push(settle(&mut stage, &watch, options.window));
         }
     }
@@ -203,7 +212,7 @@ fn happen(event: Event, stage: &mut Stage, watch: &Watch, window: Duration) -> a
     let begun = Instant::now();
     event.happen(stage, window)?;
     // All clients that rest speak at least once after the event, and a broken TCP connection is noticed then.
-    let heard = Instant::now() + window * 3 / 4 + Duration::from_secs(3);
+    let heard = Instant::now() + window.mul_f64(REST_MOST) + Duration::from_secs(3);
     let hopeless = Instant::now() + 2 * window + PATIENCE;
     while Instant::now() < heard || (watch.unsettled().0 > 0 && Instant::now() < hopeless) {
         std::thread::sleep(Duration::from_millis(100));
@@ -228,9 +237,8 @@ fn print(outcome: &Outcome) {
             .map(|(cause, n)| format!("{n} {cause}"))
             .collect();
         println!(
-            "{:<40} {:<6} {:>5} alive, {:>4} broken, {:>4} lost, {:>5} slots moved under flows, Maglev alone {:>4}, \
+            "        {:<6} {:>5} alive, {:>4} broken, {:>4} lost, {:>5} slots moved under flows, Maglev alone {:>4}, \
              window {}{}",
-            outcome.event.text(),
             effect.arm,
             effect.alive,
             effect.broken,

@@ -319,6 +319,60 @@ impl Backend {
     };
 }
 
+/// Up to two VLAN tags as they stand in a frame: in the low half the outer one, or the only one, in the high half the
+/// inner one, each its type and its control information (IEEE 802.1Q section 9.3); 0 where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Tags(pub u64);
+
+/// Type of a tag of IEEE 802.1Q.
+pub const TAG_TYPE: u16 = 0x8100;
+/// Type of a service tag of IEEE 802.1ad, which stands before one of [`TAG_TYPE`].
+pub const SERVICE_TAG_TYPE: u16 = 0x88A8;
+
+impl Tags {
+    pub const NONE: Self = Self(0);
+
+    /// One more tag, inside of those there are: at most two.
+    #[must_use]
+    pub const fn within(self, kind: u16, vlan: u16) -> Self {
+        let tag = kind.to_be() as u64 | (vlan.to_be() as u64) << 16;
+        Self(if self.0 == 0 { tag } else { self.0 | tag << 32 })
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn are_two(self) -> bool {
+        self.0 >> 32 != 0
+    }
+
+    /// Bytes they take in a frame.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        (!self.is_none() as usize + self.are_two() as usize) * 4
+    }
+
+    /// The numbers of their VLANs, the outer one first.
+    #[must_use]
+    pub const fn vlans(self) -> [Option<u16>; 2] {
+        const fn vlan(tag: u32) -> Option<u16> {
+            if tag == 0 {
+                None
+            } else {
+                Some(u16::from_be((tag >> 16) as u16) & 0xfff)
+            }
+        }
+        [vlan(self.0 as u32), vlan((self.0 >> 32) as u32)]
+    }
+}
+
 /// What identifies a flow in the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -585,6 +639,7 @@ const _: () = {
     assert!(size_of::<ServiceRecord>() == 16 && align_of::<ServiceRecord>() == 8);
     assert!(size_of::<Slot>() == 8);
     assert!(size_of::<Backend>() == 64 && align_of::<Backend>() == 8);
+    assert!(size_of::<Tags>() == 8);
     assert!(size_of::<Counters>() == 32);
     assert!(size_of::<FlowKey>() == 24 && align_of::<FlowKey>() == 4);
     assert!(size_of::<FlowEntry>() == 24 && align_of::<FlowEntry>() == 8);
@@ -620,6 +675,7 @@ mod pod {
         ServiceRecord,
         Slot,
         Backend,
+        Tags,
         Counters,
         FlowKey,
         FlowEntry,
@@ -677,6 +733,17 @@ mod tests {
             let slot = Slot::stable(backend);
             prop_assert_eq!((slot.current(), slot.previous(), slot.consult()), (backend, backend, false));
         }
+    }
+
+    #[test]
+    fn tags_stand_in_the_order_of_the_frame() {
+        let one = Tags::NONE.within(TAG_TYPE, 100);
+        assert_eq!(one.0.to_le_bytes(), [0x81, 0, 0, 100, 0, 0, 0, 0]);
+        assert_eq!((one.bytes(), one.vlans()), (4, [Some(100), None]));
+        let two = Tags::NONE.within(SERVICE_TAG_TYPE, 200).within(TAG_TYPE, 0xfff);
+        assert_eq!(two.0.to_le_bytes(), [0x88, 0xa8, 0, 200, 0x81, 0, 0x0f, 0xff]);
+        assert_eq!((two.bytes(), two.vlans()), (8, [Some(200), Some(0xfff)]));
+        assert_eq!((Tags::NONE.bytes(), Tags::NONE.vlans()), (0, [None, None]));
     }
 
     #[test]

@@ -90,7 +90,7 @@ reasons! {
     NeighborReply = 3, "neighbor_reply", Tx;
     /// Neither IPv4 nor IPv6 (ARP, LLDP, ...), or a frame too short to tell.
     NotIp = 4, "not_ip", Pass;
-    /// A VLAN tag: not looked into.
+    /// A VLAN tag: not looked into, or with `vlans` neither IP nor ARP behind two of them at most.
     Vlan = 5, "vlan", Pass;
     /// An IP header that is cut short or contradicts itself; no address to go by.
     BadHeader = 6, "bad_header", Pass;

@@ -38,6 +38,10 @@ pub static CHOOSERS: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static SUSPECTS: Global<u8> = Global::new(0);
 
+/// Not 0: frames with VLAN tags are looked into, and backends may be in a VLAN.
+#[unsafe(no_mangle)]
+pub static VLANS: Global<u8> = Global::new(0);
+
 /// The secret of the hash.
 #[unsafe(no_mangle)]
 pub static HASH_KEY: HashKey = HashKey([0; KEY_WORDS]);

@@ -31,10 +31,12 @@ mod service;
 mod stats;
 mod suspect;
 mod toobig;
+mod vlan;
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::reason::Reason;
 
+use crate::constants::VLANS;
 use crate::packet::{Ip, NoFlow};
 use crate::seen::Seen;
 
@@ -78,9 +80,18 @@ mod entry {
 /// The packet's way: parse, find the service, its table, the slot, the backend; forward.
 #[inline(always)]
 fn handle(ctx: &XdpContext) -> Reason {
-    match steer(ctx) {
-        Ok(reason) | Err(reason) => reason,
+    if VLANS.load() != 0
+        && let Err(reason) = vlan::take(ctx)
+    {
+        return reason;
     }
+    let reason = match steer(ctx) {
+        Ok(reason) | Err(reason) => reason,
+    };
+    if VLANS.load() != 0 {
+        return vlan::put_back(ctx, reason);
+    }
+    reason
 }
 
 #[inline(always)]

@@ -132,6 +132,7 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
         hops: &hops(&config, &Options::default()),
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
+        vlans: config.has_vlans(),
         now: Instant::now(),
     });
     for service in desired.services.values_mut() {

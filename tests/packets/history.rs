@@ -108,6 +108,7 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
         hops: &hops(&config, &Options::default()),
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
+        vlans: config.has_vlans(),
         now: Instant::now(),
     })
 }

@@ -24,4 +24,5 @@ mod schedulers;
 mod simulate;
 mod suspects;
 mod toobig;
+mod vlan;
 mod world;

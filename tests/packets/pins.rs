@@ -261,6 +261,7 @@ fn desired(config: &Config, dataplane: &Dataplane) -> control::Desired {
         hops: &hops(config, &options),
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
+        vlans: config.has_vlans(),
         now: Instant::now(),
     })
 }

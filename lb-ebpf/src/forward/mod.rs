@@ -11,9 +11,9 @@ use lb_common::layout::{Backend, MAX_INTERFACES, kind};
 use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
-use crate::constants::RESETS;
+use crate::constants::{RESETS, VLANS};
 use crate::packet::{self, Flow, Ip};
-use crate::{reset, stats};
+use crate::{reset, stats, vlan};
 
 /// Backends by their index; 0 is nobody.
 #[btf_map]
@@ -33,12 +33,16 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
     {
         return reset::answer(ctx, ip, flow);
     }
-    let bytes = u64::from(packet::frame_len(ctx));
+    let mut bytes = u64::from(packet::frame_len(ctx));
     match backend.kind {
         kind::L2 => l2::rewrite(ctx, ip, backend)?,
         kind::IPV4 => ipip::encapsulate_v4(ctx, ip, backend)?,
         kind::IPV6 => ipip::encapsulate_v6(ctx, ip, hash, backend)?,
         _ => return Err(Reason::NoNextHop),
+    }
+    if VLANS.load() != 0 {
+        bytes += vlan::taken_len();
+        vlan::put_for(ctx, index)?;
     }
     if backend.ifindex as usize == ctx.ingress_ifindex() {
         stats::forwarded(index, bytes, flow.opens, false);

@@ -201,6 +201,7 @@ impl Agent {
             hops: &self.hops,
             earlier: &self.dataplane.earlier(),
             backups: &backups.map(|(key, _)| *key).collect(),
+            vlans: self.config.has_vlans(),
             now: Instant::now(),
         })
     }

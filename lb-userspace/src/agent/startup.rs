@@ -337,6 +337,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         icmp_error_rate: load::ICMP_ERROR_RATE,
         choosers: config.has_choosers(),
         suspects: config.has_suspects(),
+        vlans: config.has_vlans(),
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use lb_common::layout::{SERVICE_TAG_TYPE, TAG_TYPE, Tags};
+
 use crate::model::{Forward, Protocol, ServiceKey};
 
 use super::agent_check::{self, AgentLayer};
@@ -120,6 +122,8 @@ impl<'b> Backends<'b> {
         let port = walk.maybe(&keys::BACKEND_PORT, value::integer);
         let weight = walk.or_default(&keys::WEIGHT, value::integer);
         let backup = walk.or_default(&keys::BACKUP, value::boolean);
+        let vlan = walk.maybe(&keys::VLAN, value::integer);
+        let vlan_outer = walk.maybe(&keys::VLAN_OUTER, value::integer);
         let LayerRead { layer, .. } = LayerRead::of(walk, self.service.check_type, self.report);
 
         let own_agent = AgentLayer::of(walk);
@@ -139,12 +143,24 @@ impl<'b> Backends<'b> {
             agent_check::settle(layers, address?.value, self.report)
         });
 
+        let tags = self.tags(vlan, vlan_outer);
+        if let (Ok(check), Ok(Some(vlan))) = (&check, vlan)
+            && check.goes_forward()
+        {
+            self.report.fault_with_rest(
+                vlan.offset,
+                "the check has `via = \"forward\"`, whose probes have no tags",
+                "no `vlan` with it: a route through a VLAN interface, and `vlans = true` in [agent]",
+            );
+        }
+
         port?;
         Ok(Backend {
             address: address?.value,
             port: self.service.port?.value,
             weight: weight?,
             role: if backup? { Role::Backup } else { Role::Primary },
+            tags: tags?,
             check: check?,
             agent_check: agent_check?,
         })
@@ -158,12 +174,34 @@ impl<'b> Backends<'b> {
             port: self.service.port?.value,
             weight: 1,
             role: Role::Sorry,
+            tags: None,
             check: Check {
                 kind: CheckKind::None,
                 ..Check::built_in(self.service.protocol?)
             },
             agent_check: None,
         })
+    }
+
+    fn tags(
+        &self,
+        vlan: Result<Option<At<u16>>, Reported>,
+        outer: Result<Option<At<u16>>, Reported>,
+    ) -> Result<Option<Tags>, Reported> {
+        let inner = |tags: Tags, vlan: At<u16>| tags.within(TAG_TYPE, vlan.value);
+        match (vlan?, outer?) {
+            (None, None) => Ok(None),
+            (Some(vlan), None) => Ok(Some(inner(Tags::NONE, vlan))),
+            (Some(vlan), Some(outer)) => Ok(Some(inner(
+                Tags::NONE.within(SERVICE_TAG_TYPE, outer.value),
+                vlan,
+            ))),
+            (None, Some(outer)) => Err(self.report.fault_with_rest(
+                outer.offset,
+                "`vlan_outer` is the tag around that of `vlan`, which is missing",
+                "`vlan` too; for one tag only `vlan`",
+            )),
+        }
     }
 
     fn judge_address(&mut self, address: At<IpAddr>) {

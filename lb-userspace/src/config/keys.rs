@@ -119,6 +119,7 @@ pub static AGENT: Table = Table {
         &ON_STOP,
         &WITNESS,
         &ICMP_ECHO,
+        &VLANS,
         &API_SOCKET,
         &STATE_DIR,
         &PIN_DIR,
@@ -183,6 +184,13 @@ pub static ICMP_ECHO: Key = Key::with_default(
     Shape::Boolean,
     "true",
     "Whether echo requests (ping) to service addresses are answered.",
+);
+pub static VLANS: Key = Key::with_default(
+    "vlans",
+    Shape::Boolean,
+    "false",
+    "Frames with one or two VLAN tags (802.1Q, 802.1ad) are looked into, and packets for a backend behind a VLAN \
+     interface leave with its tags.",
 );
 pub static API_SOCKET: Key = Key::with_default(
     "api_socket",
@@ -515,6 +523,8 @@ pub static BACKEND: Table = Table {
         &BACKEND_PORT,
         &WEIGHT,
         &BACKUP,
+        &VLAN,
+        &VLAN_OUTER,
         &CHECK_TABLE,
         &AGENT_CHECK_TABLE,
     ],
@@ -537,4 +547,15 @@ pub static BACKUP: Key = Key::with_default(
     Shape::Boolean,
     "false",
     "A backup: used only while fewer than `quorum` others serve.",
+);
+pub static VLAN: Key = Key::optional(
+    "vlan",
+    Shape::Integer { min: 1, max: 4094 },
+    "The VLAN that packets for the backend are sent in; when absent that of the interface that its route leads \
+     through, where `vlans` is on.",
+);
+pub static VLAN_OUTER: Key = Key::optional(
+    "vlan_outer",
+    Shape::Integer { min: 1, max: 4094 },
+    "The provider's VLAN (802.1ad) around `vlan`.",
 );

@@ -185,6 +185,7 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
     let on_stop = walk.or_default(&keys::ON_STOP, value::choice);
     let witness = walk.or_default(&keys::WITNESS, value::witness);
     let icmp_echo = walk.or_default(&keys::ICMP_ECHO, value::boolean);
+    let vlans = walk.or_default(&keys::VLANS, value::boolean);
     let api_socket = walk.or_default(&keys::API_SOCKET, value::path);
     let state_dir = walk.or_default(&keys::STATE_DIR, value::path);
     let pin_dir = walk.or_default(&keys::PIN_DIR, value::path);
@@ -204,6 +205,7 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
         on_stop: on_stop?,
         witness: witness?,
         icmp_echo: icmp_echo?,
+        vlans: vlans?,
         api_socket: api_socket?,
         state_dir: state_dir?,
         pin_dir: pin_dir?,

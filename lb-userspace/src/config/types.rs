@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use lb_common::cache::Chooser;
+use lb_common::layout::Tags;
 
 use crate::control::flap::FlapRules;
 use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey, Tracking};
@@ -40,6 +41,8 @@ pub struct Agent {
     pub witness: Witness,
     /// Echo requests to service addresses are answered.
     pub icmp_echo: bool,
+    /// Frames with VLAN tags are looked into.
+    pub vlans: bool,
     pub api_socket: PathBuf,
     pub state_dir: PathBuf,
     pub pin_dir: PathBuf,
@@ -216,6 +219,13 @@ impl Config {
         backends.any(|backend| backend.check.passive && backend.check.kind != CheckKind::None)
     }
 
+    /// Whether frames may have VLAN tags.
+    #[must_use]
+    pub fn has_vlans(&self) -> bool {
+        let tagged = |service: &Service| service.backends.iter().any(|backend| backend.tags.is_some());
+        self.agent.vlans || self.services.iter().any(tagged)
+    }
+
     /// Whether the program has to choose otherwise than by the hash of a flow, or to remember all flows.
     #[must_use]
     pub fn has_choosers(&self) -> bool {
@@ -279,6 +289,8 @@ pub struct Backend {
     pub port: u16,
     pub weight: u16,
     pub role: Role,
+    /// Of the VLAN that it is said to be in; `None`: that of its next hop counts.
+    pub tags: Option<Tags>,
     pub check: Check,
     /// `None`: it has no agent.
     pub agent_check: Option<AgentCheck>,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use lb_common::layout::Backend as Record;
+use lb_common::layout::{Backend as Record, Tags};
 
 use super::eligible::{self, Before, Choice, Member, Why};
 use super::{OldFlows, Steer, keeps_old_flows, slow_start};
@@ -75,6 +75,8 @@ pub struct Inputs<'a> {
     pub earlier: &'a BTreeMap<ServiceKey, Earlier>,
     /// Services whose backups were in use.
     pub backups: &'a BTreeSet<ServiceKey>,
+    /// Frames may have VLAN tags: what leaves through a VLAN interface is sent on the one below, with its tags.
+    pub vlans: bool,
     pub now: Instant,
 }
 
@@ -118,6 +120,8 @@ pub struct DesiredBackend {
     /// What becomes of the flows it has.
     pub old_flows: OldFlows,
     pub record: Record,
+    /// Of the VLAN that it is in.
+    pub tags: Tags,
     /// How much of its weight it has while it starts slowly, in [`slow_start::STEPS`].
     pub steps: u32,
     /// Why packets cannot be sent to it at present.
@@ -152,6 +156,7 @@ impl DesiredBackend {
             old_flows: _,
             steps: _,
             record,
+            tags: _,
             unresolved,
             doubted,
             packet_mtu: _,
@@ -224,7 +229,8 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         .zip(&ids)
         .map(|(backend, id)| {
             let status = inputs.statuses.get(id).copied().unwrap_or_default();
-            let mut resolved = resolve(service, backend, status, inputs.hops.get(&backend.address));
+            let view = inputs.hops.get(&backend.address);
+            let mut resolved = resolve(service, backend, status, view, inputs.vlans);
             resolved.steps = slow_start::steps(status.up_since, service.rules.slow_start, inputs.now);
             (*id, resolved)
         })
@@ -287,6 +293,7 @@ fn resolve(
     backend: &config::Backend,
     status: BackendStatus,
     view: Option<&HopView>,
+    vlans: bool,
 ) -> DesiredBackend {
     let mut unresolved = match view.map(|view| &view.hop) {
         None => Some("its next hop was not looked up yet".to_owned()),
@@ -296,9 +303,15 @@ fn resolve(
     let hop = view.and_then(|view| view.hop.as_ref().ok().or(view.last.as_ref()));
     let mut record = Record::UNRESOLVED;
     let mut packet_mtu = None;
+    let mut tags = Tags::NONE;
     if let Some(hop) = hop {
+        let below = hop.below.filter(|_| vlans);
+        tags = backend
+            .tags
+            .or(below.map(|below| below.tags))
+            .unwrap_or(Tags::NONE);
         let way = Hop {
-            ifindex: hop.ifindex,
+            ifindex: below.map_or(hop.ifindex, |below| below.ifindex),
             destination_mac: hop.destination_mac,
             source_mac: hop.source_mac,
             mtu: hop.mtu,
@@ -337,6 +350,7 @@ fn resolve(
         steps: slow_start::STEPS,
         doubted: record != Record::UNRESOLVED && view.is_some_and(|view| view.hop.is_err() && view.doubted),
         record,
+        tags,
         unresolved,
         packet_mtu,
     }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lb_common::layout::{Backend as Record, BackendMeta, Counters, ServiceMeta, TableWord};
+use lb_common::layout::{Backend as Record, BackendMeta, Counters, ServiceMeta, TableWord, Tags};
 
 use self::members::Resting;
 use self::tables::{InForce, Switched};
@@ -72,6 +72,8 @@ pub struct Dataplane {
     services: BTreeMap<ServiceKey, Installed>,
     backends: BTreeMap<BackendId, u32>,
     records: BTreeMap<u32, Record>,
+    /// Of the backends that are in a VLAN.
+    tags: BTreeMap<u32, Tags>,
     metas: BTreeMap<u32, BackendMeta>,
     /// Last check results (code, latency in microseconds), also of backends that have no index yet.
     checks: BTreeMap<BackendId, (u8, u32)>,

@@ -30,6 +30,8 @@ pub struct Features {
     pub choosers: bool,
     /// SYNs that a backend does not seem to answer are noted.
     pub suspects: bool,
+    /// Frames may have VLAN tags.
+    pub vlans: bool,
 }
 
 /// What an agent lets each CPU send, as many as Linux itself in all (`net.ipv4.icmp_msgs_per_sec`).
@@ -64,8 +66,10 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         icmp_error_rate,
         choosers,
         suspects,
+        vlans,
     } = features;
     let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
+    let vlans = flag(vlans);
     let second = key.second();
     let lines = lines(pins)?;
     let (wildcard, announce, explain, trace) =
@@ -82,6 +86,7 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .override_global("ICMP_ERROR_RATE", &icmp_error_rate, true)
         .override_global("CHOOSERS", &choosers, true)
         .override_global("SUSPECTS", &suspects, true)
+        .override_global("VLANS", &vlans, true)
         .override_global("HASH_KEY", &key.0, true)
         .override_global("SECOND_KEY", &second.0, true)
         .override_global("CACHE_LINES", &lines, true)
@@ -94,6 +99,7 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .map_max_entries("FLOW_COUNTERS", sizes.services)
         // Index 0 is nobody.
         .map_max_entries("BACKENDS", sizes.backends + 1)
+        .map_max_entries("TAGS", sizes.backends + 1)
         .map_max_entries("LOADS", sizes.backends + 1)
         .map_max_entries("CURSORS", sizes.services)
         .map_max_entries("SYNS_SEEN", if features.suspects { SYN_PLACES } else { 1 })

@@ -9,7 +9,7 @@ use aya_obj::generated::bpf_map_type;
 use lb_common::hash::HashKey;
 use lb_common::layout::{
     self, AgentMeta, Backend, BackendMeta, Counters, FlowCounters, Interface, SLAB_SLOTS, ServiceMeta,
-    ServiceRecord, Slot, TableWord,
+    ServiceRecord, Slot, TableWord, Tags,
 };
 use lb_common::reason::Reason;
 
@@ -29,6 +29,7 @@ pub struct Maps {
     pub records: Records,
     pub slabs: Slabs,
     pub backends: Array<MapData, Backend>,
+    pub tags: Array<MapData, Tags>,
     pub counters: PerCpuArray<MapData, Counters>,
     pub reasons: PerCpuArray<MapData, u64>,
     pub flows: Flows,
@@ -100,6 +101,7 @@ impl Maps {
             records: Records::map(&records)?,
             slabs: Slabs::open(take(&pins::SLABS)?, pins)?,
             backends: take(&pins::BACKENDS)?.try_into()?,
+            tags: take(&pins::TAGS)?.try_into()?,
             counters: take(&pins::COUNTERS)?.try_into()?,
             reasons: take(&pins::REASONS)?.try_into()?,
             flows: Flows::new(take(&pins::FLOWS)?)?,

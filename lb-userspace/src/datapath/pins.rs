@@ -42,6 +42,7 @@ pinned! {
     RECORDS: "RECORDS", "records", Array, WORD, size_of::<layout::ServiceRecord>(), layout::MMAPABLE;
     SLABS: "SLABS", "slabs", ArrayOfMaps, WORD, WORD, 0;
     BACKENDS: "BACKENDS", "backends", Array, WORD, size_of::<layout::Backend>(), 0;
+    TAGS: "TAGS", "backend_tags", Array, WORD, size_of::<layout::Tags>(), 0;
     COUNTERS: "COUNTERS", "counters", PerCpuArray, WORD, size_of::<layout::Counters>(), 0;
     REASONS: "REASONS", "reasons", PerCpuArray, WORD, size_of::<u64>(), 0;
     FLOWS: "FLOWS", "flows", Hash, size_of::<layout::FlowKey>(), size_of::<layout::FlowEntry>(), NO_PREALLOC;

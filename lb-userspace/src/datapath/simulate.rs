@@ -116,6 +116,7 @@ impl Options {
         NextHop {
             ifindex: self.egress.get(&backend).copied().unwrap_or(INGRESS_IFINDEX),
             interface: "simulated".into(),
+            below: None,
             destination_mac: self.neighbors.get(&backend).copied().unwrap_or_else(stand_in),
             source_mac: OWN_MAC,
             source: match backend {
@@ -236,6 +237,7 @@ impl Simulator {
             icmp_error_rate: options.icmp_error_rate,
             choosers: config.has_choosers(),
             suspects: config.has_suspects(),
+            vlans: config.has_vlans(),
         };
         let configured = config
             .agent
@@ -408,6 +410,7 @@ fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control
         hops: &hops(config, options),
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
+        vlans: config.has_vlans(),
         now: Instant::now(),
     })
 }

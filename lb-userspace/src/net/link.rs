@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use futures::{FutureExt, StreamExt};
+use lb_common::layout::{SERVICE_TAG_TYPE, TAG_TYPE};
 use netlink_packet_route::link::{
-    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached as Attached,
+    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    VlanProtocol, XdpAttached as Attached,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::MulticastGroup;
@@ -48,6 +50,14 @@ pub struct XdpAttached {
     pub program_id: u32,
 }
 
+/// The VLAN of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// Type of its tag: 802.1Q or 802.1ad.
+    pub kind: u16,
+    pub vlan: u16,
+}
+
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -68,6 +78,8 @@ pub struct Link {
     /// The interface it is made on (`vlan`, `macvlan`), or its peer if that is in the same namespace
     /// (`veth`).
     pub parent: Option<u32>,
+    /// The VLAN that it is.
+    pub vlan: Option<Tag>,
     pub xdp: Option<XdpAttached>,
     pub num_rx_queues: u32,
     pub num_tx_queues: u32,
@@ -292,6 +304,7 @@ fn parse(message: &LinkMessage) -> Option<Link> {
         kind: None,
         master: None,
         parent: None,
+        vlan: None,
         xdp: None,
         num_rx_queues: 1,
         num_tx_queues: 1,
@@ -315,6 +328,7 @@ fn parse(message: &LinkMessage) -> Option<Link> {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
                 });
+                link.vlan = info.iter().find_map(parse_vlan);
             }
             _ => {}
         }
@@ -324,6 +338,21 @@ fn parse(message: &LinkMessage) -> Option<Link> {
     }
     link.name = name?;
     Some(link)
+}
+
+fn parse_vlan(info: &LinkInfo) -> Option<Tag> {
+    let LinkInfo::Data(InfoData::Vlan(items)) = info else {
+        return None;
+    };
+    let vlan = items.iter().find_map(|item| match item {
+        InfoVlan::Id(vlan) => Some(*vlan),
+        _ => None,
+    })?;
+    let service = items
+        .iter()
+        .any(|item| matches!(item, InfoVlan::Protocol(VlanProtocol::Ieee8021Ad)));
+    let kind = if service { SERVICE_TAG_TYPE } else { TAG_TYPE };
+    Some(Tag { kind, vlan })
 }
 
 fn parse_xdp(attributes: &[LinkXdp]) -> Option<XdpAttached> {
@@ -370,6 +399,7 @@ mod tests {
             kind: None,
             master: None,
             parent: None,
+            vlan: None,
             xdp: None,
             num_rx_queues: 1,
             num_tx_queues: 1,

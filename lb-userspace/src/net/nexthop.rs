@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use lb_common::layout::Tags;
 use netlink_packet_route::route::RouteType;
 use tokio::time::Instant;
 
-use super::link::Link;
+use super::link::{Link, Tag};
 use super::neighbor::{NeighborKey, NeighborState, NeighborTable};
 use super::netlink::NetlinkError;
 use super::route::Route;
@@ -21,6 +22,8 @@ pub type NextHops = BTreeMap<IpAddr, Result<NextHop, Unresolved>>;
 pub struct NextHop {
     pub ifindex: u32,
     pub interface: String,
+    /// Where the interface is a VLAN: the one below it.
+    pub below: Option<Below>,
     pub destination_mac: MacAddress,
     pub source_mac: MacAddress,
     /// The address the kernel would send from: the outer source of an encapsulated packet.
@@ -29,6 +32,13 @@ pub struct NextHop {
     pub gateway: Option<IpAddr>,
     /// The largest IP packet in bytes: that of the interface, or of the route where it is smaller.
     pub mtu: u32,
+}
+
+/// The interface below a VLAN, or two, and the tags that frames have there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Below {
+    pub ifindex: u32,
+    pub tags: Tags,
 }
 
 impl fmt::Display for NextHop {
@@ -198,11 +208,32 @@ impl Tables {
         Ok(NextHop {
             ifindex: link.ifindex,
             interface: interface(),
+            below: self.below(link),
             destination_mac,
             source_mac,
             source,
             gateway: route.gateway,
             mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
+        })
+    }
+}
+
+impl Tables {
+    /// What is below a VLAN interface, through one more at most: frames have no room for a third tag.
+    fn below(&self, link: &Link) -> Option<Below> {
+        let parent = |link: &Link| self.links.get(&link.parent?);
+        let Tag { kind, vlan } = link.vlan?;
+        let below = parent(link)?;
+        let Some(outer) = below.vlan else {
+            return Some(Below {
+                ifindex: below.ifindex,
+                tags: Tags::NONE.within(kind, vlan),
+            });
+        };
+        let lowest = parent(below).filter(|lowest| lowest.vlan.is_none())?;
+        Some(Below {
+            ifindex: lowest.ifindex,
+            tags: Tags::NONE.within(outer.kind, outer.vlan).within(kind, vlan),
         })
     }
 }
@@ -220,6 +251,8 @@ fn no_way(error: NetlinkError) -> Unresolved {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::layout::{SERVICE_TAG_TYPE, TAG_TYPE};
+
     use super::*;
     use crate::net::neighbor::Neighbor;
 
@@ -250,6 +283,7 @@ mod tests {
             kind: None,
             master: None,
             parent: None,
+            vlan: None,
             xdp: None,
             num_rx_queues: 1,
             num_tx_queues: 1,
@@ -274,6 +308,7 @@ mod tests {
         let expected = NextHop {
             ifindex: 7,
             interface: "eth0".to_owned(),
+            below: None,
             destination_mac: [2, 0, 0, 0, 0, 1],
             source_mac: [2, 0, 0, 0, 0, 7],
             source: SOURCE,
@@ -285,6 +320,50 @@ mod tests {
             "via 10.0.0.1 dev eth0 lladdr 02:00:00:00:00:01"
         );
         assert_eq!(resolve(Ok(route())), Ok(expected));
+    }
+
+    #[test]
+    fn what_is_below_vlans_is_found() {
+        let (mut tables, now) = tables(Ok(route()));
+        let below = |tables: &Tables| tables.next_hop(TARGET, now).unwrap().unwrap().below;
+        let plain = tables.links[&7].clone();
+        let mut stack = |ifindex, parent, vlan| {
+            let link = Link {
+                ifindex,
+                parent,
+                vlan,
+                ..plain.clone()
+            };
+            tables.links.insert(ifindex, link);
+        };
+        let tag = |kind, vlan| Some(Tag { kind, vlan });
+        stack(5, None, None);
+        stack(7, Some(5), tag(TAG_TYPE, 100));
+        let one = Below {
+            ifindex: 5,
+            tags: Tags::NONE.within(TAG_TYPE, 100),
+        };
+        assert_eq!(below(&tables), Some(one));
+        let mut stack = |ifindex, parent, vlan| {
+            let link = Link {
+                ifindex,
+                parent,
+                vlan,
+                ..plain.clone()
+            };
+            tables.links.insert(ifindex, link);
+        };
+        stack(6, Some(5), tag(SERVICE_TAG_TYPE, 200));
+        stack(7, Some(6), tag(TAG_TYPE, 100));
+        let two = Below {
+            ifindex: 5,
+            tags: Tags::NONE.within(SERVICE_TAG_TYPE, 200).within(TAG_TYPE, 100),
+        };
+        assert_eq!(below(&tables), Some(two));
+        tables.links.get_mut(&5).unwrap().vlan = tag(TAG_TYPE, 300);
+        assert_eq!(below(&tables), None, "three");
+        tables.links.remove(&5);
+        assert_eq!(below(&tables), None, "it lies in another namespace");
     }
 
     #[test]

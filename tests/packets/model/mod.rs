@@ -4,6 +4,7 @@
 mod fragment;
 mod icmp;
 mod random;
+pub mod tagged;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +13,7 @@ use lb_common::hash;
 use lb_common::reason::Reason;
 use lb_tests::KEY;
 use xlb::config::{Config, Service};
-use xlb::datapath::simulate::Simulator;
+use xlb::datapath::simulate::{Outcome, Simulator};
 use xlb::model::{Forward, Protocol, ServiceKey};
 
 use crate::out;
@@ -112,7 +113,11 @@ impl Model {
         let outcome = world
             .packet(frame)
             .unwrap_or_else(|error| panic!("{error}: {frame:02x?}"));
-        out::check("a frame of the model", frame, &outcome);
+        self.judge_outcome(frame, &outcome)
+    }
+
+    fn judge_outcome(&mut self, frame: &[u8], outcome: &Outcome) -> Reason {
+        out::check("a frame of the model", frame, outcome);
         let expected = self.expect(frame);
         let announced = matches!(outcome.reason, Reason::ArpReply | Reason::NeighborReply);
         let (reason, service, backend) = match expected {

@@ -1,17 +1,20 @@
 //! Random frames through program and model.
 
 use etherparse::IpNumber;
+use lb_common::reason::Reason;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use xlb::datapath::simulate::MTU;
+use xlb::config::Config;
+use xlb::datapath::simulate::{MTU, Simulator};
 
-use super::{Expected, Model};
+use super::{Expected, Model, tagged};
 use crate::build::{
     authentication, extended, first_fragment, fragment, later_fragment, no_operations, options, raw_in,
     routing, syn, tcp_in, transport_of, udp_in, v4, v6,
 };
-use crate::world::{config, world};
+use crate::vlan::with_vlans;
+use crate::world::{config, options as world_options, world, world_with};
 
 /// Whole packets, of services and others.
 fn packets() -> impl Strategy<Value = Vec<u8>> {
@@ -115,12 +118,23 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn through_both(frames: impl Strategy<Value = Vec<u8>>, announce: bool, cases: u32) {
-    let Some(world) = world(announce) else { return };
+    through(&config(announce), Model::compare, frames, cases);
+}
+
+fn through(
+    config: &Config,
+    compare: fn(&mut Model, &mut Simulator, &[u8]) -> Reason,
+    frames: impl Strategy<Value = Vec<u8>>,
+    cases: u32,
+) {
+    let Some(world) = world_with(config, &world_options()) else {
+        return;
+    };
     let world = std::cell::RefCell::new(world);
-    let model = std::cell::RefCell::new(Model::new(&world.borrow(), &config(announce), MTU));
+    let model = std::cell::RefCell::new(Model::new(&world.borrow(), config, MTU));
     let mut runner = TestRunner::new(ProptestConfig::with_cases(cases));
     let result = runner.run(&frames, |frame| {
-        model.borrow_mut().compare(&mut world.borrow_mut(), &frame);
+        compare(&mut model.borrow_mut(), &mut world.borrow_mut(), &frame);
         Ok(())
     });
     if let Err(error) = result {
@@ -146,6 +160,19 @@ fn mutated_packets_with_announce() {
 #[test]
 fn noise_that_begins_like_ip() {
     through_both(noise(), true, 3000);
+}
+
+/// Frames with up to three tags, some of which are none.
+fn with_tags() -> impl Strategy<Value = Vec<u8>> {
+    let kind = prop::sample::select(vec![[0x81, 0x00], [0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]]);
+    let tag = (kind, any::<[u8; 2]>()).prop_map(|(kind, control)| [kind, control].concat());
+    let frames = prop_oneof![3 => packets(), 3 => mutated(), 1 => noise()];
+    (frames, prop::collection::vec(tag, 0..4)).prop_map(|(frame, tags)| tagged::with(&frame, &tags.concat()))
+}
+
+#[test]
+fn frames_with_tags() {
+    through(&with_vlans(true), Model::compare_tagged, with_tags(), 6000);
 }
 
 /// Without this the model could agree by saying the same of everything.

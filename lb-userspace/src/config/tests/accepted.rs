@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lb_common::layout::{SERVICE_TAG_TYPE, TAG_TYPE, Tags};
+
 use crate::model::{Forward, Protocol, Scheduler};
 
 use super::super::{
@@ -377,4 +379,18 @@ fn a_pool_gives_its_services_the_same_backends_and_checks() {
     assert_eq!((web.backends[0].port, tls.backends[0].port), (80, 443));
     assert_eq!((web.backends[0].weight, web.backends[0].check.rise), (3, 7));
     assert_eq!(web.backends[0].check.kind, CheckKind::Tcp);
+}
+
+#[test]
+fn vlans_are_switched_on_by_a_backend_too() {
+    let vlans = |agent: &str, backend: &str| {
+        let config = Config::parse(&format!("{HEAD}{agent}{WEB}{BACKEND}{backend}")).unwrap();
+        (config.has_vlans(), config.services[0].backends[0].tags)
+    };
+    let one = Tags::NONE.within(TAG_TYPE, 100);
+    let two = Tags::NONE.within(SERVICE_TAG_TYPE, 200).within(TAG_TYPE, 100);
+    assert_eq!(vlans("", ""), (false, None));
+    assert_eq!(vlans("vlans = true\n", ""), (true, None));
+    assert_eq!(vlans("", "vlan = 100\n"), (true, Some(one)));
+    assert_eq!(vlans("", "vlan = 100\nvlan_outer = 200\n"), (true, Some(two)));
 }

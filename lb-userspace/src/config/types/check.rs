@@ -76,6 +76,12 @@ pub enum Require {
 }
 
 impl Check {
+    /// Whether some probe of it goes the way of clients' packets.
+    #[must_use]
+    pub fn goes_forward(&self) -> bool {
+        self.via == Via::Forward || self.also.iter().any(|probe| probe.via == Via::Forward)
+    }
+
     /// The check of a backend about which the file says nothing.
     #[must_use]
     pub fn built_in(protocol: Protocol) -> Self {

@@ -41,6 +41,7 @@ fn next_hop(gateway: Option<&str>) -> NextHop {
     NextHop {
         ifindex: 3,
         interface: "eth0".into(),
+        below: None,
         destination_mac: [2, 0, 0, 0, 0, 1],
         source_mac: [2, 0, 0, 0, 0, 2],
         source: "10.0.1.1".parse().unwrap(),
@@ -84,6 +85,7 @@ fn wanted(
             .into_iter()
             .collect(),
         backups: &BTreeSet::new(),
+        vlans: config.has_vlans(),
         now: Instant::now(),
     });
     desired.services[&service.key].clone()

@@ -37,6 +37,7 @@ impl Dataplane {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
             records: BTreeMap::new(),
+            tags: BTreeMap::new(),
             metas: BTreeMap::new(),
             checks: BTreeMap::new(),
             free_services: BTreeSet::new(),
@@ -117,6 +118,7 @@ impl Dataplane {
                 .filter(|id| !self.backends.contains_key(id));
             if let Some(id) = id {
                 self.records.insert(index, maps.backends.get(&index, 0)?);
+                self.tags.insert(index, maps.tags.get(&index, 0)?);
                 self.metas.insert(index, meta);
                 self.dead_before.insert(index, 0);
                 self.backends.insert(id, index);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use lb_common::layout::Backend as Record;
+use lb_common::layout::{Backend as Record, Tags};
 use lb_common::rule::Standing;
 
 use super::{Dataplane, meta};
@@ -74,6 +74,7 @@ impl Dataplane {
                 // Entries from before that are not its flows any longer.
                 self.dead_before.insert(index, clock());
             }
+            self.write_tags(index, backend.tags)?;
             self.write_record(index, backend.record, now)?;
         }
         Ok(standings)
@@ -98,6 +99,19 @@ impl Dataplane {
             self.put_record(index, record)?;
         }
         Ok(())
+    }
+
+    /// An index keeps the tags of whoever had it before; without VLANs all of them are none.
+    fn write_tags(&mut self, index: u32, tags: Tags) -> Result<(), Error> {
+        let known = match self.tags.get(&index) {
+            Some(known) => *known,
+            None => self.maps.tags.get(&index, 0)?,
+        };
+        if known == tags {
+            self.tags.insert(index, tags);
+            return Ok(());
+        }
+        self.put_tags(index, tags)
     }
 
     fn write_backend_meta(
@@ -169,6 +183,7 @@ impl Dataplane {
             self.backends.remove(&id);
             self.checks.remove(&id);
             self.records.remove(&index);
+            self.tags.remove(&index);
             self.metas.remove(&index);
             let resting = Resting {
                 since_ns: clock(),

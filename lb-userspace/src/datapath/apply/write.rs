@@ -3,7 +3,7 @@
 use aya::maps::xdp::XdpMapError;
 use aya::maps::{MapError, PerCpuValues};
 use lb_common::layout::{
-    self, Backend as Record, BackendMeta, Counters, FlowControl, ServiceMeta, Slot, TableWord,
+    self, Backend as Record, BackendMeta, Counters, FlowControl, ServiceMeta, Slot, TableWord, Tags,
 };
 
 use super::Dataplane;
@@ -59,6 +59,13 @@ impl Dataplane {
         self.may_write()?;
         self.maps.backends.set(index, record, 0)?;
         self.records.insert(index, record);
+        Ok(())
+    }
+
+    pub(super) fn put_tags(&mut self, index: u32, tags: Tags) -> Result<(), Error> {
+        self.may_write()?;
+        self.maps.tags.set(index, tags, 0)?;
+        self.tags.insert(index, tags);
         Ok(())
     }
 

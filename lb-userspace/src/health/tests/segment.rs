@@ -8,6 +8,7 @@ fn hop(source: &str) -> NextHop {
     NextHop {
         ifindex: 1,
         interface: "eth0".to_owned(),
+        below: None,
         destination_mac: [2, 0, 0, 0, 0, 1],
         source_mac: [2, 0, 0, 0, 0, 2],
         source: source.parse().unwrap(),

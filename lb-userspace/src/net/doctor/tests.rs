@@ -21,6 +21,7 @@ fn card() -> Device {
         kind: None,
         master: None,
         parent: None,
+        vlan: None,
         xdp: None,
         num_rx_queues: 8,
         num_tx_queues: 8,
@@ -243,6 +244,7 @@ fn hop(mtu: u32, gateway: Option<IpAddr>) -> NextHop {
     NextHop {
         ifindex: 2,
         interface: "eth0".to_owned(),
+        below: None,
         destination_mac: [2, 0, 0, 0, 0, 11],
         source_mac: [2, 0, 0, 0, 0, 2],
         source: "10.0.1.1".parse().unwrap(),

@@ -49,6 +49,23 @@ fn of_services() {
                 &["the service has no sorry backend; expected `sorry = \"ADDRESS\"`"],
             ),
             (
+                "a provider's VLAN around none",
+                format!("{HEAD}{WEB}{BACKEND}vlan_outer = ▶200\n"),
+                &["`vlan_outer` is the tag around that of `vlan`, which is missing; expected `vlan` too"],
+            ),
+            (
+                "VLANs that there are not",
+                format!("{HEAD}{WEB}{BACKEND}vlan = ▶4095\nvlan_outer = ▶0\n"),
+                &["`vlan` is 4095; expected an integer from 1 to 4094", "`vlan_outer` is 0"],
+            ),
+            (
+                "a probe that would go without tags",
+                format!(
+                    "{HEAD}{WEB}{BACKEND}vlan = ▶100\n[service.backend.check]\ntype = \"tcp\"\nvia = \"forward\"\n"
+                ),
+                &["whose probes have no tags; expected no `vlan` with it"],
+            ),
+            (
                 "a sorry backend that is never used",
                 service("on_all_down = \"drop\"\nsorry = ▶\"10.0.1.99\""),
                 &["the sorry backend is never used"],

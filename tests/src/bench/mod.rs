@@ -6,6 +6,7 @@ pub mod failover;
 pub mod packet;
 #[path = "../../../xtask/src/bench/result.rs"]
 pub mod result;
+pub mod suspicion;
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,6 +47,13 @@ enum Part {
         #[command(flatten)]
         options: packet::Options,
     },
+    /// A host that vanishes under traffic, with passive detection and without.
+    Suspicion {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: suspicion::Options,
+    },
 }
 
 /// What every part takes.
@@ -75,6 +83,10 @@ pub fn main() -> ExitCode {
         }
         Part::Packet { common, options } => {
             let result = packet::run(common.quick, &options);
+            (common, result)
+        }
+        Part::Suspicion { common, options } => {
+            let result = suspicion::run(common.quick, &options);
             (common, result)
         }
     };

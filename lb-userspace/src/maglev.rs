@@ -18,8 +18,7 @@
 //! or the order of ties moves nearly every slot of every service, and fails the golden tests below.
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
-use std::collections::binary_heap::PeekMut;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::net::IpAddr;
 
 use siphasher::sip128::SipHasher24;
@@ -72,8 +71,6 @@ pub fn build(size: u32, candidates: &[Candidate]) -> Vec<Option<u32>> {
         is_prime(size),
         "a lookup table of {size} slots: the size must be a prime"
     );
-    let mut slots = vec![None; size as usize];
-
     let mut by_identity: Vec<u32> = (0..).take(candidates.len()).collect();
     by_identity.sort_by_key(|&index| {
         let Candidate {
@@ -83,30 +80,54 @@ pub fn build(size: u32, candidates: &[Candidate]) -> Vec<Option<u32>> {
         } = candidates[index as usize];
         (address, port, weight)
     });
-    let mut turns: BinaryHeap<Turn> = (0..)
-        .zip(by_identity)
-        .filter(|&(_, index)| candidates[index as usize].weight > 0)
-        .map(|(rank, index)| Turn {
+    let mut by_weight: BTreeMap<u32, Vec<Claimant>> = BTreeMap::new();
+    for (rank, index) in (0..).zip(by_identity) {
+        let candidate = &candidates[index as usize];
+        if candidate.weight > 0 {
+            by_weight.entry(candidate.weight).or_default().push(Claimant {
+                rank,
+                index,
+                walk: Walk::new(candidate, size),
+            });
+        }
+    }
+    let mut turns: BinaryHeap<Turn> = by_weight
+        .into_iter()
+        .map(|(weight, members)| Turn {
             halves: 0,
-            weight: candidates[index as usize].weight,
-            rank,
-            index,
-            walk: Walk::new(&candidates[index as usize], size),
+            weight,
+            members,
         })
         .collect();
 
-    for _ in 0..size {
-        let Some(mut turn) = turns.peek_mut() else { break };
-        let mut slot = turn.walk.step(size);
-        while slots[slot].is_some() {
-            slot = turn.walk.step(size);
+    let mut table = Table::empty(size);
+    let mut tied: Vec<Turn> = Vec::new();
+    while let Some(mut turn) = turns.pop() {
+        while turns.peek().is_some_and(|other| *other == turn) {
+            tied.extend(turns.pop());
         }
-        slots[slot] = Some(turn.index);
-        turn.claimed();
-        // Restores the order of the heap, in O(log candidates) and without taking the turn out.
-        drop::<PeekMut<'_, Turn>>(turn);
+        if tied.is_empty() {
+            for member in &mut turn.members {
+                if table.claim(member).is_none() {
+                    return table.owners;
+                }
+            }
+        } else {
+            let others = tied.iter_mut().flat_map(|other| &mut other.members);
+            let mut all: Vec<&mut Claimant> = turn.members.iter_mut().chain(others).collect();
+            all.sort_unstable_by_key(|member| member.rank);
+            for member in all {
+                if table.claim(member).is_none() {
+                    return table.owners;
+                }
+            }
+        }
+        for mut turn in tied.drain(..).chain([turn]) {
+            turn.claimed();
+            turns.push(turn);
+        }
     }
-    slots
+    table.owners
 }
 
 /// How many slots have another owner in `new` than in `old`. Give it what identifies owners, not
@@ -117,15 +138,55 @@ pub fn moved<T: PartialEq>(old: &[T], new: &[T]) -> usize {
     changed + old.len().abs_diff(new.len())
 }
 
-/// The next claim of one backend; the greatest of all turns is the one that is due first.
-struct Turn {
-    /// The time of the claim is `halves / (2 weight)`: 0, 3, 5, 7, ...
-    halves: u64,
-    weight: u32,
+/// A table that fills.
+struct Table {
+    owners: Vec<Option<u32>>,
+    /// A bit for each slot that has an owner: most slots that are looked at late have one, and the bits of the greatest
+    /// table stay in the first cache.
+    taken: Vec<u64>,
+    free: u32,
+}
+
+impl Table {
+    fn empty(size: u32) -> Self {
+        Self {
+            owners: vec![None; size as usize],
+            taken: vec![0; size.div_ceil(u64::BITS) as usize],
+            free: size,
+        }
+    }
+
+    /// Gives the first free slot of its walk to a backend; `None` where none is left.
+    fn claim(&mut self, claimant: &mut Claimant) -> Option<()> {
+        self.free = self.free.checked_sub(1)?;
+        let size = self.owners.len() as u32;
+        loop {
+            let slot = claimant.walk.step(size);
+            let (word, bit) = (&mut self.taken[slot / 64], 1 << (slot % 64));
+            if *word & bit == 0 {
+                *word |= bit;
+                self.owners[slot] = Some(claimant.index);
+                return Some(());
+            }
+        }
+    }
+}
+
+/// A backend.
+struct Claimant {
     /// Position in order of address and port, which breaks ties.
     rank: u32,
     index: u32,
     walk: Walk,
+}
+
+/// The next claim of each backend of one weight, which are all due at once, one after the other by rank; the greatest
+/// of all turns is the one that is due first.
+struct Turn {
+    /// The time of the claims is `halves / (2 weight)`: 0, 3, 5, 7, ...
+    halves: u64,
+    weight: u32,
+    members: Vec<Claimant>,
 }
 
 impl Turn {
@@ -139,7 +200,7 @@ impl Ord for Turn {
         // a / b < c / d without division; 2^19 halves times a weight of 32 bits fit.
         let this_due = self.halves * u64::from(other.weight);
         let other_due = other.halves * u64::from(self.weight);
-        (other_due, other.rank).cmp(&(this_due, self.rank))
+        other_due.cmp(&this_due)
     }
 }
 

@@ -4,9 +4,9 @@
 mod desired;
 pub mod eligible;
 pub mod flap;
-pub mod indices;
 mod old_flows;
 pub mod room;
+pub mod since;
 pub mod slow_start;
 mod steer;
 pub mod step;

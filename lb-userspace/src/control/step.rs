@@ -36,11 +36,12 @@
 //! `previous` of its slot in the old table, `current` is that of its slot in the new one ([`Slot::resizing`]).
 //! Every flow that is seen meanwhile gets an entry, so the new table follows the scheduler without another window.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use lb_common::layout::Slot;
 use lb_common::rule::Standing;
 
+use super::since::Since;
 use crate::model::Tracking;
 
 /// A packet that read a slot before it was replaced has left the program after this time, in nanoseconds: its entry
@@ -52,7 +53,7 @@ pub const GRACE_NS: u64 = 1_000_000_000;
 pub struct Generation {
     pub slots: Vec<Slot>,
     /// Of slots with `consult`: when they opened (`current != previous`) or settled, `CLOCK_MONOTONIC`.
-    pub since_ns: BTreeMap<u32, u64>,
+    pub since_ns: Since,
 }
 
 impl Generation {
@@ -61,7 +62,7 @@ impl Generation {
     pub fn stable(owners: &[u32]) -> Self {
         Self {
             slots: owners.iter().map(|owner| Slot::stable(*owner)).collect(),
-            since_ns: BTreeMap::new(),
+            since_ns: Since::default(),
         }
     }
 
@@ -217,13 +218,17 @@ fn at_once(tables: &Tables, step: &Step<'_>) -> Advanced {
 
 fn move_slots(table: &mut Generation, closing: &mut Closing, advanced: &mut Advanced, step: &Step<'_>) {
     let mut room = step.room;
+    let before = std::mem::take(&mut table.since_ns);
+    let mut before = before.iter().peekable();
     for (i, (slot, want)) in (0_u32..).zip(table.slots.iter_mut().zip(step.want)) {
         let (mut current, mut previous) = (slot.current(), slot.previous());
         // The usual slot.
         if current == *want && previous == *want && !slot.consult() {
             continue;
         }
-        let mut since_ns = table.since_ns.get(&i).copied().unwrap_or(step.now_ns);
+        while before.next_if(|(other, _)| *other < i).is_some() {}
+        let known = before.next_if(|(other, _)| *other == i);
+        let mut since_ns = known.map_or(step.now_ns, |(_, since_ns)| since_ns);
         let was_open = current != previous;
         let heir = heir(previous, current, *want, step);
         let died = heir != previous;
@@ -256,7 +261,6 @@ fn move_slots(table: &mut Generation, closing: &mut Closing, advanced: &mut Adva
         let consult = open || died || (slot.consult() && !clean);
         *slot = Slot::new(current, previous, consult);
         if !consult {
-            table.since_ns.remove(&i);
             continue;
         }
         table.since_ns.insert(i, since_ns);

@@ -18,13 +18,13 @@ use std::sync::Arc;
 
 use lb_common::layout::{Backend as Record, BackendMeta, Counters, ServiceMeta, TableWord, Tags};
 
+use self::members::Resting;
 use self::tables::{InForce, Switched};
 use super::clock::Clock;
 use super::maps::Maps;
 use super::slabs::Allocator;
 use super::sweep::Report;
 use super::{Error, identity};
-use crate::control::indices::Indices;
 use crate::control::step::GRACE_NS;
 use crate::control::{Desired, DesiredService, Earlier};
 use crate::model::{BackendId, ServiceKey};
@@ -77,9 +77,11 @@ pub struct Dataplane {
     metas: BTreeMap<u32, BackendMeta>,
     /// Last check results (code, latency in microseconds), also of backends that have no index yet.
     checks: BTreeMap<BackendId, (u8, u32)>,
-    /// Indices that nobody has. A service that comes back gets another one: entries name its index.
-    service_indices: Indices<ServiceKey>,
-    backend_indices: Indices<BackendId>,
+    free_services: BTreeSet<u32>,
+    free_backends: BTreeSet<u32>,
+    /// Indices that nobody has, but entries of the flow table may name, and since when.
+    resting_services: BTreeMap<u32, u64>,
+    resting_backends: BTreeMap<u32, Resting>,
     /// By index: entries that were last seen before this are not its flows any longer.
     dead_before: BTreeMap<u32, u64>,
     egress: BTreeSet<u32>,
@@ -174,8 +176,9 @@ impl Dataplane {
         self.check_room(desired)?;
         let mut changes = Vec::new();
         self.apply_egress(desired, clock())?;
+        let mut built = self.build_all(desired);
         for (key, service) in &desired.services {
-            changes.extend(self.apply_service(key, service, clock)?);
+            changes.extend(self.apply_service(key, service, built.remove(key), clock)?);
         }
         let gone: Vec<_> = self
             .services
@@ -195,25 +198,26 @@ impl Dataplane {
             .keys()
             .filter(|k| !self.services.contains_key(k))
             .count();
-        if services > self.service_indices.free() {
+        if services > self.free_services.len() {
             return Err(Error::Full {
                 what: "services",
                 room: self.maps.records.room(),
-                needed: self.services.len() + self.service_indices.resting() + services,
+                needed: self.services.len() + self.resting_services.len() + services,
                 key: "max_services",
             });
         }
+        let resting: BTreeSet<_> = self.resting_backends.values().filter_map(|r| r.id).collect();
         let backends = desired
             .services
             .values()
             .flat_map(|s| s.backends.keys())
-            .filter(|id| !self.backends.contains_key(id) && !self.backend_indices.remembers(id))
+            .filter(|id| !self.backends.contains_key(id) && !resting.contains(id))
             .count();
-        if backends > self.backend_indices.free() {
+        if backends > self.free_backends.len() {
             return Err(Error::Full {
                 what: "backends",
                 room: self.maps.backends.len().saturating_sub(1),
-                needed: self.backends.len() + self.backend_indices.resting() + backends,
+                needed: self.backends.len() + self.resting_backends.len() + backends,
                 key: "max_backends",
             });
         }
@@ -253,6 +257,7 @@ impl Dataplane {
         &mut self,
         key: &ServiceKey,
         service: &DesiredService,
+        built: Option<Vec<Option<u32>>>,
         clock: Clock<'_>,
     ) -> Result<Option<Change>, Error> {
         let added = !self.services.contains_key(key);
@@ -261,7 +266,7 @@ impl Dataplane {
         }
         self.write_service_meta(key, service)?;
         let standings = self.write_backends(service, clock)?;
-        let switched = self.step_tables(key, service, &standings, clock)?;
+        let switched = self.step_tables(key, service, &standings, built, clock)?;
         self.publish(key)?;
         self.write_standings(&standings)?;
         self.remove_backends(key, Some(service), clock)?;
@@ -285,13 +290,12 @@ impl Dataplane {
     }
 
     fn add_service(&mut self, key: &ServiceKey) -> Result<(), Error> {
-        let taken = self.service_indices.take(key).ok_or(Error::Full {
+        let index = self.free_services.pop_first().ok_or(Error::Full {
             what: "services",
             room: self.maps.records.room(),
-            needed: self.services.len() + self.service_indices.resting() + 1,
+            needed: self.services.len() + self.resting_services.len() + 1,
             key: "max_services",
         })?;
-        let index = taken.index;
         self.put_table(index, TableWord::NONE)?;
         self.put_before(index, TableWord::NONE)?;
         self.clear_flow_counts(index)?;
@@ -357,7 +361,7 @@ impl Dataplane {
         let now_ns = clock();
         self.allocator.release(installed.in_force.word.place(), now_ns);
         self.allocator.release(installed.in_force.before, now_ns);
-        self.service_indices.rest(index, now_ns, None);
+        self.resting_services.insert(index, now_ns);
         Ok(Change {
             name,
             key: *key,

@@ -251,8 +251,39 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
     })
 }
 
+/// The module's description, word for word: of all backends the one claims next whose claim is due first.
+fn one_at_a_time(size: u32, candidates: &[Candidate]) -> Vec<Option<u32>> {
+    let mut claimants: Vec<(u64, &Candidate, u32, Walk)> = (0..)
+        .zip(candidates)
+        .filter(|(_, candidate)| candidate.weight > 0)
+        .map(|(index, candidate)| (0, candidate, index, Walk::new(candidate, size)))
+        .collect();
+    claimants.sort_by_key(|(_, candidate, ..)| (candidate.address, candidate.port));
+    let mut slots = vec![None; size as usize];
+    for _ in 0..size {
+        // Of several the first, which is the least by address and port.
+        let first = claimants.iter_mut().min_by(|(a, one, ..), (b, other, ..)| {
+            (a * u64::from(other.weight)).cmp(&(b * u64::from(one.weight)))
+        });
+        let Some((halves, _, index, walk)) = first else {
+            break;
+        };
+        *halves = if *halves == 0 { 3 } else { *halves + 2 };
+        let slot = std::iter::repeat_with(|| walk.step(size)).find(|slot| slots[*slot].is_none());
+        slots[slot.expect("one is free")] = Some(*index);
+    }
+    slots
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn claims_come_in_the_order_of_their_times(
+        candidates in candidates(), size in proptest::sample::select(&SIZES[..3])
+    ) {
+        prop_assert_eq!(build(size, &candidates), one_at_a_time(size, &candidates));
+    }
 
     #[test]
     fn every_slot_has_an_owner_with_weight(candidates in candidates(), size in proptest::sample::select(&SIZES[..5])) {

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::members::Resting;
 use super::tables::InForce;
 use super::{Dataplane, Installed, meta};
-use crate::control::indices::Indices;
 use crate::datapath::Error;
 use crate::datapath::identity;
 use crate::datapath::maps::Maps;
@@ -40,8 +40,10 @@ impl Dataplane {
             tags: BTreeMap::new(),
             metas: BTreeMap::new(),
             checks: BTreeMap::new(),
-            service_indices: Indices::default(),
-            backend_indices: Indices::default(),
+            free_services: BTreeSet::new(),
+            free_backends: BTreeSet::new(),
+            resting_services: BTreeMap::new(),
+            resting_backends: BTreeMap::new(),
             dead_before: BTreeMap::new(),
             egress: BTreeSet::new(),
             idle_egress: BTreeMap::new(),
@@ -63,9 +65,9 @@ impl Dataplane {
             let Some(key) = key else {
                 // Entries of whoever had it may be left.
                 if meta.key.family == 0 {
-                    self.service_indices.add(index);
+                    self.free_services.insert(index);
                 } else {
-                    self.service_indices.rest(index, now_ns, None);
+                    self.resting_services.insert(index, now_ns);
                 }
                 continue;
             };
@@ -128,9 +130,13 @@ impl Dataplane {
                 maps.backend_meta.set(index, meta, 0)?;
             }
             if meta.family == 0 && !named.contains(&index) {
-                self.backend_indices.add(index);
+                self.free_backends.insert(index);
             } else {
-                self.backend_indices.rest(index, now_ns, None);
+                let resting = Resting {
+                    since_ns: now_ns,
+                    id: None,
+                };
+                self.resting_backends.insert(index, resting);
             }
         }
         Ok(())

@@ -43,20 +43,25 @@ impl Dataplane {
     #[must_use]
     pub fn moving(&self) -> bool {
         self.services.values().any(|s| s.in_force.busy())
-            || self.backend_indices.resting() > 0
-            || self.service_indices.resting() > 0
+            || !self.resting_backends.is_empty()
+            || !self.resting_services.is_empty()
             || !self.idle_egress.is_empty()
     }
 
     /// Whether a scan of the flow table is wanted soon.
     #[must_use]
     pub fn wants_scan(&self) -> bool {
-        let scan_ns = self.scan.begun_ns;
-        let resting = self.backend_indices.resting() + self.service_indices.resting() > 0;
+        let scanned_ns = self.scan.begun_ns;
+        let unscanned = |since_ns: u64| scanned_ns < since_ns.saturating_add(GRACE_NS);
         self.services.values().any(|s| s.in_force.busy())
-            || self.backend_indices.unscanned(scan_ns)
-            || self.service_indices.unscanned(scan_ns)
-            || (resting && self.scan.removed > 0)
+            || self
+                .resting_backends
+                .values()
+                .any(|r| unscanned(r.since_ns) || self.scan.removed > 0)
+            || self
+                .resting_services
+                .values()
+                .any(|since| unscanned(*since) || self.scan.removed > 0)
     }
 
     /// Takes in what a scan found; the next steps depend on it.
@@ -148,7 +153,7 @@ impl Dataplane {
         let installed = &self.services[key];
         let sharing = self.sharing() + u64::from(!installed.in_force.busy());
         let quota = allow::quota(u64::from(self.maps.flows.capacity()), sharing);
-        let opened_ns = installed.in_force.tables.now.since_ns.values().max().copied();
+        let opened_ns = installed.in_force.tables.now.since_ns.latest();
         let (own, _) = self.entries_of(installed.index)?;
         Ok(room::room(&room::Demand {
             quota,
@@ -280,10 +285,10 @@ impl Dataplane {
         }
         let now = &in_force.tables.now;
         let open = now.since_ns.iter().filter(|(i, _)| {
-            let slot = now.slots.get(**i as usize);
+            let slot = now.slots.get(*i as usize);
             slot.is_some_and(|slot| slot.previous() == index && slot.current() != index)
         });
-        let (slots, latest_ns) = open.fold((0, 0), |(n, latest), (_, since)| (n + 1, latest.max(*since)));
+        let (slots, latest_ns) = open.fold((0, 0), |(n, latest), (_, since)| (n + 1, latest.max(since)));
         (slots > 0).then(|| Leaving {
             slots,
             until_ns: end(latest_ns),

@@ -11,7 +11,7 @@ use lb_common::rule::Standing;
 
 use super::{Dataplane, meta};
 use crate::control::step::{self, Before, Generation, Step, Tables};
-use crate::control::{self, DesiredService};
+use crate::control::{self, Desired, DesiredService};
 use crate::datapath::Error;
 use crate::datapath::clock::Clock;
 use crate::datapath::maps::Maps;
@@ -40,6 +40,29 @@ struct Origin {
     size: u32,
     candidates: Vec<Candidate>,
 }
+
+impl Origin {
+    /// What the next table of a service comes from.
+    fn of(in_force: Option<&InForce>, service: &DesiredService) -> Self {
+        let size = match in_force {
+            None => service.size,
+            Some(in_force) if in_force.size() == 0 => service.size,
+            // Nobody takes new flows: the flows there are stay where they are.
+            Some(in_force) if service.candidates.is_empty() => in_force.size(),
+            // One resize at a time.
+            Some(in_force) if in_force.tables.before.is_some() => in_force.size(),
+            Some(_) => service.size,
+        };
+        Self {
+            scheduler: service.scheduler,
+            size,
+            candidates: service.candidates.clone(),
+        }
+    }
+}
+
+/// For each slot the place of its owner among the candidates.
+type Owners = Vec<Option<u32>>;
 
 /// How far the moves of a service's slots have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,36 +151,63 @@ pub(super) struct Switched {
 }
 
 impl Dataplane {
+    /// Builds the tables of all services whose backends changed, on all processors where there are several: they are the
+    /// larger part of a change, and services that change together are switched together.
+    pub(super) fn build_all(&self, desired: &Desired) -> BTreeMap<ServiceKey, Owners> {
+        let fresh: Vec<(&ServiceKey, &DesiredService, u32)> = desired
+            .services
+            .iter()
+            .filter(|(_, service)| !service.candidates.is_empty())
+            .filter_map(|(key, service)| {
+                let in_force = self.services.get(key).map(|installed| &installed.in_force);
+                let origin = Origin::of(in_force, service);
+                let size = origin.size;
+                let known = in_force.is_some_and(|in_force| in_force.built_from.as_ref() == Some(&origin));
+                (!known).then_some((key, service, size))
+            })
+            .collect();
+        let build = |services: &[(&ServiceKey, &DesiredService, u32)]| -> Vec<(ServiceKey, Owners)> {
+            let built = services
+                .iter()
+                .map(|(key, service, size)| (**key, control::owners(service, *size)));
+            built.collect()
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        if fresh.len() < 2 || threads < 2 {
+            return build(&fresh).into_iter().collect();
+        }
+        std::thread::scope(|scope| {
+            let parts = fresh.chunks(fresh.len().div_ceil(threads));
+            let builders: Vec<_> = parts.map(|part| scope.spawn(|| build(part))).collect();
+            builders
+                .into_iter()
+                .flat_map(|builder| builder.join().expect("a table that can be built"))
+                .collect()
+        })
+    }
+
     /// Brings the tables of a service one step on. `standing`: what its backends still take, those that are to be
-    /// removed left out.
+    /// removed left out; `built`: what [`build_all`](Self::build_all) made for it.
     pub(super) fn step_tables(
         &mut self,
         key: &ServiceKey,
         service: &DesiredService,
         standing: &BTreeMap<u32, Standing>,
+        built: Option<Owners>,
         clock: Clock<'_>,
     ) -> Result<Option<Switched>, Error> {
         let installed = &self.services[key];
-        let size = match installed.in_force.size() {
-            0 => service.size,
-            // Nobody takes new flows: the flows there are stay where they are.
-            size if service.candidates.is_empty() => size,
-            // One resize at a time.
-            size if installed.in_force.tables.before.is_some() => size,
-            _ => service.size,
-        };
-        let origin = Origin {
-            scheduler: service.scheduler,
-            size,
-            candidates: service.candidates.clone(),
-        };
+        let origin = Origin::of(Some(&installed.in_force), service);
+        let size = origin.size;
         let fresh = installed.in_force.built_from.as_ref() != Some(&origin);
         let retracked = installed.in_force.tracking != service.tracking;
         let window_ns = nanoseconds(service.idle_timeout);
         if !fresh && !retracked && !installed.in_force.busy() {
             return Ok(None);
         }
-        let (takers, want) = self.wanted(key, service, size, fresh);
+        let (takers, want) = self.wanted(key, service, size, fresh, built);
+        // Asked for once a slot.
+        let standing = ByIndex::new(standing.iter().map(|(index, standing)| (*index, *standing)));
         let now_ns = clock();
         let installed = &self.services[key];
         let index = installed.index;
@@ -172,8 +222,8 @@ impl Dataplane {
             &Step {
                 tracking: service.tracking,
                 want: &want,
-                standing: &|backend| standing.get(&backend).copied().unwrap_or(Standing::Gone),
-                takes_new: &|backend| takers.contains(&backend),
+                standing: &|backend| standing.get(backend).unwrap_or(Standing::Gone),
+                takes_new: &|backend| takers.get(backend).is_some(),
                 now_ns,
                 window_ns,
                 refused_ns: self.maps.flow_control.get(index).refused_ns,
@@ -222,7 +272,8 @@ impl Dataplane {
         service: &DesiredService,
         size: u32,
         fresh: bool,
-    ) -> (BTreeSet<u32>, Vec<u32>) {
+        built: Option<Owners>,
+    ) -> (ByIndex<()>, Vec<u32>) {
         let indices: Vec<u32> = service
             .candidates
             .iter()
@@ -241,10 +292,13 @@ impl Dataplane {
         } else if indices.is_empty() {
             vec![0; in_force.size() as usize]
         } else {
-            let owners = control::owners(service, size).into_iter();
-            owners.map(|o| o.map_or(0, |o| indices[o as usize])).collect()
+            let owners = built.unwrap_or_else(|| control::owners(service, size));
+            owners
+                .into_iter()
+                .map(|o| o.map_or(0, |o| indices[o as usize]))
+                .collect()
         };
-        (indices.into_iter().collect(), want)
+        (ByIndex::new(indices.into_iter().map(|index| (index, ()))), want)
     }
 
     /// Puts other tables in force.
@@ -368,6 +422,35 @@ impl Dataplane {
         made.push(table);
         self.put_slots(table, slots)?;
         Ok(table)
+    }
+}
+
+/// Something of some backends, by index. The backends of a service were mostly made together, so their indices lie close.
+struct ByIndex<T> {
+    first: u32,
+    values: Vec<Option<T>>,
+}
+
+impl<T: Copy> ByIndex<T> {
+    fn new(entries: impl Iterator<Item = (u32, T)>) -> Self {
+        let entries: Vec<(u32, T)> = entries.collect();
+        let indices = || entries.iter().map(|(index, _)| *index);
+        let (Some(first), Some(last)) = (indices().min(), indices().max()) else {
+            return Self {
+                first: 0,
+                values: Vec::new(),
+            };
+        };
+        let mut values = vec![None; (last - first) as usize + 1];
+        for (index, value) in entries {
+            values[(index - first) as usize] = Some(value);
+        }
+        Self { first, values }
+    }
+
+    fn get(&self, index: u32) -> Option<T> {
+        let place = index.checked_sub(self.first)?;
+        self.values.get(place as usize).copied().flatten()
     }
 }
 

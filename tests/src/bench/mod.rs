@@ -2,6 +2,7 @@
 //! tables and pages are made by `cargo xtask bench`.
 
 pub mod consistency;
+pub mod control;
 pub mod failover;
 pub mod packet;
 #[path = "../../../xtask/src/bench/result.rs"]
@@ -32,6 +33,13 @@ enum Part {
         common: Common,
         #[command(flatten)]
         options: consistency::Options,
+    },
+    /// Tables, starting, adopting, idling, probing.
+    Control {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: control::Options,
     },
     /// From a death to packets elsewhere.
     Failover {
@@ -75,6 +83,10 @@ pub fn main() -> ExitCode {
     let (common, result) = match part {
         Part::Consistency { common, options } => {
             let result = consistency::run(common.quick, &options);
+            (common, result)
+        }
+        Part::Control { common, options } => {
+            let result = control::run(common.quick, &options);
             (common, result)
         }
         Part::Failover { common, options } => {

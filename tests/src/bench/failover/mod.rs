@@ -3,7 +3,7 @@
 //! All products check the same servers in the same namespaces. With fast settings they take turns, so that none pays
 //! for the probes of another; with their defaults, where a round would take minutes, they run side by side.
 
-mod arena;
+pub(super) mod arena;
 mod haproxy;
 mod keepalived;
 mod ours;

@@ -7,13 +7,13 @@ pub const MAX_PREFIXES: u32 = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Outcome {
-    /// The outer header was taken off.
+    /// The outer header was taken off (IP-in-IP, or GUE).
     Decapsulated = 0,
-    /// No IP-in-IP packet: left alone.
+    /// Neither IP-in-IP nor GUE: left alone.
     NotTunneled = 1,
-    /// IP-in-IP from an address that is not named: left alone.
+    /// Either of them from an address that is not named: left alone.
     NotFromUs = 2,
-    /// IP-in-IP from a load balancer, but fragmented, cut short or contradictory: left alone.
+    /// Either of them from a load balancer, but fragmented, cut short or contradictory: left alone.
     Malformed = 3,
     /// The outer header came off, but the frame is unusable: dropped.
     Failed = 4,

@@ -279,10 +279,18 @@ pub mod kind {
     pub const IPV4: u8 = 2;
     /// `dsr-ipip` with an outer IPv6 header; the packet inside is IPv4 or IPv6.
     pub const IPV6: u8 = 3;
+    /// `dsr-gue` with an outer IPv4 header; the packet inside is IPv4.
+    pub const GUE_V4: u8 = 4;
+    /// `dsr-gue` with an outer IPv6 header; the packet inside is IPv4 or IPv6.
+    pub const GUE_V6: u8 = 5;
 }
 
 /// The longest outer header: IPv6.
 pub const OUTER_LEN: usize = 40;
+/// A UDP header, which `dsr-gue` has between outer IP header and packet.
+pub const UDP_LEN: usize = 8;
+/// The UDP port of GUE (IANA).
+pub const GUE_PORT: u16 = 6080;
 
 /// A backend as the program sees it: ready-made headers to copy in front of the packet. One cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,7 +307,7 @@ pub struct Backend {
     /// The Ethernet header: destination, source, type of the outer packet (unused for [`kind::L2`], which
     /// keeps the packet's own).
     pub ethernet: [u16; 7],
-    /// For [`kind::IPV4`]: sum of the outer header with its length and type of service as zero, see
+    /// For [`kind::IPV4`] and [`kind::GUE_V4`]: sum of the outer header with its length and type of service as zero, see
     /// [`crate::checksum::ipv4_from_seed`].
     pub checksum_seed: u16,
     /// The outer header as it goes on the wire, with lengths, traffic class and checksum left 0.
@@ -572,7 +580,7 @@ pub struct ServiceMeta {
     pub key: ServiceKey,
     /// 0: this index is free.
     pub in_use: u8,
-    /// 1 `dsr-l2`, 2 `dsr-ipip`.
+    /// 1 `dsr-l2`, 2 `dsr-ipip`, 5 `dsr-gue`.
     pub forward: u8,
     /// 0 `none`, 1 `moved`, 2 `full`.
     pub tracking: u8,

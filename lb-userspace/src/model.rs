@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::cache::Chooser;
+use lb_common::layout::{OUTER_LEN, UDP_LEN};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +94,28 @@ pub enum Forward {
     /// The packet is encapsulated: IPv4 in IPv4, IPv6 in IPv6 or IPv4 in IPv6 (RFC 2003, RFC 2473).
     #[serde(rename = "dsr-ipip")]
     DsrIpip,
+    /// The same behind a UDP header (GUE, variant 1).
+    #[serde(rename = "dsr-gue")]
+    DsrGue,
+}
+
+impl Forward {
+    /// Whether packets get an outer header.
+    #[must_use]
+    pub fn encapsulates(self) -> bool {
+        matches!(self, Self::DsrIpip | Self::DsrGue)
+    }
+
+    /// Bytes that outer headers add on the way to a backend of this address.
+    #[must_use]
+    pub fn overhead(self, backend: IpAddr) -> u32 {
+        let ip = if backend.is_ipv4() { 20 } else { OUTER_LEN as u32 };
+        match self {
+            Self::DsrL2 => 0,
+            Self::DsrIpip => ip,
+            Self::DsrGue => ip + UDP_LEN as u32,
+        }
+    }
 }
 
 impl fmt::Display for Forward {
@@ -100,6 +123,7 @@ impl fmt::Display for Forward {
         f.write_str(match self {
             Self::DsrL2 => "dsr-l2",
             Self::DsrIpip => "dsr-ipip",
+            Self::DsrGue => "dsr-gue",
         })
     }
 }

@@ -103,6 +103,10 @@ fn there_and_back() {
         ("UDP, 4 in 4", udp("192.0.2.20", 443)),
         ("6 in 6", tcp("2001:db8::20", 443)),
         ("4 in 6", tcp("192.0.2.30", 443)),
+        ("4 in UDP over 4", tcp("192.0.2.60", 443)),
+        ("UDP, 4 in UDP over 4", udp("192.0.2.60", 443)),
+        ("6 in UDP over 6", tcp("2001:db8::60", 443)),
+        ("4 in UDP over 6", tcp("192.0.2.61", 443)),
     ] {
         let sent = send(&mut world, shows, &packet);
         let (outcome, stripped) = decap.run(&sent.out);
@@ -274,6 +278,76 @@ fn fragments_and_contradictions() {
     );
 }
 
+/// A UDP datagram to the port of GUE.
+fn gue(port: u16, payload: &[u8]) -> Vec<u8> {
+    let length = 8 + payload.len() as u16;
+    let header = [0xC000, port, length, 0].map(u16::to_be_bytes).concat();
+    [header, payload.to_vec()].concat()
+}
+
+#[test]
+fn generic_udp_encapsulation() {
+    let Some(decap) = Decap::new() else { return };
+    let macs = [&OWN_MAC[..], &CLIENT_MAC].concat();
+    let over_v4 = |source, datagram: &[u8], words| {
+        let mut header = outer_v4(source, IpNumber::UDP, datagram.len());
+        header.options = no_operations(words);
+        header.set_payload_len(datagram.len()).expect("it fits");
+        in_v4(&header, datagram)
+    };
+    let over_v6 = |source, datagram: &[u8]| in_v6(&outer_v6(source, IpNumber::UDP, datagram.len()), datagram);
+    let (ours, ours_six) = (SOURCE_V4.octets(), SOURCE_V6.octets());
+    for inner in [inner_v4(), inner_v6()] {
+        let datagram = gue(6080, &inner);
+        let packets = (0..=10)
+            .map(|words| over_v4(ours, &datagram, words))
+            .chain([over_v6(ours_six, &datagram)]);
+        for packet in packets {
+            let (outcome, stripped) = decap.run(&packet);
+            assert_eq!(outcome, Outcome::Decapsulated);
+            assert_is("GUE", &stripped, &macs, &inner);
+        }
+    }
+    let datagram = gue(6080, &inner_v4());
+    for (shows, packet) in [
+        ("another port", over_v4(ours, &gue(6081, &inner_v4()), 0)),
+        ("another port over IPv6", over_v6(ours_six, &gue(53, &inner_v4()))),
+        ("half a UDP header", over_v4(ours, &datagram[..7], 0)),
+    ] {
+        decap.leaves_alone(shows, &packet, Outcome::NotTunneled);
+    }
+    decap.leaves_alone(
+        "anybody",
+        &over_v4([203, 0, 113, 7], &datagram, 0),
+        Outcome::NotFromUs,
+    );
+    decap.leaves_alone(
+        "anybody over IPv6",
+        &over_v6([0xfd; 16], &datagram),
+        Outcome::NotFromUs,
+    );
+    let with_length = |length: u16| {
+        let mut datagram = datagram.clone();
+        datagram[4..6].copy_from_slice(&length.to_be_bytes());
+        datagram
+    };
+    let length = datagram.len() as u16;
+    for (shows, datagram) in [
+        (
+            "variant 0: a header of its own",
+            gue(6080, &[0, 4, 0, 0, 0x45, 0, 0, 0]),
+        ),
+        ("neither IPv4 nor IPv6", gue(6080, &[0x75; 60])),
+        ("half a header inside", gue(6080, &inner_v4()[..19])),
+        ("a length below the packet's", with_length(length - 1)),
+        ("a length beyond the packet's", with_length(length + 1)),
+        ("a length below its own header", with_length(7)),
+    ] {
+        decap.leaves_alone(shows, &over_v4(ours, &datagram, 0), Outcome::Malformed);
+        decap.leaves_alone(shows, &over_v6(ours_six, &datagram), Outcome::Malformed);
+    }
+}
+
 #[test]
 fn cut_short_and_lying_everywhere() {
     let Some(decap) = Decap::new() else { return };
@@ -293,6 +367,14 @@ fn cut_short_and_lying_everywhere() {
             &inner_six,
         ),
         in_v6(&outer_v6(SOURCE_V6.octets(), IpNumber::IPV4, inner.len()), &inner),
+        in_v4(
+            &outer_v4(SOURCE_V4.octets(), IpNumber::UDP, inner.len() + 8),
+            &gue(6080, &inner),
+        ),
+        in_v6(
+            &outer_v6(SOURCE_V6.octets(), IpNumber::UDP, inner_six.len() + 8),
+            &gue(6080, &inner_six),
+        ),
     ] {
         for len in ETHERNET..packet.len() {
             assert_ne!(decap.run(&packet[..len]).0, Outcome::Decapsulated, "{len}");

@@ -34,6 +34,19 @@ fn every_forward_mode_and_family() {
         case("TCP, IPv6 in IPv6", tcp("2001:db8::20", 443), "6in6"),
         case("UDP, IPv6 in IPv6", udp("2001:db8::20", 443), "6in6-udp"),
         case("TCP, IPv4 in IPv6", tcp("192.0.2.30", 443), "4in6"),
+        case("TCP, IPv4 in UDP over IPv4", tcp("192.0.2.60", 443), "gue-4in4"),
+        case(
+            "UDP, IPv4 in UDP over IPv4",
+            udp("192.0.2.60", 443),
+            "gue-4in4-udp",
+        ),
+        case("TCP, IPv6 in UDP over IPv6", tcp("2001:db8::60", 443), "gue-6in6"),
+        case(
+            "UDP, IPv6 in UDP over IPv6",
+            udp("2001:db8::60", 443),
+            "gue-6in6-udp",
+        ),
+        case("TCP, IPv4 in UDP over IPv6", tcp("192.0.2.61", 443), "gue-4in6"),
     ];
     check(&mut world, &cases);
 }
@@ -41,7 +54,14 @@ fn every_forward_mode_and_family() {
 #[test]
 fn an_encapsulated_packet_is_whole_inside() {
     let Some(mut world) = world(false) else { return };
-    for (destination, overhead) in [("192.0.2.20", 20), ("2001:db8::20", 40), ("192.0.2.30", 40)] {
+    for (destination, overhead) in [
+        ("192.0.2.20", 20),
+        ("2001:db8::20", 40),
+        ("192.0.2.30", 40),
+        ("192.0.2.60", 28),
+        ("2001:db8::60", 48),
+        ("192.0.2.61", 48),
+    ] {
         let packet = tcp(destination, 443);
         let out = send(&mut world, destination, &packet).out;
         let inner = &out[14 + overhead..];
@@ -60,6 +80,9 @@ fn padding_of_short_frames_is_not_counted_as_packet() {
         ("192.0.2.20", 443),
         ("192.0.2.30", 443),
         ("2001:db8::20", 443),
+        ("192.0.2.60", 443),
+        ("192.0.2.61", 443),
+        ("2001:db8::60", 443),
     ] {
         let ip = crate::build::ip(destination);
         let mut packet = tcp_in(ip, syn(SOURCE_PORT, port), &[]);
@@ -73,17 +96,19 @@ fn padding_of_short_frames_is_not_counted_as_packet() {
 fn every_traffic_class_is_copied() {
     let Some(mut world) = world(false) else { return };
     for class in 0..=u8::MAX {
-        for destination in ["192.0.2.20", "192.0.2.30"] {
+        for destination in ["192.0.2.20", "192.0.2.30", "192.0.2.60", "192.0.2.61"] {
             let mut header = v4(destination);
             header.dscp = (class >> 2).try_into().expect("6 bits");
             header.ecn = (class & 3).try_into().expect("2 bits");
             let packet = tcp_in(header, syn(SOURCE_PORT, 443), &[]);
             send(&mut world, "a type of service", &packet);
         }
-        let mut header = v6("2001:db8::20");
-        header.traffic_class = class;
-        let packet = tcp_in(header, syn(SOURCE_PORT, 443), &[]);
-        send(&mut world, "a traffic class", &packet);
+        for destination in ["2001:db8::20", "2001:db8::60"] {
+            let mut header = v6(destination);
+            header.traffic_class = class;
+            let packet = tcp_in(header, syn(SOURCE_PORT, 443), &[]);
+            send(&mut world, "a traffic class", &packet);
+        }
     }
 }
 
@@ -91,9 +116,12 @@ fn every_traffic_class_is_copied() {
 fn outer_checksums_are_right_for_every_length() {
     let Some(mut world) = world(false) else { return };
     for len in 0..1440 {
-        let packet = tcp_in(v4("192.0.2.20"), syn(SOURCE_PORT, 443), &vec![0x5a; len]);
-        let outcome = send(&mut world, "a length", &packet);
-        assert_eq!(outcome.reason, Reason::Transmitted);
+        for destination in ["192.0.2.20", "192.0.2.60"] {
+            let packet = tcp_in(v4(destination), syn(SOURCE_PORT, 443), &vec![0x5a; len]);
+            let outcome = send(&mut world, "a length", &packet);
+            let fits = len + 40 + if destination == "192.0.2.20" { 20 } else { 28 } <= 1500;
+            assert_eq!(outcome.reason == Reason::Transmitted, fits, "{len}");
+        }
     }
 }
 
@@ -224,4 +252,32 @@ fn a_named_neighbor_gets_the_frames() {
         .packet(&tcp("192.0.2.10", 80))
         .expect("a frame that can be run");
     assert_eq!(outcome.out[..6], mac);
+}
+
+/// Packets of one flow stay together, and many flows reach many receive queues.
+#[test]
+fn source_ports_of_gue_follow_the_flow() {
+    let Some(mut world) = world(false) else { return };
+    for (destination, ip_len) in [("192.0.2.60", 20), ("2001:db8::60", 40), ("192.0.2.61", 40)] {
+        let mut ports = std::collections::BTreeSet::new();
+        for source_port in 1000..2000 {
+            let sent = |world: &mut _, payload: &[u8], flags: bool| {
+                let mut header = syn(source_port, 443);
+                header.syn = flags;
+                header.ack = !flags;
+                let out = send(
+                    world,
+                    destination,
+                    &tcp_in(crate::build::ip(destination), header, payload),
+                )
+                .out;
+                u16::from_be_bytes([out[14 + ip_len], out[15 + ip_len]])
+            };
+            let first = sent(&mut world, &[], true);
+            assert_eq!(sent(&mut world, b"later", false), first, "one flow");
+            ports.insert(first);
+        }
+        // Of 1000 balls in 16384 bins chance alone puts about 30 beside another.
+        assert!(ports.len() > 900, "{} of 1000 flows", ports.len());
+    }
 }

@@ -9,7 +9,7 @@ use xlb::datapath::{attach, object};
 use crate::world::root;
 
 /// Features of the program that a load can switch.
-const FEATURES: u32 = 9;
+const FEATURES: u32 = 10;
 
 #[test]
 fn every_feature_alone_and_with_the_others_passes_the_verifier() {
@@ -36,6 +36,7 @@ fn every_feature_alone_and_with_the_others_passes_the_verifier() {
             wildcard: on(0),
             announce: on(1),
             explain: on(2),
+            gue: on(9),
             trace_drops: on(3),
             resets: on(4),
             icmp_echo: on(5),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{
     EtherType, Ethernet2Slice, Icmpv4Type, Icmpv6Type, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice, NetSlice,
-    SlicedPacket, TransportSlice,
+    SlicedPacket, TransportSlice, UdpHeaderSlice,
 };
 use lb_common::reason::{Reason, Verdict};
 use xlb::datapath::simulate::{OWN_MAC, Outcome, SOURCE_V4, SOURCE_V6};
@@ -37,19 +37,21 @@ fn forwarded(shows: &str, packet: &[u8], outcome: &Outcome) {
     assert_eq!(ethernet.destination(), mac_of(backend), "{shows}: to its backend");
     assert_eq!(ethernet.source(), OWN_MAC, "{shows}: from us");
     let inner = before.payload_slice();
-    let encapsulates = ["4in4", "6in6", "4in6", "one-port"];
+    let encapsulates = ["4in4", "6in6", "4in6", "one-port", "gue"];
+    let gue = service.starts_with("gue");
     if encapsulates.iter().any(|name| service.starts_with(name)) {
         let rest = match backend {
-            IpAddr::V4(_) => outer_v4(shows, &ethernet, inner, backend),
-            IpAddr::V6(_) => outer_v6(shows, &ethernet, inner, backend),
+            IpAddr::V4(_) => outer_v4(shows, &ethernet, inner, backend, gue),
+            IpAddr::V6(_) => outer_v6(shows, &ethernet, inner, backend, gue),
         };
+        let rest = if gue { behind_udp(shows, rest, inner) } else { rest };
         assert_eq!(
             rest, inner,
             "{shows}: what is inside, padding included, is untouched"
         );
         assert_eq!(
             outcome.out.len() - packet.len(),
-            if backend.is_ipv4() { 20 } else { 40 },
+            if backend.is_ipv4() { 20 } else { 40 } + if gue { 8 } else { 0 },
             "{shows}"
         );
     } else {
@@ -77,8 +79,19 @@ fn inner_of(ip: &[u8]) -> (u16, u8) {
 }
 
 /// RFC 2003; gives back what is behind the outer header.
-fn outer_v4<'a>(shows: &str, frame: &Ethernet2Slice<'a>, inner: &[u8], backend: IpAddr) -> &'a [u8] {
+fn outer_v4<'a>(
+    shows: &str,
+    frame: &Ethernet2Slice<'a>,
+    inner: &[u8],
+    backend: IpAddr,
+    gue: bool,
+) -> &'a [u8] {
     let (len, class) = inner_of(inner);
+    let (len, protocol) = if gue {
+        (len + 8, IpNumber::UDP)
+    } else {
+        (len, IpNumber::IPV4)
+    };
     assert_eq!(frame.ether_type(), EtherType::IPV4, "{shows}");
     let slice = Ipv4HeaderSlice::from_slice(frame.payload_slice()).expect("an outer IPv4 header");
     let header = slice.to_header();
@@ -93,7 +106,7 @@ fn outer_v4<'a>(shows: &str, frame: &Ethernet2Slice<'a>, inner: &[u8], backend: 
         class,
         "{shows}: DSCP and ECN"
     );
-    assert_eq!(header.protocol, IpNumber::IPV4, "{shows}");
+    assert_eq!(header.protocol, protocol, "{shows}");
     assert_eq!(IpAddr::from(header.source), IpAddr::V4(SOURCE_V4), "{shows}");
     assert_eq!(IpAddr::from(header.destination), backend, "{shows}");
     assert_eq!((header.time_to_live, header.identification), (64, 0), "{shows}");
@@ -106,11 +119,20 @@ fn outer_v4<'a>(shows: &str, frame: &Ethernet2Slice<'a>, inner: &[u8], backend: 
 }
 
 /// RFC 2473; gives back what is behind the outer header.
-fn outer_v6<'a>(shows: &str, frame: &Ethernet2Slice<'a>, inner: &[u8], backend: IpAddr) -> &'a [u8] {
+fn outer_v6<'a>(
+    shows: &str,
+    frame: &Ethernet2Slice<'a>,
+    inner: &[u8],
+    backend: IpAddr,
+    gue: bool,
+) -> &'a [u8] {
     let (len, class) = inner_of(inner);
+    let len = if gue { len + 8 } else { len };
     assert_eq!(frame.ether_type(), EtherType::IPV6, "{shows}");
     let header = Ipv6HeaderSlice::from_slice(frame.payload_slice()).expect("an outer IPv6 header");
-    let next = if inner[0] >> 4 == 4 {
+    let next = if gue {
+        IpNumber::UDP
+    } else if inner[0] >> 4 == 4 {
         IpNumber::IPV4
     } else {
         IpNumber::IPV6
@@ -122,6 +144,16 @@ fn outer_v6<'a>(shows: &str, frame: &Ethernet2Slice<'a>, inner: &[u8], backend: 
     assert_eq!(IpAddr::from(header.destination()), backend, "{shows}");
     assert_eq!(header.hop_limit(), 64, "{shows}");
     &frame.payload_slice()[40..]
+}
+
+/// Variant 1 of GUE (draft-ietf-intarea-gue section 4): UDP to port 6080 without checksum (RFC 6935), then the packet.
+fn behind_udp<'a>(shows: &str, datagram: &'a [u8], inner: &[u8]) -> &'a [u8] {
+    let (len, _) = inner_of(inner);
+    let udp = UdpHeaderSlice::from_slice(datagram).expect("a UDP header");
+    assert_eq!((udp.destination_port(), udp.checksum()), (6080, 0), "{shows}");
+    assert!(udp.source_port() >= 0xC000, "{shows}: an ephemeral port");
+    assert_eq!(udp.length(), len + 8, "{shows}: length of the datagram");
+    &datagram[8..]
 }
 
 /// Whether an Internet checksum over these bytes is right (RFC 1071): the sum with the checksum in it is all ones.

@@ -19,12 +19,15 @@ fn case(shows: &'static str, packet: Vec<u8>, reason: Reason, service: Option<&'
 }
 
 /// Service address, name, bytes of the outer header.
-const SERVICES: [(&str, &str, usize); 5] = [
+const SERVICES: [(&str, &str, usize); 8] = [
     ("192.0.2.10", "l2-tcp", 0),
     ("2001:db8::10", "l2-tcp-v6", 0),
     ("192.0.2.20", "4in4", 20),
     ("192.0.2.30", "4in6", 40),
     ("2001:db8::20", "6in6", 40),
+    ("192.0.2.60", "gue-4in4", 28),
+    ("192.0.2.61", "gue-4in6", 48),
+    ("2001:db8::60", "gue-6in6", 48),
 ];
 
 /// The longest packets that fit, and those of one byte more, which are told of it.

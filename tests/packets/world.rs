@@ -19,7 +19,7 @@ const NEAR_V6: &[(&str, u16)] = &[("2001:db8:1::11", 1), ("2001:db8:1::12", 1)];
 pub type Line<'a> = (&'a str, &'a str, u16, &'a str, &'a str, &'a [(&'a str, u16)]);
 
 /// Named after what they show.
-const SERVICES: [Line<'_>; 13] = [
+const SERVICES: [Line<'_>; 18] = [
     ("l2-tcp", "192.0.2.10", 80, "tcp", "dsr-l2", NEAR_V4),
     ("l2-udp", "192.0.2.10", 53, "udp", "dsr-l2", NEAR_V4),
     ("l2-tcp-v6", "2001:db8::10", 80, "tcp", "dsr-l2", NEAR_V6),
@@ -29,6 +29,11 @@ const SERVICES: [Line<'_>; 13] = [
     ("6in6", "2001:db8::20", 443, "tcp", "dsr-ipip", NEAR_V6),
     ("6in6-udp", "2001:db8::20", 443, "udp", "dsr-ipip", NEAR_V6),
     ("4in6", "192.0.2.30", 443, "tcp", "dsr-ipip", NEAR_V6),
+    ("gue-4in4", "192.0.2.60", 443, "tcp", "dsr-gue", NEAR_V4),
+    ("gue-4in4-udp", "192.0.2.60", 443, "udp", "dsr-gue", NEAR_V4),
+    ("gue-6in6", "2001:db8::60", 443, "tcp", "dsr-gue", NEAR_V6),
+    ("gue-6in6-udp", "2001:db8::60", 443, "udp", "dsr-gue", NEAR_V6),
+    ("gue-4in6", "192.0.2.61", 443, "tcp", "dsr-gue", NEAR_V6),
     ("every-port", "192.0.2.40", 0, "tcp", "dsr-l2", NEAR_V4),
     ("one-port", "192.0.2.40", 8080, "tcp", "dsr-ipip", NEAR_V4),
     ("every-port-v6", "2001:db8::40", 0, "udp", "dsr-l2", NEAR_V6),

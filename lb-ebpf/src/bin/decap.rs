@@ -18,6 +18,7 @@ use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use bounds::at;
 use lb_common::decap::{MAX_PREFIXES, OUTCOMES, Outcome};
+use lb_common::layout::{GUE_PORT, UDP_LEN};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
@@ -35,6 +36,7 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86DD;
 const IPV4_IN: u8 = 4;
 const IPV6_IN: u8 = 41;
+const UDP: u8 = 17;
 
 #[xdp]
 #[expect(
@@ -59,7 +61,7 @@ pub fn decap(ctx: XdpContext) -> u32 {
 
 /// What the outer header says, checked before the packet is touched.
 struct Tunnel {
-    /// Bytes of the outer header.
+    /// Bytes of the outer headers.
     len: u32,
     /// Length of the inner packet by the outer header.
     inner_len: u32,
@@ -112,19 +114,23 @@ fn outer_v4(ctx: &XdpContext) -> Result<Tunnel, Outcome> {
     let header = at::<Ipv4Hdr>(ctx, EthHdr::LEN).ok_or(Outcome::NotTunneled)?;
     // SAFETY: `at` checked the bounds; the fields have alignment 1.
     let header = unsafe { &*header };
+    let len = u32::from(header.vihl & 0xf) * 4;
     let inner = match header.proto {
         IPV4_IN => ETHERTYPE_IPV4,
         IPV6_IN => ETHERTYPE_IPV6,
+        UDP => gue(ctx, len)?,
         _ => return Err(Outcome::NotTunneled),
     };
     if FROM_V4.get(&Key::new(32, header.src_addr)).is_none() {
         return Err(Outcome::NotFromUs);
     }
-    let len = u32::from(header.vihl & 0xf) * 4;
     let total = u32::from(u16::from_be_bytes(header.tot_len));
     let fragment = u16::from_be_bytes(header.frags) & 0x3fff != 0;
     if header.vihl >> 4 != 4 || len < Ipv4Hdr::LEN as u32 || total < len || fragment {
         return Err(Outcome::Malformed);
+    }
+    if header.proto == UDP {
+        return behind_udp(ctx, len, total - len);
     }
     Ok(Tunnel {
         len,
@@ -141,14 +147,65 @@ fn outer_v6(ctx: &XdpContext) -> Result<Tunnel, Outcome> {
     let inner = match header.next_hdr {
         IPV4_IN => ETHERTYPE_IPV4,
         IPV6_IN => ETHERTYPE_IPV6,
+        UDP => gue(ctx, Ipv6Hdr::LEN as u32)?,
         _ => return Err(Outcome::NotTunneled),
     };
     if FROM_V6.get(&Key::new(128, header.src_addr)).is_none() {
         return Err(Outcome::NotFromUs);
     }
+    if header.next_hdr == UDP {
+        let payload = u32::from(u16::from_be_bytes(header.payload_len));
+        return behind_udp(ctx, Ipv6Hdr::LEN as u32, payload);
+    }
     Ok(Tunnel {
         len: Ipv6Hdr::LEN as u32,
         inner_len: u32::from(u16::from_be_bytes(header.payload_len)),
+        inner,
+    })
+}
+
+/// A UDP header, and the first bytes of what it carries.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Udp {
+    ports: [u16; 2],
+    length: u16,
+    checksum: u16,
+    first: u16,
+}
+
+/// UDP to the port of GUE; what it carries is looked at by [`behind_udp`]. `len` is that of the IP header.
+#[inline(always)]
+fn gue(ctx: &XdpContext, len: u32) -> Result<u16, Outcome> {
+    let udp = at::<Udp>(ctx, EthHdr::LEN + len as usize).ok_or(Outcome::NotTunneled)?;
+    // SAFETY: `at` checked the bounds.
+    let [_, to] = unsafe { (*udp).ports };
+    if to == GUE_PORT.to_be() {
+        Ok(0)
+    } else {
+        Err(Outcome::NotTunneled)
+    }
+}
+
+/// What begins right behind the UDP header: variant 1 of GUE. `payload` is the length of what the IP header carries.
+/// The UDP checksum is not looked at: what is inside has its own.
+#[inline(always)]
+fn behind_udp(ctx: &XdpContext, len: u32, payload: u32) -> Result<Tunnel, Outcome> {
+    let udp = at::<Udp>(ctx, EthHdr::LEN + len as usize).ok_or(Outcome::Malformed)?;
+    // SAFETY: `at` checked the bounds.
+    let udp = unsafe { udp.read() };
+    if u32::from(u16::from_be(udp.length)) != payload || payload < UDP_LEN as u32 {
+        return Err(Outcome::Malformed);
+    }
+    let [version, _] = udp.first.to_ne_bytes();
+    let inner = match version >> 4 {
+        4 => ETHERTYPE_IPV4,
+        6 => ETHERTYPE_IPV6,
+        _ => return Err(Outcome::Malformed),
+    };
+    Ok(Tunnel {
+        len: len + UDP_LEN as u32,
+        inner_len: payload - UDP_LEN as u32,
         inner,
     })
 }

@@ -11,7 +11,7 @@ use lb_common::reason::Reason;
 use crate::packet::{self, Ip};
 use crate::toobig;
 
-const IPV4_LEN: usize = 20;
+pub(super) const IPV4_LEN: usize = 20;
 
 /// Ethernet and outer IPv4 header. Written as an array of words put together in registers: anything that LLVM
 /// turns into a copy of memory becomes a loop over bytes.
@@ -91,7 +91,7 @@ pub fn encapsulate_v6(ctx: &XdpContext, ip: &Ip, hash: u32, backend: &Backend) -
 
 /// A word of the ready-made header as the 16-bit words that stand in memory.
 #[inline(always)]
-const fn quarters(word: u64) -> [u16; 4] {
+pub(super) const fn quarters(word: u64) -> [u16; 4] {
     [
         word as u16,
         (word >> 16) as u16,
@@ -102,7 +102,7 @@ const fn quarters(word: u64) -> [u16; 4] {
 
 /// Makes room for `len` bytes before the packet and gives back where a `T` goes.
 #[inline(always)]
-fn grow<T>(ctx: &XdpContext, len: usize) -> Result<*mut T, Reason> {
+pub(super) fn grow<T>(ctx: &XdpContext, len: usize) -> Result<*mut T, Reason> {
     // SAFETY: a valid context; pointers into the packet are not used again.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(len as i32)) } != 0 {
         return Err(Reason::CannotSend);

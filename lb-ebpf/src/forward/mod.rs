@@ -1,5 +1,6 @@
 //! From the backend to the packet on its way: one file a forward mode.
 
+mod gue;
 mod ipip;
 mod l2;
 
@@ -11,7 +12,7 @@ use lb_common::layout::{Backend, MAX_INTERFACES, kind};
 use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
-use crate::constants::{RESETS, VLANS};
+use crate::constants::{GUE, RESETS, VLANS};
 use crate::packet::{self, Flow, Ip};
 use crate::{reset, stats, vlan};
 
@@ -38,6 +39,8 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
         kind::L2 => l2::rewrite(ctx, ip, backend)?,
         kind::IPV4 => ipip::encapsulate_v4(ctx, ip, backend)?,
         kind::IPV6 => ipip::encapsulate_v6(ctx, ip, hash, backend)?,
+        kind::GUE_V4 if GUE.load() != 0 => gue::encapsulate_v4(ctx, ip, hash, backend)?,
+        kind::GUE_V6 if GUE.load() != 0 => gue::encapsulate_v6(ctx, ip, hash, backend)?,
         _ => return Err(Reason::NoNextHop),
     }
     if VLANS.load() != 0 {

@@ -29,7 +29,7 @@ use crate::datapath::pins::{AGENT_META, PinDir};
 use crate::datapath::{self, attach};
 use crate::health::prober::Network;
 use crate::health::{CheckSpec, Forwarder, Prober, Target};
-use crate::model::{AdminState, BackendId, OperState};
+use crate::model::{AdminState, BackendId, Forward, OperState};
 use crate::net::netlink::Netlink;
 use crate::net::{Resolver, link};
 use crate::observe::incident::Follower;
@@ -330,6 +330,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
     Features {
         wildcard: config.services.iter().any(|service| service.key.port == 0),
         announce: config.agent.announce == Announce::L2,
+        gue: config.has(Forward::DsrGue),
         explain: false,
         trace_drops,
         resets: config.answers_with_resets(),

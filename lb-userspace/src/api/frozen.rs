@@ -21,7 +21,7 @@ use crate::config::Role;
 use crate::datapath::apply::{self, Remembered};
 use crate::datapath::maps::{Maps, add};
 use crate::datapath::pins::PinDir;
-use crate::datapath::{self, attach, identity, record};
+use crate::datapath::{self, attach, identity};
 use crate::model::{AdminState, CheckCode, Forward, OperState, Scheduler};
 use crate::net::netlink::Netlink;
 use crate::net::{ethtool, link};
@@ -375,12 +375,13 @@ fn check_status(meta: &BackendMeta) -> CheckStatus {
 
 /// The longest packet of a client that fits the way to the backend, in bytes.
 fn packet_mtu(backend: &Backend, place: &SocketAddr) -> Option<u32> {
-    let overhead = match backend.kind {
-        kind::UNRESOLVED => return None,
-        kind::L2 => 0,
-        _ => record::overhead(place.ip()),
+    let forward = match backend.kind {
+        kind::L2 => Forward::DsrL2,
+        kind::IPV4 | kind::IPV6 => Forward::DsrIpip,
+        kind::GUE_V4 | kind::GUE_V6 => Forward::DsrGue,
+        _ => return None,
     };
-    Some(u32::from(backend.mtu).saturating_sub(overhead))
+    Some(u32::from(backend.mtu).saturating_sub(forward.overhead(place.ip())))
 }
 
 fn service_stats(service: &Service) -> ServiceStats {

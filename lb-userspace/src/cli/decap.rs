@@ -18,7 +18,7 @@ use crate::datapath::{self, decap};
 use crate::net::link;
 use crate::net::netlink::Netlink;
 
-/// On a backend of forward mode dsr-ipip: take the load balancer's outer header off.
+/// On a backend of forward mode dsr-ipip or dsr-gue: take the load balancer's outer header off.
 ///
 /// For backends without a tunnel device. Only packets from the prefixes named are touched; all others are counted and
 /// left alone. It stays until `xlb decap detach` or the next boot, whatever becomes of this process. Needs root.

@@ -242,7 +242,7 @@ impl<'b> Backends<'b> {
     fn judge_family(&self, address: At<IpAddr>, service: IpAddr, forward: Forward) {
         let family = |address: IpAddr| if address.is_ipv4() { "IPv4" } else { "IPv6" };
         let fits = match (service, address.value, forward) {
-            (IpAddr::V4(_), IpAddr::V6(_), forward) => forward == Forward::DsrIpip,
+            (IpAddr::V4(_), IpAddr::V6(_), forward) => forward.encapsulates(),
             (service, backend, _) => service.is_ipv4() == backend.is_ipv4(),
         };
         if !fits {
@@ -250,7 +250,7 @@ impl<'b> Backends<'b> {
                 (IpAddr::V4(_), Forward::DsrL2) => {
                     "an IPv4 address, or `forward = \"dsr-ipip\"`, which carries IPv4 in IPv6"
                 }
-                (IpAddr::V4(_), Forward::DsrIpip) => "an IPv4 or IPv6 address",
+                (IpAddr::V4(_), Forward::DsrIpip | Forward::DsrGue) => "an IPv4 or IPv6 address",
                 (IpAddr::V6(_), _) => "an IPv6 address",
             };
             self.report.fault_with_rest(

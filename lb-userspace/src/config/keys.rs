@@ -366,12 +366,12 @@ pub static PROTOCOL: Key = Key::required(
 pub static FORWARD: Key = Key::required(
     "forward",
     Shape::Choice {
-        built: &["dsr-l2", "dsr-ipip"],
-        planned: &["nat", "full-nat", "dsr-gue"],
+        built: &["dsr-l2", "dsr-ipip", "dsr-gue"],
+        planned: &["nat", "full-nat"],
     },
     "How packets reach the backends. dsr-l2: the destination MAC is rewritten, the backend is on the same \
      layer 2 and holds the service address. dsr-ipip: encapsulated (IPv4 in IPv4, IPv6 in IPv6, IPv4 in \
-     IPv6).",
+     IPv6). dsr-gue: the same behind a UDP header, which spreads over the receive queues of the backends.",
 );
 pub static SCHEDULER: Key = Key::with_default(
     "scheduler",

@@ -219,6 +219,12 @@ impl Config {
         backends.any(|backend| backend.check.passive && backend.check.kind != CheckKind::None)
     }
 
+    /// Whether some service has this forward mode.
+    #[must_use]
+    pub fn has(&self, forward: Forward) -> bool {
+        self.services.iter().any(|service| service.forward == forward)
+    }
+
     /// Whether frames may have VLAN tags.
     #[must_use]
     pub fn has_vlans(&self) -> bool {

@@ -326,14 +326,14 @@ fn resolve(
                 record = record::l2(&way);
                 packet_mtu = Some(hop.mtu);
             }
-            (Forward::DsrIpip, _) => {
-                record = record::ipip(&way, hop.source, backend.address);
+            (Forward::DsrIpip | Forward::DsrGue, _) => {
+                record = record::encapsulating(&way, service.forward, hop.source, backend.address);
                 if record == Record::UNRESOLVED {
                     unresolved.get_or_insert_with(|| {
                         format!("{} has no address of its family to send from", hop.interface)
                     });
                 }
-                packet_mtu = Some(hop.mtu.saturating_sub(record::overhead(backend.address)));
+                packet_mtu = Some(hop.mtu.saturating_sub(service.forward.overhead(backend.address)));
             }
         }
     }

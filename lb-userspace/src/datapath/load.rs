@@ -16,6 +16,8 @@ pub struct Features {
     pub wildcard: bool,
     /// ARP and neighbour solicitations for service addresses are answered.
     pub announce: bool,
+    /// Some service has `forward = "dsr-gue"`.
+    pub gue: bool,
     /// Decisions are written down (`simulate`).
     pub explain: bool,
     /// Dropped packets can be logged.
@@ -59,6 +61,7 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
     let Features {
         wildcard,
         announce,
+        gue,
         explain,
         trace_drops,
         resets,
@@ -69,7 +72,7 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         vlans,
     } = features;
     let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
-    let vlans = flag(vlans);
+    let (vlans, gue) = (flag(vlans), flag(gue));
     let second = key.second();
     let lines = lines(pins)?;
     let (wildcard, announce, explain, trace) =
@@ -79,6 +82,7 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
     loader
         .override_global("WILDCARD", &wildcard, true)
         .override_global("ANNOUNCE", &announce, true)
+        .override_global("GUE", &gue, true)
         .override_global("EXPLAIN", &explain, true)
         .override_global("TRACE_DROPS", &trace, true)
         .override_global("RESETS", &resets, true)

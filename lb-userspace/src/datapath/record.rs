@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use lb_common::checksum;
 use lb_common::layout::{Backend, OUTER_LEN, kind};
 
+use crate::model::Forward;
+
 /// Where and how to send; what is needed of a next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
@@ -18,14 +20,12 @@ pub struct Hop {
 /// Hop limit and TTL of outer headers (the default of RFC 1700 and RFC 2473 section 6.3).
 const OUTER_TTL: u8 = 64;
 
+/// Protocols of what an outer IPv4 header carries.
+const IPV4_IN: u8 = 4;
+const UDP: u8 = 17;
+
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86DD;
-
-/// Bytes that the outer header of `dsr-ipip` adds towards a backend of this address.
-#[must_use]
-pub fn overhead(backend: IpAddr) -> u32 {
-    if backend.is_ipv4() { 20 } else { OUTER_LEN as u32 }
-}
 
 /// The record of a `dsr-l2` backend.
 #[must_use]
@@ -33,10 +33,11 @@ pub fn l2(hop: &Hop) -> Backend {
     base(hop, kind::L2, 0)
 }
 
-/// The record of a `dsr-ipip` backend. `source` is the load balancer's address towards it; where the families
+/// The record of a `dsr-ipip` or `dsr-gue` backend. `source` is the load balancer's address towards it; where the families
 /// differ nothing can be sent.
 #[must_use]
-pub fn ipip(hop: &Hop, source: IpAddr, destination: IpAddr) -> Backend {
+pub fn encapsulating(hop: &Hop, forward: Forward, source: IpAddr, destination: IpAddr) -> Backend {
+    let gue = forward == Forward::DsrGue;
     let mut outer = [0_u8; OUTER_LEN];
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -45,10 +46,10 @@ pub fn ipip(hop: &Hop, source: IpAddr, destination: IpAddr) -> Backend {
             // it is an atomic datagram (RFC 6864 section 4.1).
             outer[6] = 0x40;
             outer[8] = OUTER_TTL;
-            outer[9] = 4;
+            outer[9] = if gue { UDP } else { IPV4_IN };
             outer[12..16].copy_from_slice(&source.octets());
             outer[16..20].copy_from_slice(&destination.octets());
-            let mut record = base(hop, kind::IPV4, ETHERTYPE_IPV4);
+            let mut record = base(hop, if gue { kind::GUE_V4 } else { kind::IPV4 }, ETHERTYPE_IPV4);
             record.checksum_seed = checksum::fold(checksum::sum(&outer[..20]));
             record.outer = words(&outer);
             record
@@ -58,7 +59,7 @@ pub fn ipip(hop: &Hop, source: IpAddr, destination: IpAddr) -> Backend {
             outer[7] = OUTER_TTL;
             outer[8..24].copy_from_slice(&source.octets());
             outer[24..40].copy_from_slice(&destination.octets());
-            let mut record = base(hop, kind::IPV6, ETHERTYPE_IPV6);
+            let mut record = base(hop, if gue { kind::GUE_V6 } else { kind::IPV6 }, ETHERTYPE_IPV6);
             record.outer = words(&outer);
             record
         }
@@ -115,8 +116,36 @@ mod tests {
     };
 
     #[test]
+    fn behind_udp_only_kind_and_protocol_are_others() {
+        let of = |forward, from: &str, to: &str| {
+            encapsulating(&HOP, forward, from.parse().unwrap(), to.parse().unwrap())
+        };
+        let bytes =
+            |record: &Backend| -> Vec<u8> { record.outer.iter().flat_map(|w| w.to_ne_bytes()).collect() };
+        let v4 = |forward| of(forward, "10.0.0.1", "10.0.0.2");
+        let (ipip, gue) = (v4(Forward::DsrIpip), v4(Forward::DsrGue));
+        assert_eq!((ipip.kind, gue.kind), (kind::IPV4, kind::GUE_V4));
+        assert_eq!((bytes(&ipip)[9], bytes(&gue)[9]), (4, 17));
+        assert_eq!(
+            gue.checksum_seed,
+            checksum::fold(checksum::sum(&bytes(&gue)[..20]))
+        );
+        let v6 = |forward| of(forward, "2001:db8::1", "2001:db8::2");
+        let (ipip, gue) = (v6(Forward::DsrIpip), v6(Forward::DsrGue));
+        assert_eq!(
+            (ipip.kind, gue.kind, ipip.outer),
+            (kind::IPV6, kind::GUE_V6, gue.outer)
+        );
+    }
+
+    #[test]
     fn mixed_families_cannot_be_sent() {
-        let record = ipip(&HOP, "10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        let record = encapsulating(
+            &HOP,
+            Forward::DsrIpip,
+            "10.0.0.1".parse().unwrap(),
+            "2001:db8::1".parse().unwrap(),
+        );
         assert_eq!(record, Backend::UNRESOLVED);
     }
 

@@ -35,7 +35,7 @@ use super::testrun::{self, Action, INGRESS_IFINDEX};
 use super::{attach, check_system, measure};
 use crate::config::{Announce, Config};
 use crate::control::{self, BackendStatus, HopView, Inputs};
-use crate::model::{AdminState, OperState, ServiceKey};
+use crate::model::{AdminState, Forward, OperState, ServiceKey};
 use crate::net::NextHop;
 
 /// The MAC address of the simulated load balancer.
@@ -229,6 +229,7 @@ impl Simulator {
         let features = Features {
             wildcard: config.services.iter().any(|service| service.key.port == 0),
             announce: config.agent.announce == Announce::L2,
+            gue: config.has(Forward::DsrGue),
             explain,
             trace_drops: false,
             // No packet can tell the difference unless a test marks a backend so.

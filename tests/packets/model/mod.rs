@@ -172,6 +172,8 @@ impl Model {
                 (Forward::DsrL2, _) => 0,
                 (Forward::DsrIpip, IpAddr::V4(_)) => 20,
                 (Forward::DsrIpip, IpAddr::V6(_)) => 40,
+                (Forward::DsrGue, IpAddr::V4(_)) => 28,
+                (Forward::DsrGue, IpAddr::V6(_)) => 48,
             };
         if length <= room {
             return Reason::Transmitted;

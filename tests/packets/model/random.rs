@@ -24,12 +24,15 @@ fn packets() -> impl Strategy<Value = Vec<u8>> {
         "192.0.2.30",
         "192.0.2.40",
         "192.0.2.50",
+        "192.0.2.60",
+        "192.0.2.61",
         "192.0.2.99",
     ]);
     let v6_destinations = prop::sample::select(vec![
         "2001:db8::10",
         "2001:db8::20",
         "2001:db8::40",
+        "2001:db8::60",
         "2001:db8::99",
     ]);
     let ports = prop::sample::select(vec![0_u16, 22, 53, 80, 443, 8080]);

@@ -69,13 +69,14 @@ const fn case(
 }
 
 use Family::{V4, V6};
-use Floor::{OuterV4, OuterV6, Pass, Rewrite};
+use Floor::{OuterUdp, OuterV4, OuterV6, Pass, Rewrite};
 use Kind::{Established, Foreign, Syn, Udp};
 
 const IPIP: &str = "dsr-ipip";
 const L2: &str = "dsr-l2";
+const GUE: &str = "dsr-gue";
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 15] = [
     case(
         "IPv4 in IPv4",
         "established TCP, 1 flow",
@@ -130,6 +131,33 @@ const CASES: [Case; 12] = [
         V6,
         Established,
         MILLION,
+        OuterV6,
+    ),
+    case(
+        "dsr-gue",
+        "IPv4, established TCP, 1 flow",
+        GUE,
+        V4,
+        Established,
+        1,
+        OuterUdp,
+    ),
+    case(
+        "dsr-gue",
+        "IPv4, established TCP, 1,048,576 flows",
+        GUE,
+        V4,
+        Established,
+        MILLION,
+        OuterUdp,
+    ),
+    case(
+        "dsr-gue",
+        "IPv6, established TCP, 1 flow",
+        GUE,
+        V6,
+        Established,
+        1,
         OuterV6,
     ),
     case(
@@ -212,7 +240,7 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
         rounds: options.rounds.unwrap_or(if quick { 3 } else { 11 }),
         repeat: if quick { 100_000 } else { 1_000_000 },
     };
-    let simulators = [L2, IPIP]
+    let simulators = [L2, IPIP, GUE]
         .map(|forward| -> Result<_> {
             let simulator = Simulator::for_speed(&configuration(forward)?, &simulate::Options::default())?;
             Ok((forward, simulator))

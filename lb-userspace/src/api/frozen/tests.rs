@@ -1,6 +1,7 @@
 use lb_common::layout;
 
 use super::*;
+use crate::datapath::record;
 use crate::datapath::record::Hop;
 use crate::model::{Protocol, ServiceKey};
 
@@ -72,7 +73,12 @@ fn service(backends: Vec<Member>) -> Service {
 
 #[test]
 fn states_weights_and_checks_are_read_as_they_were_written() {
-    let ipip = record::ipip(&HOP, "10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+    let ipip = record::encapsulating(
+        &HOP,
+        Forward::DsrIpip,
+        "10.0.0.1".parse().unwrap(),
+        "10.0.0.2".parse().unwrap(),
+    );
     let mut backend = member("10.0.0.2:80", ipip);
     backend.meta.flags = 1;
     backend.meta.runtime_weight = 3;

@@ -91,6 +91,7 @@ pub fn forward_of(meta: &ServiceMeta) -> Option<Forward> {
     match meta.forward {
         1 => Some(Forward::DsrL2),
         2 => Some(Forward::DsrIpip),
+        5 => Some(Forward::DsrGue),
         _ => None,
     }
 }
@@ -99,6 +100,7 @@ pub(super) fn forward_code(forward: Forward) -> u8 {
     match forward {
         Forward::DsrL2 => 1,
         Forward::DsrIpip => 2,
+        Forward::DsrGue => 5,
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use lb_common::layout::{GUE_PORT, UDP_LEN};
+
 use crate::model::Forward;
 use crate::net::NextHop;
 
@@ -12,7 +14,10 @@ pub(super) const RST: u8 = 0x04;
 pub(super) const ACK: u8 = 0x10;
 
 const TTL: u8 = 64;
+/// Source port of `dsr-gue`: one of those that packets have.
+const GUE_SOURCE_PORT: u16 = 0xC000;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const TCP_HEADER_BYTES: usize = 20;
 
 /// A TCP segment without data and options.
@@ -33,6 +38,7 @@ pub(super) fn frame(segment: &Segment, forward: Forward, hop: &NextHop, backend:
             let protocol = if segment.destination.is_ipv4() { 4 } else { 41 };
             packet(hop.source, backend, protocol, &inner)?
         }
+        Forward::DsrGue => packet(hop.source, backend, UDP, &gue(&inner)?)?,
     };
     let ether_type: u16 = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
     let mut frame = Vec::with_capacity(14 + packet.len());
@@ -41,6 +47,17 @@ pub(super) fn frame(segment: &Segment, forward: Forward, hop: &NextHop, backend:
     frame.extend(ether_type.to_be_bytes());
     frame.extend(packet);
     Some(frame)
+}
+
+/// A packet behind a UDP header without checksum, as the program has it.
+fn gue(inner: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(UDP_LEN + inner.len()).ok()?;
+    let mut datagram = Vec::with_capacity(usize::from(length));
+    for field in [GUE_SOURCE_PORT, GUE_PORT, length, 0] {
+        datagram.extend(field.to_be_bytes());
+    }
+    datagram.extend(inner);
+    Some(datagram)
 }
 
 /// An IP packet.

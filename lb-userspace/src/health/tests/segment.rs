@@ -69,6 +69,9 @@ fn frames_are_those_of_the_forward_modes() {
         (&v4, Forward::DsrIpip, "10.0.0.1", "10.0.0.2", 20),
         (&v6, Forward::DsrIpip, "2001:db8::1", "2001:db8::2", 40),
         (&v4, Forward::DsrIpip, "2001:db8::1", "2001:db8::2", 40),
+        (&v4, Forward::DsrGue, "10.0.0.1", "10.0.0.2", 28),
+        (&v6, Forward::DsrGue, "2001:db8::1", "2001:db8::2", 48),
+        (&v4, Forward::DsrGue, "2001:db8::1", "2001:db8::2", 48),
     ] {
         let backend: IpAddr = backend.parse().unwrap();
         let frame = frame(segment, forward, &hop(source), backend).unwrap();
@@ -91,6 +94,13 @@ fn frames_are_those_of_the_forward_modes() {
                 NetSlice::Arp(_) => panic!("IP"),
             };
             assert_eq!((from, to), (source.parse().unwrap(), backend));
+            if forward == Forward::DsrGue {
+                let Some(TransportSlice::Udp(udp)) = outer.transport else {
+                    panic!("UDP");
+                };
+                assert_eq!((udp.destination_port(), udp.checksum()), (6080, 0));
+                assert_eq!(usize::from(udp.length()), packet.len() - outer_bytes + 8);
+            }
         }
     }
     let mixed = syn("10.0.0.1:4000", "[2001:db8::10]:80");

@@ -76,11 +76,7 @@ fn next_hop(whose: &str, hop: &NextHop, forward: Forward) -> Finding {
 
 fn headroom(whose: &str, address: IpAddr, hop: &NextHop, forward: Forward, incoming_mtu: u32) -> Finding {
     const TOPIC: &str = "MTU headroom";
-    let overhead = match (forward, address) {
-        (Forward::DsrL2, _) => 0,
-        (Forward::DsrIpip, IpAddr::V4(_)) => 20,
-        (Forward::DsrIpip, IpAddr::V6(_)) => 40,
-    };
+    let overhead = forward.overhead(address);
     let room = hop.mtu.saturating_sub(overhead);
     let wanted = incoming_mtu.min(USUAL_MTU);
     if room >= wanted {

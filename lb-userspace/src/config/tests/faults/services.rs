@@ -137,17 +137,12 @@ fn of_services() {
             (
                 "forward nat",
                 shaped("\"192.0.2.1\"", "80", "▶\"nat\"", "\"10.0.0.1\""),
-                &["`forward = \"nat\"` is not built yet; expected one of \"dsr-l2\", \"dsr-ipip\""],
+                &["`forward = \"nat\"` is not built yet; expected one of \"dsr-l2\", \"dsr-ipip\", \"dsr-gue\""],
             ),
             (
                 "forward full-nat",
                 shaped("\"192.0.2.1\"", "80", "▶\"full-nat\"", "\"10.0.0.1\""),
                 &["`forward = \"full-nat\"` is not built yet"],
-            ),
-            (
-                "forward dsr-gue",
-                shaped("\"192.0.2.1\"", "80", "▶\"dsr-gue\"", "\"10.0.0.1\""),
-                &["`forward = \"dsr-gue\"` is not built yet"],
             ),
             (
                 "a scheduler that has to remember, told not to",

@@ -501,6 +501,40 @@ pub struct FlowCounters {
     pub crowded: u64,
 }
 
+/// What is asked of a client before its packet goes to a backend, by service. Memory-mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Guard {
+    /// 0: nothing. A combination of the constants below.
+    pub asks: u64,
+}
+
+impl Guard {
+    /// Whether the service's access list lets it in. The list is there before this is set.
+    pub const LIST: u64 = 1;
+}
+
+/// A prefix of clients in an access list, as the kernel's prefix trees want it. Addresses of both families have 128
+/// bits, as in [`ServiceKey::address`]: an IPv4 prefix is 96 bits longer there, the first 96 are 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct ClientPrefix {
+    /// How many bits of the address count.
+    pub bits: u32,
+    pub address: [u32; 4],
+}
+
+/// What a prefix says: its clients are denied. Others are allowed.
+pub const CLIENT_DENIED: u32 = 1;
+
+/// What each CPU counts about refused clients, by service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GuardCounters {
+    /// Packets of clients that the access list denies.
+    pub denied: u64,
+}
+
 /// What each CPU counts for a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -654,6 +688,9 @@ const _: () = {
     assert!(size_of::<FlowControl>() == 32);
     assert!(size_of::<FlowCounters>() == 80);
     assert!(size_of::<Interface>() == 8);
+    assert!(size_of::<Guard>() == 8);
+    assert!(size_of::<ClientPrefix>() == 20 && align_of::<ClientPrefix>() == 4);
+    assert!(size_of::<GuardCounters>() == 8);
     assert!(size_of::<Decision>() == 16);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentPlace>() == 32);
@@ -692,6 +729,9 @@ mod pod {
         FlowControl,
         FlowCounters,
         Interface,
+        Guard,
+        ClientPrefix,
+        GuardCounters,
         Decision,
         ServiceMeta,
         BackendMeta,

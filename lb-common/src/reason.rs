@@ -123,6 +123,8 @@ reasons! {
     EchoReply = 19, "echo_reply", Tx;
     /// An ICMP error to a service address that does not tell whose packet it is about.
     IcmpUnmatched = 20, "icmp_unmatched", Drop;
+    /// The access list of the service does not let the client in.
+    Denied = 21, "denied", Drop;
 }
 
 const _: () = assert!(Reason::COUNT <= crate::layout::REASON_SLOTS as usize);

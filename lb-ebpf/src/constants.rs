@@ -46,6 +46,10 @@ pub static SUSPECTS: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static VLANS: Global<u8> = Global::new(0);
 
+/// Not 0: some service has an access list.
+#[unsafe(no_mangle)]
+pub static GUARDED: Global<u8> = Global::new(0);
+
 /// The secret of the hash.
 #[unsafe(no_mangle)]
 pub static HASH_KEY: HashKey = HashKey([0; KEY_WORDS]);

@@ -19,7 +19,7 @@ use network_types::ip::Ipv6Hdr;
 use crate::clock::now_ns;
 use crate::packet::{self, FRAGMENT, Ip, TCP, UDP};
 use crate::seen::{Found, Seen};
-use crate::{forward, service, stats};
+use crate::{forward, guard, service, stats};
 
 /// Where the first fragments of datagrams went. The oldest give way: a flood of first fragments costs others their
 /// later ones, and no memory.
@@ -154,6 +154,7 @@ fn follow(key: &FragmentKey, seen: &mut Seen) -> Result<(), Reason> {
         return Err(Reason::Fragment);
     }
     stats::explain_service(place.service);
+    guard::ask(&key.source, place.service)?;
     stats::explain_backend(place.index);
     seen.index = place.index;
     seen.hash = place.hash;

@@ -21,6 +21,7 @@ mod flow;
 mod forward;
 mod fragment;
 mod full;
+mod guard;
 mod icmp;
 mod link;
 mod packet;
@@ -119,6 +120,7 @@ fn steer_ip(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
     };
     let service = service::find(&ip, &flow).ok_or(Reason::NotService)?;
     stats::explain_service(service);
+    guard::ask(&ip.source, service)?;
     let table = service::table(service).ok_or(Reason::NoBackend)?;
     let hash = ip.hash(&flow);
     let index = schedule::backend(ctx, &ip, &flow, service, table, hash).ok_or(Reason::NoBackend)?;

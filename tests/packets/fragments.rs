@@ -11,7 +11,13 @@ use crate::world::{Case, check, send, world};
 const PIECE: usize = 1400;
 
 /// A datagram of UDP in fragments, the first one first.
-fn pieces(destination: &str, source_port: u16, port: u16, identification: u32, len: usize) -> Vec<Vec<u8>> {
+pub fn pieces(
+    destination: &str,
+    source_port: u16,
+    port: u16,
+    identification: u32,
+    len: usize,
+) -> Vec<Vec<u8>> {
     let whole = udp_in(ip(destination), source_port, port, &vec![0x77; len]);
     let v6 = destination.contains(':');
     let body = &whole[ETHERNET + if v6 { 40 } else { 20 }..];

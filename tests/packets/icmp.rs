@@ -13,7 +13,7 @@ use crate::out::icmp_sums_up;
 use crate::world::{Case, check, config, send, world, world_with};
 
 /// Errors of every type that exists, with a code and four bytes of its own each.
-const ERRORS_V4: [[u8; 8]; 6] = [
+pub const ERRORS_V4: [[u8; 8]; 6] = [
     [3, 4, 0, 0, 0, 0, 5, 0x78],
     [3, 1, 0, 0, 0, 0, 0, 0],
     [3, 13, 0, 0, 0, 0, 0, 0],
@@ -21,7 +21,7 @@ const ERRORS_V4: [[u8; 8]; 6] = [
     [11, 1, 0, 0, 0, 0, 0, 0],
     [12, 0, 0, 0, 8, 0, 0, 0],
 ];
-const ERRORS_V6: [[u8; 8]; 4] = [
+pub const ERRORS_V6: [[u8; 8]; 4] = [
     [1, 4, 0, 0, 0, 0, 0, 0],
     [2, 0, 0, 0, 0, 0, 5, 0x14],
     [3, 0, 0, 0, 0, 0, 0, 0],
@@ -36,7 +36,7 @@ fn transport(source_port: u16, destination_port: u16) -> Vec<u8> {
 }
 
 /// A packet of a service to its client, quoted in an error.
-fn quoted(service: &str, port: u16, client_port: u16, protocol: IpNumber) -> Vec<u8> {
+pub fn quoted(service: &str, port: u16, client_port: u16, protocol: IpNumber) -> Vec<u8> {
     let bytes = transport(port, client_port);
     if service.contains(':') {
         let mut header = v6(service);
@@ -50,7 +50,7 @@ fn quoted(service: &str, port: u16, client_port: u16, protocol: IpNumber) -> Vec
 }
 
 /// An error to a service address, from a router on the way to the client.
-fn error(service: &str, head: [u8; 8], quoted: &[u8]) -> Vec<u8> {
+pub fn error(service: &str, head: [u8; 8], quoted: &[u8]) -> Vec<u8> {
     let payload = [&head[..], quoted].concat();
     if service.contains(':') {
         let mut header = v6(service);

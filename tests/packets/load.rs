@@ -9,7 +9,7 @@ use xlb::datapath::{attach, object};
 use crate::world::root;
 
 /// Features of the program that a load can switch.
-const FEATURES: u32 = 10;
+const FEATURES: u32 = 11;
 
 #[test]
 fn every_feature_alone_and_with_the_others_passes_the_verifier() {
@@ -44,6 +44,7 @@ fn every_feature_alone_and_with_the_others_passes_the_verifier() {
             choosers: on(6),
             suspects: on(7),
             vlans: on(8),
+            guards: on(10),
         };
         let mut ebpf = load::load(features, &HashKey([3; 8]), sizes, None).expect("an object that loads");
         attach::verify(&mut ebpf, "lb").unwrap_or_else(|error| panic!("{features:?}: {error:?}"));

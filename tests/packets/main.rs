@@ -1,6 +1,7 @@
 //! Packets through the loaded programs (`BPF_PROG_TEST_RUN`), and the programs on interfaces and in pins.
 //! Root only. What comes out is read by `etherparse`, never by our own code.
 
+mod access;
 mod announce;
 mod balance;
 mod build;

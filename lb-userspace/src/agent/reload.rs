@@ -358,6 +358,10 @@ fn describe(changes: &[Change], old: &Config, new: &Config) -> Done {
                     .push(format!("service {name}: backend {address} removed"));
             }
         }
+        let (was, is) = (before.access.as_ref(), service.access.as_ref());
+        if let Some(change) = config::describe_access_change(was, is) {
+            done.changes.push(format!("service {name}: {change}"));
+        }
         if before.forward != service.forward {
             done.changes.push(format!(
                 "service {name}: forward mode {} -> {}",

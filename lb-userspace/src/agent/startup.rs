@@ -338,6 +338,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         icmp_error_rate: load::ICMP_ERROR_RATE,
         choosers: config.has_choosers(),
         suspects: config.has_suspects(),
+        guards: config.has_access_lists(),
         vlans: config.has_vlans(),
     }
 }

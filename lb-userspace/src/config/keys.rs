@@ -89,7 +89,7 @@ pub static ROOT: Table = Table {
     id: "root",
     header: "the file",
     keys: &[&SCHEMA, &AGENT_TABLE, &DEFAULTS_TABLE, &POOLS, &SERVICES],
-    planned: &["acl"],
+    planned: &[],
 };
 pub static SCHEMA: Key = Key::required(
     "schema",
@@ -324,6 +324,8 @@ pub static SERVICE: Table = Table {
         &FORWARD,
         &SCHEDULER,
         &SERVICE_POOL,
+        &ALLOW,
+        &DENY,
         &TABLE_SIZE,
         &TRACKING,
         &TCP_IDLE_TIMEOUT,
@@ -508,6 +510,23 @@ pub static SERVICE_POOL: Key = Key::optional(
     "pool",
     Shape::Name,
     "The [[pool]] whose backends and checks the service has, in place of backends and a check of its own.",
+);
+pub static ALLOW: Key = Key::optional(
+    "allow",
+    Shape::List {
+        item: &Shape::Prefix,
+        unique: true,
+    },
+    "The clients whose packets are taken; all others are then denied. Of `allow` and `deny` together the longest \
+     prefix that has the client's address decides.",
+);
+pub static DENY: Key = Key::optional(
+    "deny",
+    Shape::List {
+        item: &Shape::Prefix,
+        unique: true,
+    },
+    "The clients whose packets are dropped (`denied`).",
 );
 pub static BACKENDS: Key = Key::optional(
     "backend",

@@ -10,6 +10,7 @@
 //! list. Nothing here asks the machine anything: what a configuration has to know about it is handed
 //! in as a [`Machine`].
 
+mod access;
 mod agent_check;
 mod backend;
 mod check;
@@ -32,14 +33,16 @@ mod warnings;
 #[cfg(test)]
 mod tests;
 
+pub use access::MAX_PREFIXES;
 pub use example::example;
 pub use fault::{Fault, Faults, FaultsInFile, LoadError, MAX_FAULTS};
 pub use machine::Machine;
 pub use parse::MAX_CONFIG_BYTES;
 pub use schema::schema;
+
 pub use types::{
-    Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck, EntryRates,
-    ExecCheck, GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop, Pattern,
-    PoolRules, Probe, QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet, TlsCheck, UdpCheck,
-    Via, Witness, XdpMode,
+    Access, AccessList, Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck,
+    EntryRates, ExecCheck, GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop,
+    Pattern, PoolRules, Probe, QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet, TlsCheck,
+    UdpCheck, Via, Witness, XdpMode, describe_access_change,
 };

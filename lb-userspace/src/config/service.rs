@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::model::{Protocol, Scheduler, ServiceKey, Tracking};
 
+use super::access;
 use super::agent_check::AgentLayer;
 use super::backend::{Backends, Context};
 use super::check::{CheckType, Layer, LayerRead};
@@ -95,6 +96,8 @@ impl<'r> Services<'r> {
         let table_size = walk.maybe(&keys::TABLE_SIZE, value::integer);
         let sorry = walk.maybe(&keys::SORRY, value::routable_address);
         let rules = self.rules(walk, defaults, &sorry);
+        let own_address = address.as_ref().map(|at| at.value).map_err(|reported| *reported);
+        let access = access::read(walk, own_address, self.report);
         let pool_name = walk.maybe(&keys::SERVICE_POOL, value::name);
         let pool = match &pool_name {
             Ok(Some(name)) => pools.find(name, self.report).map(Some),
@@ -170,6 +173,7 @@ impl<'r> Services<'r> {
             scheduler: scheduler?,
             table_size: table_size?.map(|at| at.value),
             rules: rules?,
+            access: access?,
             pool: pool_name?.map(|name| name.value),
             backends: backends?,
         })

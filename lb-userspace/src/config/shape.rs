@@ -23,6 +23,8 @@ pub enum Shape {
     /// From [`super::value::DURATION_MIN`] to [`super::value::DURATION_MAX`].
     Duration,
     Address,
+    /// An address with a prefix length, or without one for itself alone.
+    Prefix,
     /// `gateway`, `none`, an address, or an address and a port.
     Witness,
     /// An address to listen at, with its port.
@@ -80,6 +82,9 @@ impl Shape {
             }
             Self::Duration => "a duration from \"1ms\" to \"1day\", such as \"2s\" or \"200ms\"".to_owned(),
             Self::Address => "an IPv4 or IPv6 address, such as \"192.0.2.10\" or \"2001:db8::10\"".to_owned(),
+            Self::Prefix => {
+                "a prefix, such as \"192.0.2.0/24\" or \"2001:db8::/32\", or an address".to_owned()
+            }
             Self::Witness => {
                 "\"gateway\", \"none\", an address, or an address and a port such as \"192.0.2.1:22\""
                     .to_owned()
@@ -129,6 +134,7 @@ impl Shape {
             Self::Choice { built, .. } => json!({"enum": built}),
             Self::Duration => json!({"type": "string", "pattern": "^ *[0-9].*[a-zµ] *$"}),
             Self::Address => json!({"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
+            Self::Prefix => json!({"type": "string", "pattern": "^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"}),
             Self::Witness => json!({"type": "string", "pattern": "^[0-9A-Za-z.:\\[\\]]+$"}),
             Self::Listen => json!({"type": "string", "pattern": "^.+:[0-9]+$"}),
             Self::Path { max_bytes } => {

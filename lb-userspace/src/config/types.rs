@@ -1,5 +1,6 @@
 //! What a valid configuration says.
 
+mod access;
 mod check;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use lb_common::layout::Tags;
 use crate::control::flap::FlapRules;
 use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey, Tracking};
 
+pub use access::{Access, AccessList, describe_change as describe_access_change};
 pub use check::{
     AgentCheck, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern,
     Probe, QueryType, Rcode, Require, StatusRange, StatusSet, TlsCheck, UdpCheck, Via,
@@ -135,6 +137,8 @@ pub struct Service {
     /// One of [`SIZES`](crate::maglev::SIZES); `None`: chosen when the service is first seen.
     pub table_size: Option<u32>,
     pub rules: PoolRules,
+    /// Which clients it takes packets from; `None`: all.
+    pub access: Option<AccessList>,
     /// The name of the pool that its backends are from, where services share it.
     pub pool: Option<String>,
     /// At least one that is no sorry backend, none twice, in the order of the file.
@@ -205,6 +209,12 @@ impl Config {
         self.services
             .iter()
             .any(|service| service.rules.on_down == OnDown::Reset)
+    }
+
+    /// Whether some service takes packets of some clients only.
+    #[must_use]
+    pub fn has_access_lists(&self) -> bool {
+        self.services.iter().any(|service| service.access.is_some())
     }
 
     /// Whether packets are to be looked at for signs that a backend does not answer.

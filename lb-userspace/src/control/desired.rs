@@ -8,7 +8,7 @@ use lb_common::layout::{Backend as Record, Tags};
 
 use super::eligible::{self, Before, Choice, Member, Why};
 use super::{OldFlows, Steer, keeps_old_flows, slow_start};
-use crate::config::{self, Role};
+use crate::config::{self, AccessList, Role};
 use crate::datapath::record::{self, Hop};
 use crate::maglev::{self, Candidate};
 use crate::model::{AdminState, BackendId, Forward, OperState, Scheduler, ServiceKey, Tracking};
@@ -93,6 +93,8 @@ pub struct DesiredService {
     pub forward: Forward,
     pub scheduler: Scheduler,
     pub tracking: Tracking,
+    /// Which clients it takes packets from; `None`: all.
+    pub access: Option<AccessList>,
     /// How long its flows may be idle: as long as slots that move stay open.
     pub idle_timeout: Duration,
     /// Slots of its table; a new size moves nearly every slot.
@@ -261,6 +263,7 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         } else {
             service.rules.tracking
         },
+        access: service.access.clone(),
         idle_timeout: service.rules.idle_timeout(service.key.protocol),
         size,
         candidates: candidates(&backends, |id| taking.contains(id)),

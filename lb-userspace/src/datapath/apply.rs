@@ -6,6 +6,7 @@
 
 mod adopt;
 pub mod allow;
+mod guard;
 mod members;
 mod meta;
 mod pressure;
@@ -62,6 +63,7 @@ struct Installed {
     generation: u64,
     retired: Counters,
     meta: Option<ServiceMeta>,
+    guard: guard::InForce,
     /// Its keys are known to be in the map.
     published: bool,
 }
@@ -126,6 +128,12 @@ impl Dataplane {
             .iter()
             .find(|(_, i)| **i == index)
             .map(|(id, _)| *id)
+    }
+
+    /// The index of a service.
+    #[must_use]
+    pub fn index_of_service(&self, key: &ServiceKey) -> Option<u32> {
+        self.services.get(key).map(|installed| installed.index)
     }
 
     /// The service with an index.
@@ -265,6 +273,7 @@ impl Dataplane {
             self.add_service(key)?;
         }
         self.write_service_meta(key, service)?;
+        self.write_guard(key, service.access.as_ref())?;
         let standings = self.write_backends(service, clock)?;
         let switched = self.step_tables(key, service, &standings, built, clock)?;
         self.publish(key)?;
@@ -350,6 +359,7 @@ impl Dataplane {
         let index = self.services[key].index;
         self.put_table(index, TableWord::NONE)?;
         self.put_before(index, TableWord::NONE)?;
+        self.remove_guard(index)?;
         self.remove_backends(key, None, clock)?;
         let mut name = String::new();
         if let Some(mut meta) = self.services[key].meta {

@@ -303,7 +303,7 @@ pub fn add_counters(a: &FlowCounters, b: &FlowCounters) -> FlowCounters {
     }
 }
 
-fn duplicate(fd: impl AsFd) -> Result<OwnedFd, Error> {
+pub(super) fn duplicate(fd: impl AsFd) -> Result<OwnedFd, Error> {
     let again = fd.as_fd().try_clone_to_owned();
     again.map_err(|source| Error::Syscall {
         call: "duplicating a descriptor",

@@ -32,6 +32,8 @@ pub struct Features {
     pub choosers: bool,
     /// SYNs that a backend does not seem to answer are noted.
     pub suspects: bool,
+    /// Some service has an access list.
+    pub guards: bool,
     /// Frames may have VLAN tags.
     pub vlans: bool,
 }
@@ -69,10 +71,11 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         icmp_error_rate,
         choosers,
         suspects,
+        guards,
         vlans,
     } = features;
     let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
-    let (vlans, gue) = (flag(vlans), flag(gue));
+    let (vlans, gue, guarded) = (flag(vlans), flag(gue), flag(guards));
     let second = key.second();
     let lines = lines(pins)?;
     let (wildcard, announce, explain, trace) =
@@ -91,6 +94,7 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .override_global("CHOOSERS", &choosers, true)
         .override_global("SUSPECTS", &suspects, true)
         .override_global("VLANS", &vlans, true)
+        .override_global("GUARDED", &guarded, true)
         .override_global("HASH_KEY", &key.0, true)
         .override_global("SECOND_KEY", &second.0, true)
         .override_global("CACHE_LINES", &lines, true)
@@ -100,6 +104,9 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .map_max_entries("RECORDS", sizes.services)
         .map_max_entries("FLOWS", sizes.flows)
         .map_max_entries("FLOW_CONTROL", sizes.services)
+        .map_max_entries("GUARDS", sizes.services)
+        .map_max_entries("LISTS", sizes.services)
+        .map_max_entries("GUARD_COUNTERS", sizes.services)
         .map_max_entries("FLOW_COUNTERS", sizes.services)
         // Index 0 is nobody.
         .map_max_entries("BACKENDS", sizes.backends + 1)

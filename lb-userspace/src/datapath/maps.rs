@@ -16,6 +16,7 @@ use lb_common::reason::Reason;
 use super::Error;
 use super::flow_cache::FlowCache;
 use super::flows::{self, FlowControls, Flows};
+use super::guards::Guards;
 use super::load::Sizes;
 use super::mmap::Words;
 use super::pins::{self, PinDir, Pinned};
@@ -36,6 +37,7 @@ pub struct Maps {
     pub flow_control: FlowControls,
     pub flow_cache: FlowCache,
     pub signs: Signs,
+    pub guards: Guards,
     flow_counters: PerCpuArray<MapData, FlowCounters>,
     pub egress: DevMapHash<MapData>,
     pub interfaces: HashMap<MapData, u32, Interface>,
@@ -108,6 +110,11 @@ impl Maps {
             flow_control: FlowControls::map(control.fd(), max_entries(control))?,
             flow_counters: take(&pins::FLOW_COUNTERS)?.try_into()?,
             flow_cache: FlowCache::new(&take(&pins::CACHE)?, &take(&pins::NURSERY)?, &take(&pins::LOADS)?)?,
+            guards: Guards::open(
+                &take(&pins::GUARDS)?,
+                &take(&pins::LISTS)?,
+                take(&pins::GUARD_COUNTERS)?,
+            )?,
             signs: Signs::new(take(&pins::SYNS)?, &take(&pins::SIGNS)?)?,
             egress: take(&pins::EGRESS)?.try_into()?,
             interfaces: take(&pins::INTERFACES)?.try_into()?,
@@ -145,13 +152,7 @@ impl Maps {
     /// # Errors
     /// [`Error::Map`].
     pub fn clear_flow_counters(&mut self, service: u32) -> Result<(), Error> {
-        let cpus = aya::util::nr_cpus().map_err(|(path, source)| Error::io(path)(source))?;
-        let zeros = PerCpuValues::try_from(vec![FlowCounters::default(); cpus]);
-        let zeros = zeros.map_err(|source| Error::Syscall {
-            call: "per-CPU counters",
-            source,
-        })?;
-        Ok(self.flow_counters.set(service, zeros, 0)?)
+        Ok(self.flow_counters.set(service, zeros()?, 0)?)
     }
 
     /// The tables of today, for another thread that reads them as packets do.
@@ -183,6 +184,15 @@ impl Maps {
             .map(|reason| Ok((*reason, self.reasons.get(&(*reason as u32), 0)?.iter().sum())))
             .collect()
     }
+}
+
+/// Counts of all CPUs that begin anew.
+pub(super) fn zeros<T: Pod + Default>() -> Result<PerCpuValues<T>, Error> {
+    let cpus = aya::util::nr_cpus().map_err(|(path, source)| Error::io(path)(source))?;
+    PerCpuValues::try_from(vec![T::default(); cpus]).map_err(|source| Error::Syscall {
+        call: "per-CPU counters",
+        source,
+    })
 }
 
 /// The sum of two counts.
@@ -427,7 +437,7 @@ fn max_entries(data: &MapData) -> u32 {
 
 pub(super) fn data_of(map: &Map) -> Result<&MapData, MapError> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => Ok(data),
+        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::ArrayOfMaps(data) => Ok(data),
         other => Err(MapError::InvalidMapType {
             map_type: other.map_type_number(),
         }),

@@ -3,11 +3,13 @@
 
 pub mod apply;
 pub mod attach;
+mod btf;
 pub mod clock;
 pub mod counters;
 pub mod decap;
 pub mod flow_cache;
 pub mod flows;
+pub mod guards;
 pub mod identity;
 pub mod load;
 pub mod maps;

@@ -48,6 +48,9 @@ pinned! {
     FLOWS: "FLOWS", "flows", Hash, size_of::<layout::FlowKey>(), size_of::<layout::FlowEntry>(), NO_PREALLOC;
     FLOW_CONTROL: "FLOW_CONTROL", "flow_control", Array, WORD, size_of::<layout::FlowControl>(), layout::MMAPABLE;
     FLOW_COUNTERS: "FLOW_COUNTERS", "flow_counters", PerCpuArray, WORD, size_of::<layout::FlowCounters>(), 0;
+    GUARDS: "GUARDS", "guards", Array, WORD, size_of::<layout::Guard>(), layout::MMAPABLE;
+    LISTS: "LISTS", "lists", ArrayOfMaps, WORD, WORD, 0;
+    GUARD_COUNTERS: "GUARD_COUNTERS", "guard_counters", PerCpuArray, WORD, size_of::<layout::GuardCounters>(), 0;
     CACHE: "CACHE", "flow_cache", Array, WORD, size_of::<cache::Line>(), layout::MMAPABLE;
     NURSERY: "NURSERY", "nursery", Array, WORD, size_of::<cache::Opening>(), layout::MMAPABLE;
     LOADS: "LOADS", "loads", Array, WORD, size_of::<cache::Load>(), layout::MMAPABLE;
@@ -62,7 +65,7 @@ pinned! {
 }
 
 /// `BPF_F_NO_PREALLOC`: memory is taken as entries come. A prefix tree must have it.
-const NO_PREALLOC: u32 = 1;
+pub(super) const NO_PREALLOC: u32 = 1;
 
 impl Pinned {
     /// A prefix tree of 32-bit values; `key` bytes with the prefix length.

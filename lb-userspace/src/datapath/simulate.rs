@@ -238,6 +238,7 @@ impl Simulator {
             icmp_error_rate: options.icmp_error_rate,
             choosers: config.has_choosers(),
             suspects: config.has_suspects(),
+            guards: config.has_access_lists(),
             vlans: config.has_vlans(),
         };
         let configured = config

@@ -10,14 +10,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 use lb_common::layout::{MMAPABLE, SLAB_SLOTS, Slot};
 
-use super::{Error, sys};
+use super::{Error, btf, sys};
 
 /// A slab with BTF.
 ///
 /// # Errors
 /// [`Error::Syscall`].
 pub fn create() -> Result<OwnedFd, Error> {
-    let btf = load_btf().map_err(|source| Error::Syscall {
+    let btf = btf::load(&TYPES, STRINGS).map_err(|source| Error::Syscall {
         call: "loading the BTF of a slab",
         source,
     })?;
@@ -46,56 +46,26 @@ fn create_map(btf: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     sys::bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr)
 }
 
-fn load_btf() -> io::Result<OwnedFd> {
-    let blob = blob();
-    // SAFETY: plain integers, for which all zeros is a value.
-    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
-    // SAFETY: the union's part for BPF_BTF_LOAD, all of it zero until here.
-    let load = unsafe { &mut attr.__bindgen_anon_7 };
-    load.btf = blob.as_ptr() as u64;
-    load.btf_size = blob.len() as u32;
-    sys::bpf_fd(bpf_cmd::BPF_BTF_LOAD, &mut attr)
-}
-
 /// Ids of the types, which count from 1.
 const KEY: u32 = 1;
 const WORD: u32 = 2;
 const SLOT: u32 = 3;
 
-/// `u32`, `u64` and `struct slot { u64 word; }` in the format of Documentation/bpf/btf.rst.
-fn blob() -> Vec<u8> {
-    const STRINGS: &[u8] = b"\0u32\0u64\0slot\0word\0";
-    const INT: u32 = 1 << 24;
-    const STRUCT: u32 = 4 << 24;
-    let types: [u32; 14] = [
-        // Name, kind and count of members, size; for an integer its bits, for a member name, type, offset.
-        1,
-        INT,
-        4,
-        32, //
-        5,
-        INT,
-        8,
-        64, //
-        9,
-        STRUCT | 1,
-        8,
-        14,
-        WORD,
-        0,
-    ];
-    let types_len = (types.len() * 4) as u32;
-    let mut blob = Vec::new();
-    blob.extend(0xeb9f_u16.to_ne_bytes());
-    // Version, flags.
-    blob.extend([1, 0]);
-    // Length of the header; offsets from its end and lengths of types and strings.
-    for word in [24, 0, types_len, types_len, STRINGS.len() as u32] {
-        blob.extend(word.to_ne_bytes());
-    }
-    for word in types {
-        blob.extend(word.to_ne_bytes());
-    }
-    blob.extend(STRINGS);
-    blob
-}
+/// `u32`, `u64` and `struct slot { u64 word; }`.
+const STRINGS: &[u8] = b"\0u32\0u64\0slot\0word\0";
+const TYPES: [u32; 14] = [
+    1,
+    btf::INT,
+    4,
+    32, //
+    5,
+    btf::INT,
+    8,
+    64, //
+    9,
+    btf::STRUCT | 1,
+    8,
+    14,
+    WORD,
+    0,
+];

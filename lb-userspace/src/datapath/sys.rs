@@ -96,6 +96,36 @@ pub(super) fn lookup_and_delete<K: Pod, V: Pod>(
     bpf(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr).map(|_| ())
 }
 
+/// Puts a value in the place of the one that a key has (`BPF_MAP_UPDATE_ELEM`). `K` and `V` must have the sizes of the
+/// map's keys and values; for a map of maps the value is a descriptor.
+///
+/// # Errors
+/// What the system call returns.
+pub(super) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    // SAFETY: plain integers, for which all zeros is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the union's part for operations on one element, all of it zero until here.
+    let element = unsafe { &mut attr.__bindgen_anon_2 };
+    element.map_fd = map.as_raw_fd().cast_unsigned();
+    element.key = std::ptr::from_ref(key) as u64;
+    element.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(|_| ())
+}
+
+/// Deletes a key (`BPF_MAP_DELETE_ELEM`). `K` must have the size of the map's keys.
+///
+/// # Errors
+/// What the system call returns; `ENOENT` where the key is not there.
+pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    // SAFETY: plain integers, for which all zeros is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the union's part for operations on one element, all of it zero until here.
+    let element = unsafe { &mut attr.__bindgen_anon_2 };
+    element.map_fd = map.as_raw_fd().cast_unsigned();
+    element.key = std::ptr::from_ref(key) as u64;
+    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr).map(|_| ())
+}
+
 /// What [`lookup_batch`] read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Batch {

@@ -86,6 +86,7 @@ impl Dataplane {
                 generation: meta.generation,
                 retired: meta.retired,
                 meta: Some(meta),
+                guard: super::guard::InForce::Unknown,
                 published: false,
             };
             self.services.insert(key, installed);
@@ -171,6 +172,7 @@ impl Installed {
             generation: 0,
             retired: lb_common::layout::Counters::default(),
             meta: None,
+            guard: super::guard::InForce::Unknown,
             published: false,
         }
     }

@@ -1,13 +1,14 @@
 //! Every write that a change makes, one function each: an agent may die between any two of them, and a test does.
 
+use aya::maps::MapError;
 use aya::maps::xdp::XdpMapError;
-use aya::maps::{MapError, PerCpuValues};
 use lb_common::layout::{
-    self, Backend as Record, BackendMeta, Counters, FlowControl, ServiceMeta, Slot, TableWord, Tags,
+    self, Backend as Record, BackendMeta, Counters, FlowControl, Guard, ServiceMeta, Slot, TableWord, Tags,
 };
 
 use super::Dataplane;
-use crate::datapath::Error;
+use crate::config::AccessList;
+use crate::datapath::{Error, maps};
 
 /// How many more writes may be made; for tests.
 #[derive(Debug, Default)]
@@ -79,13 +80,7 @@ impl Dataplane {
     /// Counts of a backend begin anew.
     pub(super) fn clear_counters(&mut self, index: u32) -> Result<(), Error> {
         self.may_write()?;
-        let cpus = aya::util::nr_cpus().map_err(|(path, e)| Error::io(path)(e))?;
-        let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus]);
-        let zeros = zeros.map_err(|source| Error::Syscall {
-            call: "per-CPU counters",
-            source,
-        })?;
-        Ok(self.maps.counters.set(index, zeros, 0)?)
+        Ok(self.maps.counters.set(index, maps::zeros::<Counters>()?, 0)?)
     }
 
     pub(super) fn put_service_meta(&mut self, index: u32, meta: ServiceMeta) -> Result<(), Error> {
@@ -98,7 +93,25 @@ impl Dataplane {
         self.may_write()?;
         self.maps.flow_control.set(index, FlowControl::default());
         self.may_write()?;
-        self.maps.clear_flow_counters(index)
+        self.maps.clear_flow_counters(index)?;
+        self.may_write()?;
+        self.maps.guards.clear_counters(index)
+    }
+
+    pub(super) fn put_list(&mut self, index: u32, list: &AccessList) -> Result<(), Error> {
+        self.may_write()?;
+        self.maps.guards.put_list(index, list)
+    }
+
+    pub(super) fn drop_list(&mut self, index: u32) -> Result<(), Error> {
+        self.may_write()?;
+        self.maps.guards.drop_list(index)
+    }
+
+    pub(super) fn put_guard(&mut self, index: u32, guard: Guard) -> Result<(), Error> {
+        self.may_write()?;
+        self.maps.guards.set(index, guard);
+        Ok(())
     }
 
     pub(super) fn put_table(&mut self, index: u32, table: TableWord) -> Result<(), Error> {

@@ -50,11 +50,6 @@ fn of_the_whole_file() {
                 ],
             ),
             (
-                "what is not built",
-                agent("[▶acl]\nname = \"a\""),
-                &["`acl` of the file is not built yet"],
-            ),
-            (
                 "an unknown key of defaults",
                 agent("[defaults]\n▶chek = 1"),
                 &["unknown key `chek` in [defaults], did you mean `check`?"],

@@ -44,6 +44,24 @@ fn of_services() {
                 ],
             ),
             (
+                "access lists with bits beyond the length, of another family, twice, of nobody",
+                service("allow = [▶\"10.0.0.1/8\", ▶\"10.0.0.0/33\"]\ndeny = ▶[]"),
+                &[
+                    "an item of `allow` is \"10.0.0.1/8\", which has bits beyond its length: 10.0.0.0/8?; expected a prefix",
+                    "an item of `allow` is \"10.0.0.0/33\"; expected a prefix",
+                    "`deny` is empty; expected a list of at least one",
+                ],
+            ),
+            (
+                "prefixes that are named twice, or are of another family",
+                service("allow = [\"10.0.0.0/8\", ▶\"2001:db8::/32\"]\ndeny = [\"10.0.0.1\", ▶\"10.0.0.1/32\", ▶\"10.0.0.0/8\"]"),
+                &[
+                    "2001:db8::/32 is of another address family than the service, 192.0.2.10",
+                    "10.0.0.1/32 is named twice; expected each prefix once",
+                    "10.0.0.0/8 is named twice",
+                ],
+            ),
+            (
                 "a sorry backend that is wanted and missing",
                 service("on_all_down = ▶\"sorry\""),
                 &["the service has no sorry backend; expected `sorry = \"ADDRESS\"`"],

@@ -19,7 +19,7 @@ use crate::world::{config, options, send, world_with};
 /// The services with lists, each with an address that nothing else has.
 const SERVICES: &str = r#"
 [[service]]
-name = "guests"
+name = "friends"
 address = "192.0.2.60"
 port = 80
 protocol = "tcp"
@@ -44,7 +44,7 @@ type = "none"
 address = "10.0.1.11"
 
 [[service]]
-name = "6in6-guests"
+name = "6in6-friends"
 address = "2001:db8::60"
 port = 80
 protocol = "tcp"
@@ -57,7 +57,7 @@ type = "none"
 address = "2001:db8:1::11"
 
 [[service]]
-name = "guests-udp-v6"
+name = "friends-udp-v6"
 address = "2001:db8::60"
 port = 53
 protocol = "udp"
@@ -101,30 +101,30 @@ fn from(client: &str, service: &str) -> IpHeaders {
 
 /// Service, client, whether it is let in.
 const CLIENTS: [(&str, &str, bool); 26] = [
-    ("guests", "198.18.0.0", true),
-    ("guests", "198.19.255.255", true),
-    ("guests", "198.17.255.255", false),
-    ("guests", "198.20.0.0", false),
-    ("guests", "198.18.0.255", true),
-    ("guests", "198.18.1.0", false),
-    ("guests", "198.18.1.255", false),
-    ("guests", "198.18.2.0", true),
-    ("guests", "198.51.100.7", true),
-    ("guests", "198.51.100.6", false),
-    ("guests", "203.0.113.127", true),
-    ("guests", "203.0.113.128", false),
+    ("friends", "198.18.0.0", true),
+    ("friends", "198.19.255.255", true),
+    ("friends", "198.17.255.255", false),
+    ("friends", "198.20.0.0", false),
+    ("friends", "198.18.0.255", true),
+    ("friends", "198.18.1.0", false),
+    ("friends", "198.18.1.255", false),
+    ("friends", "198.18.2.0", true),
+    ("friends", "198.51.100.7", true),
+    ("friends", "198.51.100.6", false),
+    ("friends", "203.0.113.127", true),
+    ("friends", "203.0.113.128", false),
     ("4in4-strangers", "127.255.255.255", false),
     ("4in4-strangers", "128.0.0.0", true),
     ("4in4-strangers", "203.0.113.7", false),
     ("4in4-strangers", "203.0.113.8", true),
-    ("6in6-guests", "2001:db8:c::1", true),
-    ("6in6-guests", "2001:db8:c:0:7fff:ffff:ffff:ffff", true),
-    ("6in6-guests", "2001:db8:c:0:8000::", false),
-    ("6in6-guests", "2001:db8:c:1::", true),
-    ("6in6-guests", "2001:db8:c::bad", false),
-    ("6in6-guests", "2001:db8:b:ffff::", false),
-    ("guests-udp-v6", "2001:db8:d::1", false),
-    ("guests-udp-v6", "2001:db8:e::1", true),
+    ("6in6-friends", "2001:db8:c::1", true),
+    ("6in6-friends", "2001:db8:c:0:7fff:ffff:ffff:ffff", true),
+    ("6in6-friends", "2001:db8:c:0:8000::", false),
+    ("6in6-friends", "2001:db8:c:1::", true),
+    ("6in6-friends", "2001:db8:c::bad", false),
+    ("6in6-friends", "2001:db8:b:ffff::", false),
+    ("friends-udp-v6", "2001:db8:d::1", false),
+    ("friends-udp-v6", "2001:db8:e::1", true),
     ("open", "198.17.255.255", true),
     ("open", "203.0.113.128", true),
 ];
@@ -132,10 +132,10 @@ const CLIENTS: [(&str, &str, bool); 26] = [
 /// Address, port and protocol of a service.
 fn key(service: &str) -> (&'static str, u16, IpNumber) {
     match service {
-        "guests" => ("192.0.2.60", 80, IpNumber::TCP),
+        "friends" => ("192.0.2.60", 80, IpNumber::TCP),
         "4in4-strangers" => ("192.0.2.61", 53, IpNumber::UDP),
-        "6in6-guests" => ("2001:db8::60", 80, IpNumber::TCP),
-        "guests-udp-v6" => ("2001:db8::60", 53, IpNumber::UDP),
+        "6in6-friends" => ("2001:db8::60", 80, IpNumber::TCP),
+        "friends-udp-v6" => ("2001:db8::60", 53, IpNumber::UDP),
         _ => ("192.0.2.60", 81, IpNumber::TCP),
     }
 }
@@ -297,7 +297,7 @@ fn long_list(number: u8, prefixes: u32) -> AccessList {
 #[test]
 fn a_list_of_5000_is_replaced_without_a_gap() {
     let Some(world) = guarded() else { return };
-    let index = index_of(&world, "guests");
+    let index = index_of(&world, "friends");
     let lists: Vec<_> = (0..8).map(|n| long_list(n, 5000)).collect();
     world
         .dataplane
@@ -305,7 +305,7 @@ fn a_list_of_5000_is_replaced_without_a_gap() {
         .guards
         .put_list(index, &lists[0])
         .expect("a list");
-    let (friend, foe) = (packet("guests", "198.18.0.7"), packet("guests", "198.18.0.8"));
+    let (friend, foe) = (packet("friends", "198.18.0.7"), packet("friends", "198.18.0.8"));
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -334,7 +334,7 @@ fn a_list_of_5000_is_replaced_without_a_gap() {
 #[test]
 fn a_long_list_means_what_it_says() {
     let Some(mut world) = guarded() else { return };
-    let index = index_of(&world, "guests");
+    let index = index_of(&world, "friends");
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
     let mut next = |below: u64| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -364,7 +364,7 @@ fn a_long_list_means_what_it_says() {
         let longest = covers.max_by_key(|(prefix, _)| prefix.prefix_len());
         let let_in = longest.is_some_and(|(_, access)| *access == Access::Allow);
         let client = client.to_string();
-        let outcome = send(&mut world, &client, &packet("guests", &client));
+        let outcome = send(&mut world, &client, &packet("friends", &client));
         assert_eq!(outcome.reason, expected(let_in), "{client}");
         *(if let_in { &mut allowed } else { &mut denied }) += 1;
     }

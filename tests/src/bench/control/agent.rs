@@ -135,12 +135,19 @@ fn together(arena: &mut Arena, runs: usize, table: &mut Table) -> anyhow::Result
     const GROUP: &str = "a backend that 100 services share dies";
     const SERVICES: u16 = 100;
     let addresses = arena.backends(Pool::One);
-    let services = (0..SERVICES).map(|n| {
-        let check = format!("type = \"tcp\"\nport = {PORT}\nvia = \"direct\"\n");
-        service(format!("s{n}"), 1000 + n, &check, &addresses)
+    // Of one pool: probed once, so that one verdict changes all of them.
+    let services = (0..SERVICES).map(|n| Service {
+        more: "pool = \"shared\"\n".into(),
+        ..service(format!("s{n}"), 1000 + n, "", &[])
     });
+    let members: String = addresses
+        .iter()
+        .map(|address| format!("[[pool.backend]]\naddress = \"{address}\"\n"))
+        .collect();
     let config = Config {
-        check: FAST_CHECK.into(),
+        check: format!(
+            "{FAST_CHECK}[[pool]]\nname = \"shared\"\n[pool.check]\ntype = \"tcp\"\nport = {PORT}\nvia = \"direct\"\n{members}"
+        ),
         services: services.collect(),
         ..Config::default()
     };

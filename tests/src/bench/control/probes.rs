@@ -7,6 +7,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
@@ -18,6 +21,7 @@ use xlb::health::{CheckKind, CheckSpec, Policy, ProbeSpec, Prober, Target};
 use xlb::model::{BackendId, Forward, Protocol, ServiceKey};
 
 use super::Table;
+use crate::netns::Netns;
 
 /// So many backends, and how often each is probed.
 #[derive(Clone, Copy)]
@@ -36,7 +40,13 @@ const SHARE: f64 = 20.0;
 /// # Errors
 /// Where a probe fails: the load is too much for this machine.
 pub fn measure(load: Load, runs: usize, table: &mut Table) -> anyhow::Result<()> {
-    let measured = std::thread::spawn(move || probe(load, runs)).join();
+    // Of its own, so that nothing else of this machine follows so many connections.
+    let netns = Netns::new("probes")?;
+    let measured = thread::spawn(move || {
+        netns.move_in()?;
+        probe(load, runs)
+    });
+    let measured = measured.join();
     let group = format!(
         "{} backends probed every {} ms",
         load.backends,
@@ -63,6 +73,7 @@ fn probe(load: Load, runs: usize) -> anyhow::Result<Vec<Window>> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let port = listener.local_addr()?.port();
+    let _accepting = Accepting::start(listener)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -80,10 +91,13 @@ fn probe(load: Load, runs: usize) -> anyhow::Result<Vec<Window>> {
         let mut windows = Vec::new();
         while windows.len() < runs {
             let (began, used_before) = (Instant::now(), used()?);
-            let (mut latest, mut failed) = (Duration::ZERO, 0);
+            let (mut latest, mut failed, mut why) = (Duration::ZERO, 0, None);
             while began.elapsed() < load.window {
                 let report = reports.recv().await.context("the prober lives")?;
-                failed += u64::from(report.result.code.passed() != Some(true));
+                if report.result.code.passed() != Some(true) {
+                    failed += 1;
+                    why = Some(report.result);
+                }
                 if let Some(before) = starts.insert(report.id, report.started) {
                     latest = latest.max((report.started - before).saturating_sub(load.interval));
                 }
@@ -91,12 +105,45 @@ fn probe(load: Load, runs: usize) -> anyhow::Result<Vec<Window>> {
             if began < settled {
                 continue;
             }
-            ensure!(failed == 0, "{failed} probes failed");
+            ensure!(failed == 0, "{failed} probes failed, the last with {why:?}");
             let share = 100.0 * (used()? - used_before).as_secs_f64() / began.elapsed().as_secs_f64();
             windows.push(Window { share, latest });
         }
         Ok(windows)
     })
+}
+
+/// Takes what connects out of the queue, on a thread of its own.
+struct Accepting {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Accepting {
+    fn start(listener: TcpListener) -> anyhow::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&stop);
+        let thread = thread::Builder::new().name("accept".into()).spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                while listener.accept().is_ok() {}
+                thread::sleep(Duration::from_millis(1));
+            }
+        })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// Processor time of this thread.

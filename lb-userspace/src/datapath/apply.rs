@@ -96,6 +96,9 @@ pub struct Dataplane {
     budget: write::Budget,
 }
 
+/// Tables of so many services are built at once: all of thousands would take hundreds of megabytes.
+const BUILT_TOGETHER: usize = 256;
+
 impl Dataplane {
     /// What the next call of [`crate::control::desired`] must know of the present.
     #[must_use]
@@ -184,9 +187,12 @@ impl Dataplane {
         self.check_room(desired)?;
         let mut changes = Vec::new();
         self.apply_egress(desired, clock())?;
-        let mut built = self.build_all(desired);
-        for (key, service) in &desired.services {
-            changes.extend(self.apply_service(key, service, built.remove(key), clock)?);
+        let services: Vec<_> = desired.services.iter().collect();
+        for some in services.chunks(BUILT_TOGETHER) {
+            let mut built = self.build_all(some);
+            for (key, service) in some {
+                changes.extend(self.apply_service(key, service, built.remove(*key), clock)?);
+            }
         }
         let gone: Vec<_> = self
             .services

@@ -4,6 +4,7 @@
 pub mod consistency;
 pub mod control;
 pub mod failover;
+pub mod memory;
 pub mod packet;
 #[path = "../../../xtask/src/bench/result.rs"]
 pub mod result;
@@ -48,6 +49,13 @@ enum Part {
         #[command(flatten)]
         options: failover::Options,
     },
+    /// What the agent and the maps take.
+    Memory {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: memory::Options,
+    },
     /// Nanoseconds a packet.
     Packet {
         #[command(flatten)]
@@ -91,6 +99,10 @@ pub fn main() -> ExitCode {
         }
         Part::Failover { common, options } => {
             let result = failover::run(common.quick, &options);
+            (common, result)
+        }
+        Part::Memory { common, options } => {
+            let result = memory::run(common.quick, &options);
             (common, result)
         }
         Part::Packet { common, options } => {

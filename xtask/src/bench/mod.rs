@@ -23,7 +23,14 @@ use crate::{
 };
 
 /// The parts that are built, by name, in the order they run.
-const PARTS: [&str; 5] = ["packet", "control", "failover", "suspicion", "consistency"];
+const PARTS: [&str; 6] = [
+    "packet",
+    "control",
+    "memory",
+    "failover",
+    "suspicion",
+    "consistency",
+];
 
 /// Those that measure other programs as well.
 const COMPARING: [&str; 1] = ["failover"];

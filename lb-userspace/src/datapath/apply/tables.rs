@@ -11,7 +11,7 @@ use lb_common::rule::Standing;
 
 use super::{Dataplane, meta};
 use crate::control::step::{self, Before, Generation, Step, Tables};
-use crate::control::{self, Desired, DesiredService};
+use crate::control::{self, DesiredService};
 use crate::datapath::Error;
 use crate::datapath::clock::Clock;
 use crate::datapath::maps::Maps;
@@ -153,17 +153,19 @@ pub(super) struct Switched {
 impl Dataplane {
     /// Builds the tables of all services whose backends changed, on all processors where there are several: they are the
     /// larger part of a change, and services that change together are switched together.
-    pub(super) fn build_all(&self, desired: &Desired) -> BTreeMap<ServiceKey, Owners> {
-        let fresh: Vec<(&ServiceKey, &DesiredService, u32)> = desired
-            .services
+    pub(super) fn build_all(
+        &self,
+        services: &[(&ServiceKey, &DesiredService)],
+    ) -> BTreeMap<ServiceKey, Owners> {
+        let fresh: Vec<(&ServiceKey, &DesiredService, u32)> = services
             .iter()
             .filter(|(_, service)| !service.candidates.is_empty())
             .filter_map(|(key, service)| {
-                let in_force = self.services.get(key).map(|installed| &installed.in_force);
+                let in_force = self.services.get(*key).map(|installed| &installed.in_force);
                 let origin = Origin::of(in_force, service);
                 let size = origin.size;
                 let known = in_force.is_some_and(|in_force| in_force.built_from.as_ref() == Some(&origin));
-                (!known).then_some((key, service, size))
+                (!known).then_some((*key, *service, size))
             })
             .collect();
         let build = |services: &[(&ServiceKey, &DesiredService, u32)]| -> Vec<(ServiceKey, Owners)> {

@@ -7,6 +7,7 @@ mod balance;
 mod build;
 mod crash;
 mod decap;
+mod explain;
 mod flow_bench;
 mod flows;
 mod forward;

@@ -233,7 +233,7 @@ fn folders_elsewhere_are_refused() {
 }
 
 /// What the agent wants with every backend UP.
-fn desired(config: &Config, dataplane: &Dataplane) -> control::Desired {
+pub fn desired(config: &Config, dataplane: &Dataplane) -> control::Desired {
     let up = BackendStatus {
         state: OperState::Up,
         runtime_weight: Some(7),

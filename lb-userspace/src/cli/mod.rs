@@ -25,6 +25,7 @@ mod detach;
 mod doctor;
 mod done;
 mod events;
+mod explain;
 mod grid;
 mod health;
 mod human;
@@ -73,6 +74,7 @@ Examples:
   xlb status                        services, backends, what is wrong with them
   xlb backend drain web 10.0.1.11   no new flows to that backend
   xlb stats --rate 5 --reasons      what passes, what is dropped and why
+  xlb explain 203.0.113.7:4000 192.0.2.10:80/tcp --syn    which way that packet goes
 
 Exit status: 0 done or nothing to change, 1 failed, 2 wrong usage, 3 changes pending, 4 agent unreachable."
 )]
@@ -120,6 +122,7 @@ enum Verb {
     Config(config::Arguments),
     Doctor(doctor::Arguments),
     Simulate(simulate::Arguments),
+    Explain(explain::Arguments),
     Decap(decap::Arguments),
     Demo(demo::Arguments),
     /// A server of the demo's network.
@@ -178,6 +181,7 @@ fn run(verb: Verb, context: &Context) -> anyhow::Result<Outcome> {
         Verb::Config(arguments) => config::run(&arguments, context),
         Verb::Doctor(arguments) => doctor::run(&arguments, context),
         Verb::Simulate(arguments) => simulate::run(arguments, context),
+        Verb::Explain(arguments) => explain::run(&arguments, context),
         Verb::Decap(arguments) => decap::run(&arguments, context),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::LabServer(arguments) => demo::serve(&arguments),

@@ -39,6 +39,20 @@ impl FlowCache {
         })
     }
 
+    /// Takes over everything that another one holds, of which this has at least the size.
+    pub(super) fn copy_from(&self, other: &Self) {
+        let pairs = [
+            (&self.ways, &other.ways),
+            (&self.places, &other.places),
+            (&self.loads, &other.loads),
+        ];
+        for (to, from) in pairs {
+            for word in 0..from.len().min(to.len()) {
+                to.set(word, from.get(word));
+            }
+        }
+    }
+
     /// How many flows there is room for.
     #[must_use]
     pub fn capacity(&self) -> usize {

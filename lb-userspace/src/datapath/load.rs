@@ -6,7 +6,7 @@ use lb_common::cache::WAYS;
 use lb_common::hash::HashKey;
 use lb_common::suspect::SYN_PLACES;
 
-use super::pins::{self, PinDir};
+use super::pins::{self, PinDir, Pinned};
 use super::{Error, object};
 
 /// What the program is specialised by; what is off is not even verified.
@@ -59,6 +59,30 @@ pub const CACHED_FLOWS: u32 = 262_144;
 /// # Errors
 /// [`Error::Load`].
 pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDir>) -> Result<Ebpf, Error> {
+    load_with(features, key, sizes, pins, pins::ALL)
+}
+
+/// Loads the program once more beside the one whose maps are pinned, with only the maps `shared` in common.
+///
+/// # Errors
+/// [`Error::Load`].
+pub fn load_beside(
+    features: Features,
+    key: &HashKey,
+    sizes: Sizes,
+    pins: &PinDir,
+    shared: &[Pinned],
+) -> Result<Ebpf, Error> {
+    load_with(features, key, sizes, Some(pins), shared)
+}
+
+fn load_with(
+    features: Features,
+    key: &HashKey,
+    sizes: Sizes,
+    pins: Option<&PinDir>,
+    pinned: &[Pinned],
+) -> Result<Ebpf, Error> {
     let flag = u8::from;
     let Features {
         wildcard,
@@ -119,7 +143,7 @@ pub fn load(features: Features, key: &HashKey, sizes: Sizes, pins: Option<&PinDi
         .map_max_entries("COUNTERS", sizes.backends + 1);
     let paths: Vec<_> = pins
         .map(|dir| {
-            pins::ALL
+            pinned
                 .iter()
                 .filter(|p| !p.map.is_empty())
                 .map(|p| (p.map, dir.path(p.pin)))

@@ -7,6 +7,7 @@ mod btf;
 pub mod clock;
 pub mod counters;
 pub mod decap;
+pub mod explain;
 pub mod flow_cache;
 pub mod flows;
 pub mod guards;

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use lb_tests::agent::Agent;
 use lb_tests::cleanup::Folder;
-use lb_tests::config::{Config, FAST_CHECK, every_way};
+use lb_tests::config::{Backend, Config, FAST_CHECK, Service, every_way};
 use lb_tests::lab::{Lab, LabOptions, VIPS_V4, VIPS_V6};
 use lb_tests::load::{Attempts, Load, LoadOptions};
 use lb_tests::privileged;
 use lb_tests::server::Server;
 use lb_tests::wait::wait_until;
+use lb_tests::wire;
 use xlb::api::types::{BackendStatus, Status};
+use xlb::model::{CheckCode, Forward, Protocol};
 
 fn requests(lab: &Lab, address: IpAddr, count: u64) -> anyhow::Result<Attempts> {
     let load = Load::start(
@@ -87,8 +89,18 @@ fn serving_in(status: &Status, address: [IpAddr; 2]) -> Vec<String> {
 /// Probes through the forward path: a backend without the service address (`dsr-l2`), or without decapsulation
 /// (`dsr-ipip`), is out, although it answers on its own address.
 #[test]
-fn black_holes_are_found_through_the_forward_path() -> anyhow::Result<()> {
-    privileged!("black_holes_are_found_through_the_forward_path");
+fn black_holes_are_found_by_a_syn_through_the_forward_path() -> anyhow::Result<()> {
+    privileged!("black_holes_are_found_by_a_syn_through_the_forward_path");
+    black_holes("type = \"tcp\"\n")
+}
+
+#[test]
+fn black_holes_are_found_by_a_request_through_the_forward_path() -> anyhow::Result<()> {
+    privileged!("black_holes_are_found_by_a_request_through_the_forward_path");
+    black_holes("type = \"http\"\npath = \"/healthz\"\nexpect_body = \"healthy\"\n")
+}
+
+fn black_holes(check: &str) -> anyhow::Result<()> {
     let lab = Lab::new(LabOptions {
         backends: 2,
         decap: true,
@@ -101,7 +113,7 @@ fn black_holes_are_found_through_the_forward_path() -> anyhow::Result<()> {
     ];
     let mut services = every_way(&lab.backends);
     for service in &mut services {
-        service.check = "type = \"tcp\"\nvia = \"forward\"\n".into();
+        service.check = format!("{check}via = \"forward\"\n");
         if service.name == "ipip-4in6" {
             service.check += &format!("source = \"{}\"\n", lab.lb.v4);
         }
@@ -135,7 +147,64 @@ fn black_holes_are_found_through_the_forward_path() -> anyhow::Result<()> {
         "address add {v4}/32 dev lo\naddress add {v6}/128 dev lo nodad\n"
     ))?;
     wait("it to be back", 0, &all)?;
-    // Half-open connections are reset along the same path: nothing reached the program.
     assert_eq!(lab.tx_errors()?, 0);
     Ok(())
+}
+
+/// Datagrams and their answers, and the ICMP error of a host whose server is gone.
+#[test]
+fn datagrams_are_exchanged_through_the_forward_path() -> anyhow::Result<()> {
+    privileged!("datagrams_are_exchanged_through_the_forward_path");
+    let lab = Lab::new(LabOptions {
+        backends: 1,
+        decap: true,
+        ..LabOptions::default()
+    })?;
+    let folder = Arc::new(Folder::new("datagrams")?);
+    let vips: [IpAddr; 3] = [VIPS_V4[0].into(), VIPS_V6[0].into(), VIPS_V4[1].into()];
+    let listen: Vec<_> = vips.map(|vip| (vip, 7).into()).into();
+    let server = Server::echo(&lab.backends[0], 7, &listen, &folder)?;
+    let request: String = wire::request(1)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let (v4, v6) = (lab.backends[0].v4.into(), lab.backends[0].v6.into());
+    let services = [
+        ("l2-v4", Forward::DsrL2, v4),
+        ("l2-v6", Forward::DsrL2, v6),
+        ("4in4", Forward::DsrIpip, v4),
+    ];
+    let services = services
+        .into_iter()
+        .zip(vips)
+        .map(|((name, forward, backend), address)| Service {
+            name: name.into(),
+            address,
+            port: 7,
+            protocol: Protocol::Udp,
+            forward,
+            more: String::new(),
+            check: format!("type = \"udp\"\nsend = \"hex:{request}\"\nvia = \"forward\"\n"),
+            backends: vec![Backend {
+                address: backend,
+                weight: 1,
+            }],
+        });
+    let config = Config {
+        check: "interval = \"500ms\"\ntimeout = \"500ms\"\nfast_interval = \"100ms\"\n".into(),
+        services: services.collect(),
+        ..Config::default()
+    };
+    let agent = Agent::running(&lab.lb.netns, &config)?;
+    let codes = |expected: CheckCode| {
+        wait_until("the results", || {
+            let status = agent.status()?;
+            let mut backends = status.services.iter().flat_map(|service| &service.backends);
+            Ok(backends.all(|backend| backend.check.code == expected))
+        })
+        .with_context(|| format!("{:?}\nthe agent's log:\n{}", agent.status(), agent.log()))
+    };
+    codes(CheckCode::L7ok)?;
+    server.kill()?;
+    codes(CheckCode::L4con)
 }

@@ -4,7 +4,7 @@ pub mod bench;
 
 use lb_common::hash::HashKey;
 pub use xlb::lab::network as lab;
-pub use xlb::lab::{agent, cleanup, config, load, netns, pass, process, serve, server, wait};
+pub use xlb::lab::{agent, cleanup, config, load, netns, pass, process, serve, server, wait, wire};
 
 /// The key of the hash in tests.
 pub const KEY: HashKey = HashKey([

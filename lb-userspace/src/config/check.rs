@@ -316,7 +316,8 @@ pub(super) fn refuse_foreign_source(check: &Check, layers: &[&Layer], address: I
     }
 }
 
-/// Reports probes through the forward path that are none: only a SYN to a port of the service can go that way.
+/// Reports probes through the forward path that are none: only what is asked of the port of the service can go that
+/// way.
 pub(super) fn refuse_misplaced_via(
     check: &Check,
     layers: &[&Layer],
@@ -326,12 +327,12 @@ pub(super) fn refuse_misplaced_via(
     let own = layers.iter().find_map(|layer| layer.specific.via);
     let also = layers.iter().find_map(|layer| layer.also.as_ref());
     let places = also.into_iter().flatten().map(|also| also.specific.via);
-    let probes = check
-        .also
-        .iter()
-        .map(|probe| (probe.via, probe.address.is_some() || probe.port.is_some()));
-    let first = (check.via, check.address.is_some() || check.port.is_some());
-    for ((via, elsewhere), place) in [first]
+    let probes = check.also.iter().map(|probe| {
+        let elsewhere = probe.address.is_some() || probe.port.is_some();
+        (probe.via, &probe.kind, elsewhere)
+    });
+    let elsewhere = check.address.is_some() || check.port.is_some();
+    for ((via, kind, elsewhere), place) in [(check.via, &check.kind, elsewhere)]
         .into_iter()
         .chain(probes)
         .zip([own].into_iter().chain(places))
@@ -346,11 +347,16 @@ pub(super) fn refuse_misplaced_via(
                 "neither of them: such a probe goes to the address and port of the service",
             );
         }
-        if service.protocol != Protocol::Tcp || service.port == 0 {
+        let (needed, name) = match kind {
+            CheckKind::Udp(_) | CheckKind::Dns(_) => (Protocol::Udp, "UDP"),
+            _ => (Protocol::Tcp, "TCP"),
+        };
+        if service.protocol != needed || service.port == 0 {
+            let kind = CheckType::of(kind).name();
             report.fault_with_rest(
                 place.offset,
-                format!("`via` is \"forward\", and the service is {service}"),
-                "a service of one TCP port with it",
+                format!("`via` of a check of type \"{kind}\" is \"forward\", and the service is {service}"),
+                format!("a service of one {name} port with it"),
             );
         }
     }

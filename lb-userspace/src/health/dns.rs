@@ -8,27 +8,26 @@ use std::net::IpAddr;
 
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
-use tokio::net::UdpSocket;
 
 use super::probe::{Limit, Outcome, Probe};
-use super::socket::answered;
-use super::udp;
+use super::udp::{self, Exchange};
+use super::way::Way;
 use crate::config::{DnsCheck, QueryType, Rcode};
 use crate::model::CheckCode;
 
 /// How many datagrams that are no answer are passed over.
 const MAX_FOREIGN: usize = 16;
 
-pub(super) async fn check(check: &DnsCheck, probe: &Probe, limit: Limit) -> Outcome {
+pub(super) async fn check(check: &DnsCheck, way: Way<'_>, probe: &Probe, limit: Limit) -> Outcome {
     let Some((question, datagram)) = question(check) else {
         return Outcome::new(CheckCode::Sockerr, "the question cannot be written down");
     };
-    let socket = match udp::sent(&datagram, probe).await {
+    let mut socket = match udp::sent(&datagram, way, probe).await {
         Ok(socket) => socket,
         Err(outcome) => return outcome,
     };
     match limit
-        .run(answer(&socket, &question), CheckCode::L7tout, "no answer")
+        .run(answer(&mut socket, &question), CheckCode::L7tout, "no answer")
         .await
     {
         Ok(Ok(answer)) => judge(check, &answer),
@@ -49,11 +48,11 @@ fn question(check: &DnsCheck) -> Option<(Message, Vec<u8>)> {
     Some((message, datagram))
 }
 
-async fn answer(socket: &UdpSocket, question: &Message) -> Result<Message, Outcome> {
+async fn answer(socket: &mut Exchange, question: &Message) -> Result<Message, Outcome> {
     let mut buffer = [0; udp::MAX_ANSWER_BYTES];
     let mut garbage = "of another question";
     for _ in 0..MAX_FOREIGN {
-        let length = socket.recv(&mut buffer).await.map_err(|error| answered(&error))?;
+        let length = socket.recv(&mut buffer).await?;
         match Message::from_vec(&buffer[..length]) {
             Ok(answer) if answers(&answer, question) => return Ok(answer),
             Ok(_) => {}

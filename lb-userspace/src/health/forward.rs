@@ -1,27 +1,31 @@
-//! Probes through the path that traffic takes: `via = "forward"` of a `tcp` check.
+//! Probes through the path that traffic takes: `via = "forward"`.
 //!
-//! A SYN to the service address is sent as the program sends a client's: to the next hop's MAC (`dsr-l2`), or with the
-//! outer header too (`dsr-ipip`). A backend that does not hold the address, or does not take the outer header off, does
-//! not answer. The answer comes straight from the service address to an address of this machine, as it would to any
-//! client; a reset along the same path ends the connection before the program behind it sees it.
+//! What is asked goes to the service address as the program sends a client's packets there: to the next hop's MAC
+//! (`dsr-l2`), or with the outer header too (`dsr-ipip`). A backend that does not hold the address, or does not take the
+//! outer header off, does not answer. The answer comes straight from the service address to an address of this machine,
+//! as it would to any client. A `tcp` probe is a SYN, and a reset along the same path that ends the connection before the
+//! program behind it sees it; other checks talk over a connection of their own ([`stream`]).
 //!
 //! The kernel cannot do this for us: the service address may be its own, and it has no route by backend. So frames are
 //! sent and received as they are (`AF_PACKET`, `CAP_NET_RAW`). Nothing is installed in the kernel but sockets, which end
-//! with the process. One port is held by a socket that is bound and no more, so that no connection of this machine
-//! has it; answers are told apart by the number they acknowledge, 32 random bits a probe. A filter in the kernel lets
-//! nothing but segments to that port through.
+//! with the process. Ports are held by sockets that receive nothing ([`ports`]); a filter in the kernel lets nothing but
+//! packets to them through. All `tcp` probes come from one port, and their answers are told apart by the number they
+//! acknowledge, 32 random bits a probe.
 //!
 //! What it does not see: the program itself (loaded, attached, its tables); that is what `status` and the counters show.
 
 mod engine;
+mod ports;
 mod segment;
+mod stream;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use tokio::io::DuplexStream;
 use tokio::sync::{OnceCell, watch};
 
-use self::engine::Engine;
+use self::engine::{Engine, Event, Session};
 use self::segment::{RST, SYN, Segment};
 use super::probe::{Limit, Outcome, Probe};
 use super::socket::describe;
@@ -33,7 +37,7 @@ use crate::net::{NextHop, NextHops, Unresolved};
 pub struct Forwarder {
     hops: watch::Receiver<Arc<NextHops>>,
     /// Made for the first probe: who has none needs no rights.
-    engine: OnceCell<Engine>,
+    engine: OnceCell<Arc<Engine>>,
 }
 
 impl Forwarder {
@@ -46,7 +50,7 @@ impl Forwarder {
         }
     }
 
-    /// Asks the backend at the address of `probe` for a connection to `service`.
+    /// Asks the backend at the address of `probe` whether it takes connections to `service`.
     pub(super) async fn check(
         &self,
         service: SocketAddr,
@@ -54,38 +58,99 @@ impl Forwarder {
         probe: &Probe,
         limit: Limit,
     ) -> Outcome {
+        match self.way(service, forward, probe).await {
+            Ok((engine, path, source)) => {
+                let segment = Segment {
+                    source: SocketAddr::new(source, engine.port()),
+                    destination: service,
+                    sequence: rand::random(),
+                    flags: SYN,
+                };
+                ask(&engine, &segment, &path, limit).await
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Connects to `service` at the backend with the address of `probe`.
+    pub(super) async fn connect(
+        &self,
+        service: SocketAddr,
+        forward: Forward,
+        probe: &Probe,
+        limit: Limit,
+    ) -> Result<DuplexStream, Outcome> {
+        let (engine, path, source) = self.way(service, forward, probe).await?;
+        let mtu = u16::try_from(path.hop.mtu).unwrap_or(u16::MAX);
+        let mtu = mtu.saturating_sub(segment::overhead(forward, path.backend));
+        let session = Session::open(&engine, service, segment::TCP, path).ok_or_else(no_port)?;
+        let source = SocketAddr::new(source, session.port());
+        let (verdict, stream) = stream::open(session, source, service, mtu, limit);
+        let taken = limit
+            .run(
+                verdict,
+                CheckCode::L4tout,
+                "no answer to the SYN through the forward path",
+            )
+            .await?;
+        match taken {
+            Ok(true) => Ok(stream),
+            Ok(false) => Err(Outcome::new(CheckCode::L4con, REFUSED)),
+            Err(_) => Err(Outcome::new(CheckCode::Sockerr, "cannot send the SYN")),
+        }
+    }
+
+    /// Sends a datagram to `service` at the backend with the address of `probe`.
+    pub(super) async fn ask(
+        &self,
+        service: SocketAddr,
+        forward: Forward,
+        probe: &Probe,
+        data: &[u8],
+    ) -> Result<Datagrams, Outcome> {
+        let (engine, path, source) = self.way(service, forward, probe).await?;
+        let session = Session::open(&engine, service, segment::UDP, path).ok_or_else(no_port)?;
+        let source = SocketAddr::new(source, session.port());
+        let packet = segment::datagram(source, service, data)
+            .ok_or_else(|| Outcome::new(CheckCode::Sockerr, "the datagram is too long"))?;
+        session.send(&packet).map_err(|error| not_sent(&error))?;
+        Ok(Datagrams(session))
+    }
+
+    /// What packets to a backend are sent with, and the address that they come from.
+    async fn way(
+        &self,
+        service: SocketAddr,
+        forward: Forward,
+        probe: &Probe,
+    ) -> Result<(Arc<Engine>, Path, IpAddr), Outcome> {
         let backend = probe.address.ip();
-        let hop = match self.hop(backend) {
-            Ok(hop) => hop,
-            Err(outcome) => return outcome,
-        };
+        let hop = self.hop(backend)?;
         let source = probe.source.unwrap_or(hop.source);
         if source.is_ipv4() != service.is_ipv4() || source == service.ip() {
-            return Outcome::new(
+            return Err(Outcome::new(
                 CheckCode::Sockerr,
                 format!(
                     "the check needs a `source` to ask {} from, not {source}",
                     service.ip()
                 ),
-            );
+            ));
         }
-        let engine = self.engine.get_or_try_init(|| async { Engine::start() }).await;
-        let engine = match engine {
-            Ok(engine) => engine,
-            Err(error) => {
-                return Outcome::new(
-                    CheckCode::Sockerr,
-                    format!("cannot send and receive frames: {}", describe(&error)),
-                );
+        let start = || async { Engine::start().map(Arc::new) };
+        match self.engine.get_or_try_init(start).await {
+            Ok(engine) => {
+                let path = Path {
+                    forward,
+                    hop,
+                    backend,
+                };
+                Ok((Arc::clone(engine), path, source))
             }
-        };
-        let segment = Segment {
-            source: SocketAddr::new(source, engine.port()),
-            destination: service,
-            sequence: rand::random(),
-            flags: SYN,
-        };
-        ask(engine, &segment, forward, &hop, backend, limit).await
+            Err(error) => Err(Outcome::new(
+                CheckCode::Sockerr,
+                format!("cannot send and receive frames: {}", describe(&error)),
+            )),
+        }
     }
 
     fn hop(&self, backend: IpAddr) -> Result<NextHop, Outcome> {
@@ -101,24 +166,58 @@ impl Forwarder {
     }
 }
 
-async fn ask(
-    engine: &Engine,
-    segment: &Segment,
+/// How packets get to a backend.
+#[derive(Clone, Debug)]
+struct Path {
     forward: Forward,
-    hop: &NextHop,
+    hop: NextHop,
     backend: IpAddr,
-    limit: Limit,
-) -> Outcome {
+}
+
+/// Datagrams that come back from a service.
+pub(super) struct Datagrams(Session);
+
+impl Datagrams {
+    /// The next one; of a longer one what fits into `buffer`.
+    pub async fn recv(&mut self, buffer: &mut [u8]) -> Result<usize, Outcome> {
+        loop {
+            let packet = match self.0.next().await {
+                Event::Packet(packet) => packet,
+                Event::Unreachable => return Err(Outcome::new(CheckCode::L4con, REFUSED)),
+            };
+            if let Some(data) = segment::data(&packet) {
+                let length = data.len().min(buffer.len());
+                buffer[..length].copy_from_slice(&data[..length]);
+                return Ok(length);
+            }
+        }
+    }
+}
+
+const REFUSED: &str = "connection refused";
+
+fn not_sent(error: &std::io::Error) -> Outcome {
+    Outcome::new(CheckCode::Sockerr, format!("cannot send: {}", describe(error)))
+}
+
+fn no_port() -> Outcome {
+    Outcome::new(CheckCode::Sockerr, "no port is left to ask from")
+}
+
+async fn ask(engine: &Engine, segment: &Segment, path: &Path, limit: Limit) -> Outcome {
+    let Path {
+        forward,
+        hop,
+        backend,
+    } = path;
     let send = |segment: &Segment| -> Result<(), Outcome> {
-        let Some(frame) = segment::frame(segment, forward, hop, backend) else {
+        let Some(frame) = segment::frame(segment, *forward, hop, *backend) else {
             return Err(Outcome::new(
                 CheckCode::Sockerr,
                 format!("{backend} cannot be sent packets of {}", segment.destination),
             ));
         };
-        engine
-            .send(&frame, hop.ifindex)
-            .map_err(|error| Outcome::new(CheckCode::Sockerr, format!("cannot send: {}", describe(&error))))
+        engine.send(&frame, hop.ifindex).map_err(|error| not_sent(&error))
     };
     let awaited = engine.expect(segment.destination, segment.sequence.wrapping_add(1));
     if let Err(outcome) = send(segment) {
@@ -133,7 +232,7 @@ async fn ask(
         .await;
     match accepted {
         Err(late) => late,
-        Ok(false) => Outcome::new(CheckCode::L4con, "connection refused"),
+        Ok(false) => Outcome::new(CheckCode::L4con, REFUSED),
         Ok(true) => {
             // An answer was there: what becomes of the reset changes nothing.
             let _ = send(&Segment {

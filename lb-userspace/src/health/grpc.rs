@@ -15,7 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout_at;
 
 use super::probe::{Limit, Outcome, Probe};
-use super::{socket, tcp, tls};
+use super::way::Way;
+use super::{socket, tls};
 use crate::config::GrpcCheck;
 use crate::model::CheckCode;
 
@@ -25,15 +26,17 @@ const MAX_ANSWER_BYTES: usize = 1024;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-pub(super) async fn check(check: &GrpcCheck, probe: &Probe, limit: Limit) -> Outcome {
+pub(super) async fn check(check: &GrpcCheck, way: Way<'_>, probe: &Probe, limit: Limit) -> Outcome {
+    let address = way.address(probe);
     if check.over_tls {
-        match tls::connect(&check.tls, tls::Alpn::Http2, check.host.as_deref(), probe, limit).await {
-            Ok(stream) => ask(check, stream, probe.address, limit).await,
+        let host = check.host.as_deref();
+        match tls::connect(&check.tls, tls::Alpn::Http2, host, way, probe, limit).await {
+            Ok(stream) => ask(check, stream, address, limit).await,
             Err(outcome) => outcome,
         }
     } else {
-        match tcp::connect(probe, limit).await {
-            Ok(stream) => ask(check, stream, probe.address, limit).await,
+        match way.connect(probe, limit).await {
+            Ok(stream) => ask(check, stream, address, limit).await,
             Err(outcome) => outcome,
         }
     }

@@ -22,8 +22,9 @@ use tokio::time::timeout_at;
 
 use self::describe::failed;
 use super::probe::{Limit, Outcome, Probe};
+use super::tls;
 use super::udp::contains;
-use super::{tcp, tls};
+use super::way::Way;
 use crate::config::{self, Pattern, TlsCheck};
 use crate::model::CheckCode;
 
@@ -185,9 +186,9 @@ fn parse_path(path: &str) -> Option<PathAndQuery> {
     encoded.parse().ok()
 }
 
-pub(super) async fn check(check: &HttpCheck, probe: &Probe, limit: Limit) -> Outcome {
-    match tcp::connect(probe, limit).await {
-        Ok(stream) => ask(check, stream, probe.address, limit).await,
+pub(super) async fn check(check: &HttpCheck, way: Way<'_>, probe: &Probe, limit: Limit) -> Outcome {
+    match way.connect(probe, limit).await {
+        Ok(stream) => ask(check, stream, way.address(probe), limit).await,
         Err(outcome) => outcome,
     }
 }
@@ -195,12 +196,13 @@ pub(super) async fn check(check: &HttpCheck, probe: &Probe, limit: Limit) -> Out
 pub(super) async fn check_over_tls(
     check: &HttpCheck,
     tls: &TlsCheck,
+    way: Way<'_>,
     probe: &Probe,
     limit: Limit,
 ) -> Outcome {
     let host = check.host.as_ref().and_then(|host| host.to_str().ok());
-    match tls::connect(tls, tls::Alpn::Http1, host, probe, limit).await {
-        Ok(stream) => ask(check, stream, probe.address, limit).await,
+    match tls::connect(tls, tls::Alpn::Http1, host, way, probe, limit).await {
+        Ok(stream) => ask(check, stream, way.address(probe), limit).await,
         Err(outcome) => outcome,
     }
 }

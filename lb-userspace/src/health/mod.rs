@@ -37,6 +37,7 @@ pub mod suspicion;
 mod tcp;
 mod tls;
 mod udp;
+mod way;
 
 pub use agent_check::{AgentProber, AgentReport, AgentTarget, Steering};
 pub use forward::Forwarder;

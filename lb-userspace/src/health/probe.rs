@@ -7,6 +7,8 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use super::spec::Forwarded;
+use super::way::Way;
 use super::{CheckKind, Forwarder, dns, exec, grpc, http, icmp, tcp, udp};
 use crate::config::Require;
 use crate::model::CheckCode;
@@ -100,18 +102,41 @@ pub(super) const NO_CHECK: &str = "no check";
 /// One probe. All but the most frequent kind are boxed: the tasks of thousands of targets have the size of the
 /// largest of them.
 async fn one(probe: &Probe, limit: Limit, forwarder: Option<&Forwarder>) -> Outcome {
-    match &probe.kind {
-        CheckKind::Tcp => tcp::check(probe, limit).await,
-        CheckKind::Forwarded { service, forward } => match forwarder {
-            Some(forwarder) => Box::pin(forwarder.check(*service, *forward, probe, limit)).await,
-            None => Outcome::new(CheckCode::Sockerr, "no forward path here"),
+    let (kind, way) = match (&probe.kind, forwarder) {
+        (CheckKind::Forwarded(forwarded), Some(forwarder)) => {
+            let Forwarded {
+                service,
+                forward,
+                kind,
+            } = &**forwarded;
+            let way = Way::Forward {
+                forwarder,
+                service: *service,
+                forward: *forward,
+            };
+            (kind, way)
+        }
+        (CheckKind::Forwarded(_), None) => {
+            return Outcome::new(CheckCode::Sockerr, "no forward path here");
+        }
+        (kind, _) => (kind, Way::Direct),
+    };
+    match kind {
+        CheckKind::Tcp => match way {
+            Way::Direct => tcp::check(probe, limit).await,
+            Way::Forward {
+                forwarder,
+                service,
+                forward,
+            } => Box::pin(forwarder.check(service, forward, probe, limit)).await,
         },
-        CheckKind::Http(check) => Box::pin(http::check(check, probe, limit)).await,
-        CheckKind::Https(check, tls) => Box::pin(http::check_over_tls(check, tls, probe, limit)).await,
-        CheckKind::Udp(check) => Box::pin(udp::check(check, probe, limit)).await,
-        CheckKind::Dns(check) => Box::pin(dns::check(check, probe, limit)).await,
+        CheckKind::Forwarded(_) => Outcome::new(CheckCode::Sockerr, "a way cannot be taken twice"),
+        CheckKind::Http(check) => Box::pin(http::check(check, way, probe, limit)).await,
+        CheckKind::Https(check, tls) => Box::pin(http::check_over_tls(check, tls, way, probe, limit)).await,
+        CheckKind::Udp(check) => Box::pin(udp::check(check, way, probe, limit)).await,
+        CheckKind::Dns(check) => Box::pin(dns::check(check, way, probe, limit)).await,
         CheckKind::Icmp => Box::pin(icmp::check(probe, limit)).await,
-        CheckKind::Grpc(check) => Box::pin(grpc::check(check, probe, limit)).await,
+        CheckKind::Grpc(check) => Box::pin(grpc::check(check, way, probe, limit)).await,
         CheckKind::Exec(check) => Box::pin(exec::check(check, probe, limit)).await,
     }
 }

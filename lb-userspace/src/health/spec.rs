@@ -45,7 +45,6 @@ pub struct ProbeSpec {
     pub port: Option<u16>,
     /// Where probes come from; `None`: whatever address the kernel chooses.
     pub source: Option<IpAddr>,
-    /// [`Via::Forward`]: of `tcp` probes only.
     pub via: Via,
 }
 
@@ -54,8 +53,8 @@ pub struct ProbeSpec {
 pub enum CheckKind {
     /// A TCP connection can be made.
     Tcp,
-    /// A TCP connection to the service can be made through the path that traffic takes.
-    Forwarded { service: SocketAddr, forward: Forward },
+    /// Asked through the path that traffic takes.
+    Forwarded(Box<Forwarded>),
     /// An HTTP/1.1 request is answered as expected.
     Http(Arc<HttpCheck>),
     /// The same over TLS.
@@ -72,12 +71,24 @@ pub enum CheckKind {
     Exec(Arc<ExecCheck>),
 }
 
+/// A probe through the path that traffic takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Who is asked.
+    pub service: SocketAddr,
+    /// How packets reach the backend.
+    pub forward: Forward,
+    /// What it is asked.
+    pub kind: CheckKind,
+}
+
 impl CheckKind {
     /// The word of the configuration.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Tcp | Self::Forwarded { .. } => "tcp",
+            Self::Tcp => "tcp",
+            Self::Forwarded(forwarded) => forwarded.kind.name(),
             Self::Http(_) => "http",
             Self::Https(..) => "https",
             Self::Udp(_) => "udp",
@@ -147,10 +158,11 @@ impl Target {
         let probe = |spec: &ProbeSpec| Probe {
             kind: match spec.via {
                 Via::Direct => spec.kind.clone(),
-                Via::Forward => CheckKind::Forwarded {
+                Via::Forward => CheckKind::Forwarded(Box::new(Forwarded {
                     service: SocketAddr::new(self.id.service.address, self.id.service.port),
                     forward: self.forward,
-                },
+                    kind: spec.kind.clone(),
+                })),
             },
             address: SocketAddr::new(
                 spec.address.unwrap_or(self.address),

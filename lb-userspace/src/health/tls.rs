@@ -16,13 +16,13 @@ use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use self::verify::AnyCertificate;
 use super::probe::{Limit, Outcome, Probe};
-use super::{socket, tcp};
+use super::socket;
+use super::way::{Connection, Way};
 use crate::config::TlsCheck;
 use crate::model::CheckCode;
 
@@ -42,12 +42,13 @@ pub(super) async fn connect(
     check: &TlsCheck,
     alpn: Alpn,
     host: Option<&str>,
+    way: Way<'_>,
     probe: &Probe,
     limit: Limit,
-) -> Result<TlsStream<TcpStream>, Outcome> {
-    let name = server_name(check, host, probe.address.ip());
+) -> Result<TlsStream<Box<dyn Connection>>, Outcome> {
+    let name = server_name(check, host, way.address(probe).ip());
     let config = config(check, alpn).await?;
-    let stream = tcp::connect(probe, limit).await?;
+    let stream = way.connect(probe, limit).await?;
     let shaken = TlsConnector::from(config).connect(name, stream);
     limit
         .run(shaken, CheckCode::L6tout, "no TLS handshake")

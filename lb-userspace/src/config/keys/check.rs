@@ -50,7 +50,7 @@ pub static CHECK: Table = Table {
 
 /// The keys that only checks of some types have, and those types.
 pub static SPECIFIC: [(&Key, &[&str]); 22] = [
-    (&VIA, &["tcp"]),
+    (&VIA, &["tcp", "http", "https", "udp", "dns", "grpc"]),
     (&METHOD, HTTP_TYPES),
     (&PATH, HTTP_TYPES),
     (&HOST, &["http", "https", "grpc"]),
@@ -163,7 +163,7 @@ pub static VIA: Key = Key::with_default(
         planned: &[],
     },
     "\"direct\"",
-    "tcp: direct: to the backend's own address. forward: to the service address, the way clients' packets go, so that a \
+    "direct: to the backend's own address. forward: to the service address, the way clients' packets go, so that a \
      backend without that address or without decapsulation is found DOWN.",
 );
 pub static METHOD: Key = Key::with_default(

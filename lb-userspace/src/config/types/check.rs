@@ -62,7 +62,7 @@ pub enum Via {
     /// To the backend's own address.
     #[default]
     Direct,
-    /// To the service address, as clients' packets go. Of `tcp` checks only, without an address and a port of their own.
+    /// To the service address, as clients' packets go. Of checks without an address and a port of their own.
     Forward,
 }
 

@@ -1,36 +1,110 @@
-//! The sockets of the forward path: one that sends frames, one a family that hears the answers, one that holds the port.
+//! The sockets of the forward path: one that sends frames, one a family that hears the answers, and those that hold ports.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    self as nix_socket, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
-};
+use nix::sys::socket::{self as nix_socket, MsgFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::segment::{Answer, answer};
+use super::Path;
+use super::ports::{BLOCK, Ports};
+use super::segment::{self, Answer, Came, answer, came};
 use crate::health::socket::watch;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
+/// Packets that a session has not looked at yet; more are lost, as on any link.
+const ROOM: usize = 256;
+
 /// Who waits for an answer from this address that acknowledges this number.
 type Waiting = Arc<Mutex<HashMap<(SocketAddr, u32), oneshot::Sender<bool>>>>;
+
+/// Who talks with this service, over this protocol, from this port.
+pub(super) type Talk = (SocketAddr, u8, u16);
+type Talking = Arc<Mutex<HashMap<Talk, mpsc::Sender<Event>>>>;
 
 #[derive(Debug)]
 pub(super) struct Engine {
     sender: OwnedFd,
-    port: u16,
-    _port_holder: OwnedFd,
+    first_port: u16,
+    ports: Mutex<Ports>,
     waiting: Waiting,
+    talking: Talking,
     listeners: [JoinHandle<()>; 2],
+}
+
+/// What came for a session.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// An IP packet from the service to the port.
+    Packet(Vec<u8>),
+    /// An ICMP error about a packet of the session: it did not arrive.
+    Unreachable,
+}
+
+/// A port of our own, and what comes for it from one service.
+#[derive(Debug)]
+pub(super) struct Session {
+    engine: Arc<Engine>,
+    talk: Talk,
+    events: mpsc::Receiver<Event>,
+    path: Path,
+}
+
+impl Session {
+    /// `None`: all ports are in use.
+    pub fn open(engine: &Arc<Engine>, service: SocketAddr, protocol: u8, path: Path) -> Option<Self> {
+        let port = lock(&engine.ports).take()?;
+        let (sender, events) = mpsc::channel(ROOM);
+        let talk = (service, protocol, port);
+        lock(&engine.talking).insert(talk, sender);
+        Some(Self {
+            engine: Arc::clone(engine),
+            talk,
+            events,
+            path,
+        })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.talk.2
+    }
+
+    /// Sends an IP packet to the service, through the path.
+    pub fn send(&self, packet: &[u8]) -> io::Result<()> {
+        let Path {
+            forward,
+            hop,
+            backend,
+        } = &self.path;
+        let frame = segment::carry(packet, *forward, hop, *backend);
+        // The families were compared when the session was opened.
+        let frame = frame.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.engine.send(&frame, hop.ifindex)
+    }
+
+    pub async fn next(&mut self) -> Event {
+        match self.events.recv().await {
+            Some(event) => event,
+            // The sender is taken away with us only.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        lock(&self.engine.talking).remove(&self.talk);
+        lock(&self.engine.ports).give_back(self.talk.2);
+    }
 }
 
 impl Drop for Engine {
@@ -71,24 +145,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Engine {
     pub fn start() -> io::Result<Self> {
-        let (port_holder, port) = hold_port()?;
-        let waiting = Waiting::default();
+        let ports = Ports::take_block()?;
+        let first_port = ports.first();
+        let (waiting, talking) = (Waiting::default(), Talking::default());
         let listen = |ethertype: u16| -> io::Result<JoinHandle<()>> {
-            let socket = watch(listener(ethertype, port)?, Interest::READABLE)?;
-            Ok(tokio::spawn(hear(socket, Arc::clone(&waiting))))
+            let socket = watch(listener(ethertype, first_port)?, Interest::READABLE)?;
+            let (waiting, talking) = (Arc::clone(&waiting), Arc::clone(&talking));
+            Ok(tokio::spawn(hear(socket, waiting, talking)))
         };
         Ok(Self {
             sender: packet_socket(libc::SOCK_RAW)?,
-            port,
-            _port_holder: port_holder,
+            first_port,
+            ports: Mutex::new(ports),
             listeners: [listen(ETHERTYPE_IPV4)?, listen(ETHERTYPE_IPV6)?],
             waiting,
+            talking,
         })
     }
 
-    /// The port that probes come from.
+    /// The port that SYNs come from which no connection follows.
     pub fn port(&self) -> u16 {
-        self.port
+        self.first_port
     }
 
     pub fn expect(&self, from: SocketAddr, acknowledges: u32) -> Awaited<'_> {
@@ -126,21 +203,6 @@ impl Engine {
     }
 }
 
-/// A port that no connection of this machine has: bound, for both families, and never used.
-fn hold_port() -> io::Result<(OwnedFd, u16)> {
-    let socket = nix_socket::socket(
-        AddressFamily::Inet6,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
-    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    nix_socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(any))?;
-    let bound: nix_socket::SockaddrIn6 = nix_socket::getsockname(socket.as_raw_fd())?;
-    Ok((socket, bound.port()))
-}
-
 fn packet_socket(kind: libc::c_int) -> io::Result<OwnedFd> {
     let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers are passed. Protocol 0: it receives nothing until it is bound to one.
@@ -160,18 +222,16 @@ fn link_address(ethertype: u16) -> libc::sockaddr_ll {
     address
 }
 
-/// A socket that receives the IP packets of one family that carry TCP to `port`.
-fn listener(ethertype: u16, port: u16) -> io::Result<OwnedFd> {
-    let socket = packet_socket(libc::SOCK_DGRAM)?;
-    let mut filter = filter(ethertype, port);
+/// Lets the socket receive what the program of classic BPF says.
+pub(super) fn filter_with(socket: &impl AsFd, filter: &[libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: filter.len() as u16,
-        filter: filter.as_mut_ptr(),
+        filter: filter.as_ptr().cast_mut(),
     };
-    // SAFETY: the program and its instructions live during the call, which copies them.
+    // SAFETY: the program and its instructions live during the call, which copies and does not change them.
     let attached = unsafe {
         libc::setsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_ATTACH_FILTER,
             (&raw const program).cast(),
@@ -181,6 +241,14 @@ fn listener(ethertype: u16, port: u16) -> io::Result<OwnedFd> {
     if attached != 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(())
+}
+
+/// A socket that receives the IP packets of one family that carry TCP or UDP to a port of our block, and those that
+/// say that something was unreachable.
+fn listener(ethertype: u16, first_port: u16) -> io::Result<OwnedFd> {
+    let socket = packet_socket(libc::SOCK_DGRAM)?;
+    filter_with(&socket, &filter(ethertype, first_port))?;
     let address = link_address(ethertype);
     // SAFETY: the address is valid for the length passed.
     let bound = unsafe {
@@ -196,8 +264,8 @@ fn listener(ethertype: u16, port: u16) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Classic BPF over an IP packet: its protocol is TCP and the destination port `port`; else 0 bytes of it.
-fn filter(ethertype: u16, port: u16) -> Vec<libc::sock_filter> {
+/// Classic BPF over an IP packet: what [`listener`] lets through, whole; else 0 bytes of it.
+fn filter(ethertype: u16, first_port: u16) -> Vec<libc::sock_filter> {
     let step = |code: u32, jt, jf, k| libc::sock_filter {
         code: code as u16,
         jt,
@@ -205,54 +273,85 @@ fn filter(ethertype: u16, port: u16) -> Vec<libc::sock_filter> {
         k,
     };
     let load = libc::BPF_LD | libc::BPF_ABS;
+    let load_behind = libc::BPF_LD | libc::BPF_IND;
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let give = libc::BPF_RET | libc::BPF_K;
-    if ethertype == ETHERTYPE_IPV4 {
-        vec![
-            step(load | libc::BPF_B, 0, 0, 9),
-            step(equal, 0, 4, 6),
+    // The length of the header goes to X: it varies in one family, and is loaded as a constant in the other.
+    let (protocol_at, header, icmp, unreachable) = if ethertype == ETHERTYPE_IPV4 {
+        (
+            9,
             step(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0, 0, 0),
-            step(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, 0, 0, 2),
-            step(equal, 0, 1, u32::from(port)),
-            step(give, 0, 0, u32::from(u16::MAX)),
-            step(give, 0, 0, 0),
-        ]
+            1,
+            3,
+        )
     } else {
-        vec![
-            step(load | libc::BPF_B, 0, 0, 6),
-            step(equal, 0, 3, 6),
-            step(load | libc::BPF_H, 0, 0, 42),
-            step(equal, 0, 1, u32::from(port)),
-            step(give, 0, 0, u32::from(u16::MAX)),
-            step(give, 0, 0, 0),
-        ]
-    }
+        (
+            6,
+            step(libc::BPF_LDX | libc::BPF_W | libc::BPF_IMM, 0, 0, 40),
+            58,
+            1,
+        )
+    };
+    vec![
+        header,
+        step(load | libc::BPF_B, 0, 0, protocol_at),
+        step(equal, 2, 0, segment::TCP.into()),
+        step(equal, 1, 0, segment::UDP.into()),
+        step(equal, 3, 6, icmp),
+        step(load_behind | libc::BPF_H, 0, 0, 2),
+        step(
+            libc::BPF_ALU | libc::BPF_AND | libc::BPF_K,
+            0,
+            0,
+            (!(BLOCK - 1)).into(),
+        ),
+        step(equal, 2, 3, first_port.into()),
+        step(load_behind | libc::BPF_B, 0, 0, 0),
+        step(equal, 0, 1, unreachable),
+        step(give, 0, 0, u32::MAX),
+        step(give, 0, 0, 0),
+    ]
 }
 
-/// Hands answers to those who wait for them.
-async fn hear(socket: AsyncFd<OwnedFd>, waiting: Waiting) {
-    let mut buffer = [0; 256];
+/// Hands what came to those who wait for it.
+async fn hear(socket: AsyncFd<OwnedFd>, waiting: Waiting, talking: Talking) {
+    // Segments may come put together to more than one packet of the link.
+    let mut buffer = vec![0; 1 << 16];
     loop {
         let Ok(mut guard) = socket.readable().await else {
             return;
         };
         match nix_socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(length) => {
-                if let Some(Answer {
-                    from,
-                    acknowledges,
-                    accepted,
-                }) = answer(&buffer[..length])
-                    && let Some(waiter) = lock(&waiting).remove(&(from, acknowledges))
-                {
-                    // It may have given up just now.
-                    let _ = waiter.send(accepted);
-                }
+                hand_over(&buffer[..length], &waiting, &talking);
                 tokio::task::coop::consume_budget().await;
             }
             Err(Errno::EAGAIN) => guard.clear_ready(),
             // An interface that went down: the socket goes on with the others.
             Err(_) => tokio::task::yield_now().await,
         }
+    }
+}
+
+fn hand_over(packet: &[u8], waiting: &Waiting, talking: &Talking) {
+    let (talk, event) = match came(packet) {
+        Some(Came::For(talk)) => (talk, Event::Packet(packet.to_vec())),
+        Some(Came::Unreachable(talk)) => (talk, Event::Unreachable),
+        None => return,
+    };
+    if let Some(session) = lock(talking).get(&talk) {
+        // What there is no room for is lost.
+        let _ = session.try_send(event);
+        return;
+    }
+    if let Some(Answer {
+        from,
+        acknowledges,
+        accepted,
+    }) = answer(packet)
+        && let Some(waiter) = lock(waiting).remove(&(from, acknowledges))
+    {
+        // It may have given up just now.
+        let _ = waiter.send(accepted);
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::{GUE_PORT, UDP_LEN};
 
+use super::engine::Talk;
 use crate::model::Forward;
 use crate::net::NextHop;
 
@@ -16,8 +17,8 @@ pub(super) const ACK: u8 = 0x10;
 const TTL: u8 = 64;
 /// Source port of `dsr-gue`: one of those that packets have.
 const GUE_SOURCE_PORT: u16 = 0xC000;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
 const TCP_HEADER_BYTES: usize = 20;
 
 /// A TCP segment without data and options.
@@ -32,13 +33,29 @@ pub(super) struct Segment {
 /// The frame that carries `segment` to `backend` over `hop`. `None`: the families do not go together.
 pub(super) fn frame(segment: &Segment, forward: Forward, hop: &NextHop, backend: IpAddr) -> Option<Vec<u8>> {
     let inner = packet(segment.source.ip(), segment.destination.ip(), TCP, &tcp(segment))?;
+    carry(&inner, forward, hop, backend)
+}
+
+/// What encapsulation adds to a packet.
+pub(super) fn overhead(forward: Forward, backend: IpAddr) -> u16 {
+    match (forward, backend) {
+        (Forward::DsrL2, _) => 0,
+        (Forward::DsrIpip, IpAddr::V4(_)) => 20,
+        (Forward::DsrIpip, IpAddr::V6(_)) => 40,
+        (Forward::DsrGue, IpAddr::V4(_)) => 20 + UDP_LEN as u16,
+        (Forward::DsrGue, IpAddr::V6(_)) => 40 + UDP_LEN as u16,
+    }
+}
+
+/// The frame that carries an IP packet to `backend` over `hop`. `None`: the families do not go together.
+pub(super) fn carry(inner: &[u8], forward: Forward, hop: &NextHop, backend: IpAddr) -> Option<Vec<u8>> {
     let packet = match forward {
-        Forward::DsrL2 => inner,
+        Forward::DsrL2 => inner.to_vec(),
         Forward::DsrIpip => {
-            let protocol = if segment.destination.is_ipv4() { 4 } else { 41 };
-            packet(hop.source, backend, protocol, &inner)?
+            let protocol = if inner.first()? >> 4 == 4 { 4 } else { 41 };
+            packet(hop.source, backend, protocol, inner)?
         }
-        Forward::DsrGue => packet(hop.source, backend, UDP, &gue(&inner)?)?,
+        Forward::DsrGue => packet(hop.source, backend, UDP, &gue(inner)?)?,
     };
     let ether_type: u16 = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
     let mut frame = Vec::with_capacity(14 + packet.len());
@@ -97,24 +114,26 @@ fn tcp(segment: &Segment) -> [u8; TCP_HEADER_BYTES] {
     bytes[12] = (TCP_HEADER_BYTES as u8 / 4) << 4;
     bytes[13] = segment.flags;
     bytes[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
+    let checksum = checksum(segment.source.ip(), segment.destination.ip(), TCP, &bytes);
+    bytes[16..18].copy_from_slice(&checksum.to_be_bytes());
+    bytes
+}
+
+/// The checksum of a transport header and what follows it, with the pseudo header.
+fn checksum(source: IpAddr, destination: IpAddr, protocol: u8, bytes: &[u8]) -> u16 {
     let addresses = |address: IpAddr| match address {
         IpAddr::V4(address) => sum(&address.octets()),
         IpAddr::V6(address) => sum(&address.octets()),
     };
-    let pseudo_header = addresses(segment.source.ip())
-        + addresses(segment.destination.ip())
-        + u32::from(TCP)
-        + TCP_HEADER_BYTES as u32;
-    let checksum = finish(pseudo_header + sum(&bytes));
-    bytes[16..18].copy_from_slice(&checksum.to_be_bytes());
-    bytes
+    let pseudo_header = addresses(source) + addresses(destination) + u32::from(protocol) + bytes.len() as u32;
+    finish(pseudo_header + sum(bytes))
 }
 
 /// RFC 1071.
 fn sum(bytes: &[u8]) -> u32 {
     bytes
-        .chunks_exact(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])))
         .sum()
 }
 
@@ -132,24 +151,107 @@ pub(super) struct Answer {
     pub accepted: bool,
 }
 
+/// An IP packet taken apart.
+struct Parts<'p> {
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    payload: &'p [u8],
+}
+
+impl<'p> Parts<'p> {
+    /// `None`: it is none, or has extension headers.
+    fn of(packet: &'p [u8]) -> Option<Self> {
+        fn bytes<const N: usize>(packet: &[u8], at: usize) -> Option<[u8; N]> {
+            packet.get(at..at + N)?.try_into().ok()
+        }
+        match packet.first()? >> 4 {
+            4 => Some(Self {
+                source: bytes::<4>(packet, 12)?.into(),
+                destination: bytes::<4>(packet, 16)?.into(),
+                protocol: *packet.get(9)?,
+                payload: packet.get(usize::from(packet[0] & 0xf) * 4..)?,
+            }),
+            6 => Some(Self {
+                source: bytes::<16>(packet, 8)?.into(),
+                destination: bytes::<16>(packet, 24)?.into(),
+                protocol: *packet.get(6)?,
+                payload: packet.get(40..)?,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Source and destination port.
+    fn ports(&self) -> Option<(u16, u16)> {
+        let port = |at: usize| Some(u16::from_be_bytes(self.payload.get(at..at + 2)?.try_into().ok()?));
+        Some((port(0)?, port(2)?))
+    }
+}
+
+/// Whose a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    For(Talk),
+    /// It says that a packet of this talk did not arrive.
+    Unreachable(Talk),
+}
+
+/// Whose a packet is; `None`: nobody's.
+pub(super) fn came(packet: &[u8]) -> Option<Came> {
+    let parts = Parts::of(packet)?;
+    match parts.protocol {
+        TCP | UDP => {
+            let (from, to) = parts.ports()?;
+            Some(Came::For((
+                SocketAddr::new(parts.source, from),
+                parts.protocol,
+                to,
+            )))
+        }
+        // Destination unreachable (RFC 792; RFC 4443, section 3.1), with the packet behind eight bytes.
+        1 | 58 => {
+            let quoted = Parts::of(parts.payload.get(8..)?)?;
+            let (ours, service) = quoted.ports()?;
+            let service = SocketAddr::new(quoted.destination, service);
+            Some(Came::Unreachable((service, quoted.protocol, ours)))
+        }
+        _ => None,
+    }
+}
+
+/// The IP packet of a datagram with its checksum (RFC 768). `None`: it is too long, or the families differ.
+pub(super) fn datagram(source: SocketAddr, destination: SocketAddr, data: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(8 + data.len()).ok()?;
+    let mut bytes = Vec::with_capacity(length.into());
+    for number in [source.port(), destination.port(), length, 0] {
+        bytes.extend(number.to_be_bytes());
+    }
+    bytes.extend(data);
+    // 0 would mean that there is none.
+    let checksum = match checksum(source.ip(), destination.ip(), UDP, &bytes) {
+        0 => u16::MAX,
+        checksum => checksum,
+    };
+    bytes[6..8].copy_from_slice(&checksum.to_be_bytes());
+    packet(source.ip(), destination.ip(), UDP, &bytes)
+}
+
+/// What is in the datagram that an IP packet carries.
+pub(super) fn data(packet: &[u8]) -> Option<&[u8]> {
+    let payload = Parts::of(packet)?.payload;
+    let length = u16::from_be_bytes(payload.get(4..6)?.try_into().ok()?);
+    payload.get(8..usize::from(length))
+}
+
 /// The answer in an IP packet; `None`: it is none.
 pub(super) fn answer(packet: &[u8]) -> Option<Answer> {
-    let (address, protocol, header) = match packet.first()? >> 4 {
-        4 => {
-            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-            (
-                IpAddr::from(source),
-                *packet.get(9)?,
-                usize::from(packet[0] & 0xf) * 4,
-            )
-        }
-        6 => {
-            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
-            (IpAddr::from(source), *packet.get(6)?, 40)
-        }
-        _ => return None,
-    };
-    let tcp = packet.get(header..)?;
+    let Parts {
+        source: address,
+        protocol,
+        payload: tcp,
+        ..
+    } = Parts::of(packet)?;
     if protocol != TCP || tcp.len() < TCP_HEADER_BYTES {
         return None;
     }

@@ -283,14 +283,17 @@ fn of_checks() {
             (
                 "the forward path of what does not take it",
                 format!(
-                    "{}[service.backend.check]\ntype = \"http\"\nvia = ▶\"forward\"\n\
+                    "{}[service.backend.check]\ntype = \"icmp\"\nvia = ▶\"forward\"\n\
                      [[service.backend]]\naddress = \"10.0.1.12\"\n[service.backend.check]\n\
-                     via = ▶\"forward\"\nport = 81\n",
+                     via = ▶\"forward\"\nport = 81\n[[service.backend]]\naddress = \"10.0.1.13\"\n\
+                     [service.backend.check]\ntype = \"dns\"\nquery = \"a.example\"\nvia = ▶\"forward\"\n",
                     service("")
                 ),
                 &[
-                    "`via` is for checks of type \"tcp\", and the type of this check is \"http\"",
+                    "`via` is for checks of type \"tcp\" or \"http\" or \"https\" or \"udp\" or \"dns\" or \"grpc\", and the type \
+                     of this check is \"icmp\"",
                     "has an `address` or a `port` of its own",
+                    "`via` of a check of type \"dns\" is \"forward\"",
                 ],
             ),
             (

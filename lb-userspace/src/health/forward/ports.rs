@@ -1,0 +1,144 @@
+//! The ports that probes through the forward path come from.
+//!
+//! Answers to them arrive for sockets of the kernel that never sent anything: it would answer those of TCP with resets,
+//! which would end our connections, and those of UDP with ICMP errors. So each port is held by sockets with a filter
+//! that lets nothing through, one that listens and one for UDP: what comes for them is dropped without a word.
+//!
+//! All ports are of one block of [`BLOCK`], so that one filter knows what is ours; a block outside of the range that the
+//! kernel takes ports from where there is one.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use nix::sys::socket::{
+    self as nix_socket, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
+};
+
+/// Ports of a block: a power of two.
+pub(super) const BLOCK: u16 = 1024;
+
+/// The ports of one engine.
+#[derive(Debug)]
+pub(super) struct Ports {
+    first: u16,
+    /// Held, the first of the block among them.
+    held: HashMap<u16, [OwnedFd; 2]>,
+    /// Not in use; the one that was longest so is taken first.
+    free: VecDeque<u16>,
+    /// The next one to be held.
+    next: u16,
+}
+
+impl Ports {
+    /// Takes a block of its own.
+    pub fn take_block() -> io::Result<Self> {
+        let mut refused = io::Error::from(io::ErrorKind::AddrInUse);
+        for first in blocks(kernels_range()) {
+            match hold(first) {
+                Ok(sockets) => {
+                    return Ok(Self {
+                        first,
+                        held: [(first, sockets)].into(),
+                        free: VecDeque::new(),
+                        next: 1,
+                    });
+                }
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    /// The first port of the block: all its bits above those of [`BLOCK`] are those of the block.
+    pub fn first(&self) -> u16 {
+        self.first
+    }
+
+    /// A port that nobody has; none where all of the block are in use.
+    pub fn take(&mut self) -> Option<u16> {
+        // While there are others, one is left alone for as long as can be: what comes late for it finds nobody.
+        while self.next < BLOCK {
+            let port = self.first + self.next;
+            self.next += 1;
+            if let Ok(sockets) = hold(port) {
+                self.held.insert(port, sockets);
+                return Some(port);
+            }
+        }
+        self.free.pop_front()
+    }
+
+    pub fn give_back(&mut self, port: u16) {
+        self.free.push_back(port);
+    }
+}
+
+/// First ports of blocks, the best first.
+fn blocks((low, high): (u16, u16)) -> impl Iterator<Item = u16> {
+    let all = || (1..=u16::MAX / BLOCK).rev().map(|block| block * BLOCK);
+    let apart = move |first: &u16| *first > high || first.saturating_add(BLOCK - 1) < low;
+    all()
+        .filter(apart)
+        .chain(all().filter(move |first| !apart(first)))
+}
+
+/// The ports that the kernel gives to sockets which ask for none.
+fn kernels_range() -> (u16, u16) {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = text.split_whitespace().map_while(|number| number.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(low), Some(high)) => (low, high),
+        // The kernel's default.
+        _ => (32768, 60999),
+    }
+}
+
+fn hold(port: u16) -> io::Result<[OwnedFd; 2]> {
+    let listening = deaf(SockType::Stream, port)?;
+    nix_socket::listen(&listening, Backlog::new(1)?)?;
+    Ok([listening, deaf(SockType::Datagram, port)?])
+}
+
+/// A socket of both families that is bound and receives nothing.
+fn deaf(kind: SockType, port: u16) -> io::Result<OwnedFd> {
+    let socket = nix_socket::socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    let nothing = [libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    }];
+    super::engine::filter_with(&socket, &nothing)?;
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    nix_socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(any))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_outside_of_the_kernels_range_come_first() {
+        let blocks: Vec<u16> = blocks((32768, 60999)).collect();
+        assert_eq!(blocks[..4], [64512, 63488, 62464, 61440]);
+        assert_eq!(blocks[4], 31744);
+        assert_eq!(blocks.len(), 63);
+        assert!(blocks[34] < 32768 && blocks[35] >= 32768, "{blocks:?}");
+        assert!(blocks.iter().all(|first| first % BLOCK == 0 && *first > 0));
+    }
+
+    #[test]
+    fn two_have_blocks_of_their_own_and_ports_come_back_in_turn() {
+        let (mut one, other) = (Ports::take_block().unwrap(), Ports::take_block().unwrap());
+        assert_ne!(one.first(), other.first());
+        let port = one.take().unwrap();
+        assert_eq!(port & !(BLOCK - 1), one.first());
+        assert_ne!(port, one.first());
+        one.give_back(port);
+        assert_ne!(one.take().unwrap(), port, "not again at once");
+    }
+}

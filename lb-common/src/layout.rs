@@ -325,6 +325,18 @@ impl Backend {
         checksum_seed: 0,
         outer: [0; OUTER_LEN / 8],
     };
+
+    /// The Ethernet header as it stands in memory; the last two bytes belong to nothing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ethernet_words(&self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g] = self.ethernet;
+        [word([a, b, c, d]), word([e, f, g, self.checksum_seed])]
+    }
+}
+
+const fn word([a, b, c, d]: [u16; 4]) -> u64 {
+    a as u64 | (b as u64) << 16 | (c as u64) << 32 | (d as u64) << 48
 }
 
 /// Up to two VLAN tags as they stand in a frame: in the low half the outer one, or the only one, in the high half the

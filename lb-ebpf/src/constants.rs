@@ -50,6 +50,12 @@ pub static VLANS: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static GUARDED: Global<u8> = Global::new(0);
 
+/// Whether [`CHOOSERS`] is set.
+#[inline(always)]
+pub fn choosers() -> bool {
+    CHOOSERS.load() != 0
+}
+
 /// The secret of the hash.
 #[unsafe(no_mangle)]
 pub static HASH_KEY: HashKey = HashKey([0; KEY_WORDS]);

@@ -37,6 +37,7 @@ pub fn ask(source: &[u32; 4], service: u32) -> Result<(), Reason> {
     if asks == 0 {
         return Ok(());
     }
+    core::hint::cold_path();
     let [a, b, c, d] = source.map(u64::from);
     match guard_judge(a | b << 32, c | d << 32, service) {
         0 => Ok(()),

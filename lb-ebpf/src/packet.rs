@@ -194,7 +194,7 @@ impl Segment {
     /// SYN without ACK: the client opens a connection.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        self.flags & (SYN | ACK) == SYN
+        opens(self.flags)
     }
 
     #[inline(always)]
@@ -208,11 +208,30 @@ impl Segment {
     }
 }
 
+/// SYN without ACK among the flags of a TCP segment: the client opens a connection.
+#[inline(always)]
+pub fn opens(flags: u8) -> bool {
+    flags & (SYN | ACK) == SYN
+}
+
 /// Length of the frame in bytes.
 #[inline(always)]
 pub fn frame_len(ctx: &XdpContext) -> u32 {
-    // 16 bits, so that no arithmetic of one pointer alone comes out of it, which the verifier refuses.
-    u32::from((ctx.data_end() - ctx.data()) as u16)
+    let (start, end) = (ctx.data(), ctx.data_end());
+    // Said as an instruction, because the verifier takes the difference of two pointers but no arithmetic of 32 bits
+    // with either, which is what the compiler would make of it.
+    #[cfg(target_arch = "bpf")]
+    let len = {
+        let mut len = end;
+        // SAFETY: it computes.
+        unsafe {
+            core::arch::asm!("{0} -= {1}", inout(reg) len, in(reg) start, options(pure, nomem, nostack))
+        };
+        len
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    let len = end - start;
+    u32::from(len as u16)
 }
 
 /// Reads the Ethernet header.
@@ -399,7 +418,7 @@ pub fn ports_anew(ctx: &XdpContext, length: u32, protocol: u8, offset: u32) -> O
             offset_and_flags: [_, flags],
             ..
         } = read_anew::<Tcp>(ctx, start)?;
-        (ports, u32::from(flags & (SYN | ACK) == SYN))
+        (ports, u32::from(opens(flags)))
     } else {
         if offset + size_of::<Udp>() as u32 > length {
             return None;
@@ -517,7 +536,7 @@ impl Ip {
                 Ok(Flow {
                     protocol: u32::from(TCP),
                     ports: u32::from_ne_bytes(*ports),
-                    opens: u32::from(flags & (SYN | ACK) == SYN),
+                    opens: u32::from(opens(*flags)),
                     transport: start as u32,
                 })
             }

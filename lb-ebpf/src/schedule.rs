@@ -75,11 +75,17 @@ struct Place {
 
 #[inline(always)]
 fn slot_hash(ip: &Ip, table: TableWord, hash: u32) -> u32 {
-    if CHOOSERS.load() != 0 && matches!(table.chooser(), Chooser::Source) {
+    if CHOOSERS.load() != 0 && is_by_source(table) {
         ip.source_hash()
     } else {
         hash
     }
+}
+
+/// Whether a slot is found by the client's address alone.
+#[inline(always)]
+pub fn is_by_source(table: TableWord) -> bool {
+    matches!(table.chooser(), Chooser::Source)
 }
 
 /// The owner of a flow by its slot.

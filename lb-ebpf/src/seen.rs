@@ -42,6 +42,11 @@ impl Found {
     }
 
     #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
     pub fn ok(self) -> Result<(), Reason> {
         if self.0 == Self::YES.0 {
             return Ok(());

@@ -75,10 +75,30 @@ pub fn table_before(service: u32) -> Option<TableWord> {
     (before.size() != 0).then_some(before)
 }
 
-/// The index of the service with this key, by way of its bucket.
+/// What the bucket of a key says.
+pub enum Door {
+    /// The index of the service.
+    Service(u32),
+    /// There is no such service.
+    None,
+    /// Somebody else has to be asked.
+    Unknown,
+}
+
+/// What the bucket of a key says about a packet for it.
 #[inline(always)]
-fn enter(key: ServiceKey) -> Option<u32> {
-    let bucket = BUCKETS.get_ptr(key.bucket())?;
+pub fn door(key: &ServiceKey) -> Door {
+    match knock(key) {
+        Door::None if WILDCARD.load() != 0 => Door::Unknown,
+        answer => answer,
+    }
+}
+
+#[inline(always)]
+fn knock(key: &ServiceKey) -> Door {
+    let Some(bucket) = BUCKETS.get_ptr(key.bucket()) else {
+        return Door::None;
+    };
     // SAFETY: a valid, aligned map value; volatile because the agent stores to it while we read.
     let door = |number: usize| unsafe { core::ptr::read_volatile(&raw const (*bucket).doors[number].word) };
     // SAFETY: as above; the address is written before the word that was read.
@@ -86,14 +106,25 @@ fn enter(key: ServiceKey) -> Option<u32> {
     for number in 0..size_of::<[ServiceDoor; 2]>() / size_of::<ServiceDoor>() {
         let word = door(number);
         if word as u32 == key.tail() && address(number) == key.halves() {
-            return Some((word >> 32) as u32);
+            return Door::Service((word >> 32) as u32);
         }
     }
     // SAFETY: as above.
     if unsafe { core::ptr::read_volatile(&raw const (*bucket).overflow) } == 0 {
-        return None;
+        Door::None
+    } else {
+        Door::Unknown
     }
-    lookup(key)
+}
+
+/// The index of the service with this key, by way of its bucket.
+#[inline(always)]
+fn enter(key: ServiceKey) -> Option<u32> {
+    match knock(&key) {
+        Door::Service(index) => Some(index),
+        Door::None => None,
+        Door::Unknown => lookup(key),
+    }
 }
 
 /// A key on the stack: aligned, it is put together from words of 64 bits.

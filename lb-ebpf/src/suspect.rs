@@ -9,7 +9,7 @@ use lb_common::suspect::{self, SIGN_APART_NS, SYN_PLACES, Syns};
 
 use crate::clock::now_ns;
 use crate::constants::SUSPECTS;
-use crate::packet::{self, Flow};
+use crate::packet;
 use crate::stats;
 
 /// SYNs that were seen. A CPU that takes a place from another loses nothing but a sign.
@@ -24,11 +24,13 @@ static SYNS: PerCpuArray<Syns, 4096> = PerCpuArray::new();
 #[btf_map]
 static SIGNS: Array<u64, 4096, { MMAPABLE as usize }> = Array::new();
 
-/// Looks for signs where a SYN goes to a backend; before its packet is rewritten.
+/// Looks for signs where a SYN goes to a backend; before its packet is rewritten. `opens` and `transport` are those of
+/// its [`crate::packet::Flow`].
 #[inline(always)]
-pub fn look(ctx: &XdpContext, flow: &Flow, hash: u32, backend: u32) {
-    if SUSPECTS.load() != 0 && flow.opens != 0 && flow.transport != 0 {
-        suspect_syn(ctx.ctx, flow.transport, hash, backend);
+pub fn look(ctx: &XdpContext, opens: u32, transport: u32, hash: u32, backend: u32) {
+    if SUSPECTS.load() != 0 && opens != 0 && transport != 0 {
+        core::hint::cold_path();
+        suspect_syn(ctx.ctx, transport, hash, backend);
     }
 }
 

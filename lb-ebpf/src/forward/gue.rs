@@ -12,22 +12,16 @@
 //! more than all the rest of its way.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::checksum;
 use lb_common::layout::{Backend, GUE_PORT, OUTER_LEN, UDP_LEN};
 use lb_common::reason::Reason;
 
-use super::ipip::{IPV4_LEN, grow, quarters};
-use crate::packet::{self, Ip};
-use crate::toobig;
-
-/// Ethernet, outer IPv4 and UDP header.
-type OuterV4 = [u16; 21];
-/// Ethernet, outer IPv6 and UDP header.
-type OuterV6 = [u16; 31];
+use super::ipip::{Behind, IPV4_LEN, OUTER, put_v4, put_v6};
+use crate::packet;
+use crate::word::set_word;
 
 /// What the outer headers add.
-const OVERHEAD_V4: u32 = (IPV4_LEN + UDP_LEN) as u32;
-const OVERHEAD_V6: u32 = (OUTER_LEN + UDP_LEN) as u32;
+pub const OVERHEAD_V4: usize = IPV4_LEN + UDP_LEN;
+pub const OVERHEAD_V6: usize = OUTER_LEN + UDP_LEN;
 
 /// The source port: one of the range of ephemeral ports (RFC 6335 section 6), by the flow.
 #[inline(always)]
@@ -35,68 +29,42 @@ fn source_port(hash: u32) -> u16 {
     (hash as u16 | 0xC000).to_be()
 }
 
+/// The UDP header before `length - 8` bytes, without checksum.
 #[inline(always)]
-pub fn encapsulate_v4(ctx: &XdpContext, ip: &Ip, hash: u32, backend: &Backend) -> Result<(), Reason> {
-    if ip.length + OVERHEAD_V4 > u32::from(backend.mtu) {
-        return Err(toobig::answer(ctx, ip, u32::from(backend.mtu) - OVERHEAD_V4));
-    }
-    let outer = grow::<OuterV4>(ctx, OVERHEAD_V4 as usize)?;
-    let total = ((ip.length + OVERHEAD_V4) as u16).to_be();
-    let udp = ((ip.length + UDP_LEN as u32) as u16).to_be();
-    let tos = u16::from_ne_bytes([0, ip.traffic_class]);
-    let check = checksum::ipv4_from_seed(backend.checksum_seed, tos, total);
-    let [a, b, c, _, _] = backend.outer;
-    let [e0, e1, e2, e3, e4, e5, e6] = backend.ethernet;
-    let ([a0, _, a2, a3], [b0, _, b2, b3], [c0, c1, _, _]) = (quarters(a), quarters(b), quarters(c));
-    let (from, to) = (source_port(hash), GUE_PORT.to_be());
-    let header = [
-        e0,
-        e1,
-        e2,
-        e3,
-        e4,
-        e5,
-        e6,
-        a0 | tos,
-        total,
-        a2,
-        a3,
-        b0,
-        check,
-        b2,
-        b3,
-        c0,
-        c1,
-        from,
-        to,
-        udp,
-        0,
-    ];
-    // SAFETY: `grow` checked the bounds.
-    unsafe { outer.write(header) };
+fn udp(hash: u32, length: u16) -> u64 {
+    u64::from(source_port(hash)) | u64::from(GUE_PORT.to_be()) << 16 | u64::from(length.to_be()) << 32
+}
+
+/// Puts Ethernet, outer IPv4 and UDP header before an IPv4 packet of `length` bytes. The packet is as it was where that
+/// cannot be done. `hash` is that of the flow.
+#[inline(always)]
+pub fn encapsulate_v4(ctx: &XdpContext, length: u32, hash: u32, backend: &Backend) -> Result<(), Reason> {
+    let Behind { frame, length } =
+        put_v4::<OVERHEAD_V4, { OUTER + OVERHEAD_V4 + IPV4_LEN }>(ctx, length, backend)?;
+    // SAFETY: `put_v4` checked the bounds.
+    unsafe { set_word::<u64, { OUTER + IPV4_LEN }>(frame, udp(hash, length)) };
     Ok(())
 }
 
+/// Like [`encapsulate_v4`] with an outer IPv6 header, for either family.
 #[inline(always)]
-pub fn encapsulate_v6(ctx: &XdpContext, ip: &Ip, hash: u32, backend: &Backend) -> Result<(), Reason> {
-    if ip.length + OVERHEAD_V6 > u32::from(backend.mtu) {
-        return Err(toobig::answer(ctx, ip, u32::from(backend.mtu) - OVERHEAD_V6));
-    }
-    let outer = grow::<OuterV6>(ctx, OVERHEAD_V6 as usize)?;
-    let label = u64::from((hash as u16).to_be()) << 16;
-    let class = u64::from((u16::from(ip.traffic_class) << 4).to_be());
-    let udp = ((ip.length + UDP_LEN as u32) as u16).to_be();
-    let [a, b, c, d, e] = backend.outer;
-    let [a0, a1, a2, a3] = quarters(a | class | label | u64::from(udp) << 32 | u64::from(packet::UDP) << 48);
-    let ([b0, b1, b2, b3], [c0, c1, c2, c3]) = (quarters(b), quarters(c));
-    let ([d0, d1, d2, d3], [f0, f1, f2, f3]) = (quarters(d), quarters(e));
-    let [e0, e1, e2, e3, e4, e5, e6] = backend.ethernet;
-    let (from, to) = (source_port(hash), GUE_PORT.to_be());
-    let header = [
-        e0, e1, e2, e3, e4, e5, e6, a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3, f0, f1,
-        f2, f3, from, to, udp, 0,
-    ];
-    // SAFETY: `grow` checked the bounds.
-    unsafe { outer.write(header) };
+pub fn encapsulate_v6(
+    ctx: &XdpContext,
+    is_v4: bool,
+    length: u32,
+    hash: u32,
+    backend: &Backend,
+) -> Result<(), Reason> {
+    let next_header = u64::from(packet::UDP);
+    let Behind { frame, length } = put_v6::<OVERHEAD_V6, { OUTER + OVERHEAD_V6 + IPV4_LEN }>(
+        ctx,
+        is_v4,
+        length,
+        next_header,
+        hash,
+        backend,
+    )?;
+    // SAFETY: `put_v6` checked the bounds.
+    unsafe { set_word::<u64, { OUTER + OUTER_LEN }>(frame, udp(hash, length)) };
     Ok(())
 }

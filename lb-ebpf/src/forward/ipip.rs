@@ -8,104 +8,138 @@ use lb_common::checksum;
 use lb_common::layout::{Backend, OUTER_LEN};
 use lb_common::reason::Reason;
 
-use crate::packet::{self, Ip};
-use crate::toobig;
+use crate::packet;
+use crate::word::{set_word, word};
 
-pub(super) const IPV4_LEN: usize = 20;
+pub const IPV4_LEN: usize = 20;
 
-/// Ethernet and outer IPv4 header. Written as an array of words put together in registers: anything that LLVM
-/// turns into a copy of memory becomes a loop over bytes.
-type OuterV4 = [u16; 17];
-/// Ethernet and outer IPv6 header.
-type OuterV6 = [u16; 27];
+/// Where an outer header begins.
+pub(super) const OUTER: usize = packet::ETHERNET_LEN;
 
 const NEXT_HEADER_IPV4: u64 = 4;
 const NEXT_HEADER_IPV6: u64 = 41;
 
+/// Puts Ethernet and outer IPv4 header before an IPv4 packet of `length` bytes. The packet is as it was where that
+/// cannot be done.
 #[inline(always)]
-pub fn encapsulate_v4(ctx: &XdpContext, ip: &Ip, backend: &Backend) -> Result<(), Reason> {
-    let total = ip.length + IPV4_LEN as u32;
-    if total > u32::from(backend.mtu) {
-        return Err(toobig::answer(ctx, ip, u32::from(backend.mtu) - IPV4_LEN as u32));
-    }
-    let outer = grow::<OuterV4>(ctx, IPV4_LEN)?;
-    let total = (total as u16).to_be();
-    let tos = u16::from_ne_bytes([0, ip.traffic_class]);
-    let check = checksum::ipv4_from_seed(backend.checksum_seed, tos, total);
-    let [a, b, c, _, _] = backend.outer;
-    let [e0, e1, e2, e3, e4, e5, e6] = backend.ethernet;
-    let ([a0, _, a2, a3], [b0, _, b2, b3], [c0, c1, _, _]) = (quarters(a), quarters(b), quarters(c));
-    // Version and type of service, length and checksum are what the seed has as 0 or adds to.
-    let header = [
-        e0,
-        e1,
-        e2,
-        e3,
-        e4,
-        e5,
-        e6,
-        a0 | tos,
-        total,
-        a2,
-        a3,
-        b0,
-        check,
-        b2,
-        b3,
-        c0,
-        c1,
-    ];
-    // SAFETY: `grow` checked the bounds.
-    unsafe { outer.write(header) };
-    Ok(())
+pub fn encapsulate_v4(ctx: &XdpContext, length: u32, backend: &Backend) -> Result<(), Reason> {
+    put_v4::<IPV4_LEN, { OUTER + 2 * IPV4_LEN }>(ctx, length, backend).map(|_| ())
 }
 
+/// Like [`encapsulate_v4`] with an outer IPv6 header, for either family. `hash` is that of the flow.
 #[inline(always)]
-pub fn encapsulate_v6(ctx: &XdpContext, ip: &Ip, hash: u32, backend: &Backend) -> Result<(), Reason> {
-    if ip.length + OUTER_LEN as u32 > u32::from(backend.mtu) {
-        return Err(toobig::answer(ctx, ip, u32::from(backend.mtu) - OUTER_LEN as u32));
+pub fn encapsulate_v6(
+    ctx: &XdpContext,
+    is_v4: bool,
+    length: u32,
+    hash: u32,
+    backend: &Backend,
+) -> Result<(), Reason> {
+    let next_header = if is_v4 { NEXT_HEADER_IPV4 } else { NEXT_HEADER_IPV6 };
+    put_v6::<OUTER_LEN, { OUTER + OUTER_LEN + IPV4_LEN }>(ctx, is_v4, length, next_header, hash, backend)
+        .map(|_| ())
+}
+
+/// What stands behind an outer IP header.
+pub(super) struct Behind {
+    /// The start of the frame, which has the `WHOLE` bytes that were asked for.
+    pub frame: *mut u8,
+    /// How many bytes follow the outer IP header.
+    pub length: u16,
+}
+
+/// Makes room for `ADDED` bytes and writes Ethernet and outer IPv4 header into it. What remains of it, and 20 bytes of
+/// the packet, lie within `WHOLE` bytes.
+#[inline(always)]
+pub(super) fn put_v4<const ADDED: usize, const WHOLE: usize>(
+    ctx: &XdpContext,
+    length: u32,
+    backend: &Backend,
+) -> Result<Behind, Reason> {
+    const { assert!(WHOLE >= OUTER + ADDED + IPV4_LEN) };
+    if length + ADDED as u32 > u32::from(backend.mtu) {
+        return Err(Reason::TooBig);
     }
-    let outer = grow::<OuterV6>(ctx, OUTER_LEN)?;
-    let next_header = if ip.is_v4() {
-        NEXT_HEADER_IPV4
+    let frame = grow::<ADDED, WHOLE>(ctx)?;
+    // The packet's own header is read once more, here, because what is known before the helper call would have to be
+    // kept over it.
+    // SAFETY: `grow` checked the bounds.
+    let first = unsafe { word::<u32, 0>(frame.add(OUTER + ADDED)) };
+    let tos = first & 0xff00;
+    let total = u16::from_be((first >> 16) as u16) + ADDED as u16;
+    let check = checksum::ipv4_from_seed(backend.checksum_seed, tos as u16, total.to_be());
+    let [a, b, c, ..] = backend.outer;
+    let [low, high] = backend.ethernet_words();
+    // Type of service, length and checksum are what the ready-made header has as 0. The end of the second word is
+    // written over by the third.
+    // SAFETY: as above.
+    unsafe {
+        set_word::<u64, 0>(frame, low);
+        set_word::<u64, 8>(frame, high);
+        set_word::<u64, OUTER>(frame, a | u64::from(tos | u32::from(total.to_be()) << 16));
+        set_word::<u64, { OUTER + 8 }>(frame, b | u64::from(check) << 16);
+        set_word::<u32, { OUTER + 16 }>(frame, c as u32);
+    }
+    Ok(Behind {
+        frame,
+        length: total - IPV4_LEN as u16,
+    })
+}
+
+/// Like [`put_v4`] with an outer IPv6 header, for a packet of either family.
+#[inline(always)]
+pub(super) fn put_v6<const ADDED: usize, const WHOLE: usize>(
+    ctx: &XdpContext,
+    is_v4: bool,
+    length: u32,
+    next_header: u64,
+    hash: u32,
+    backend: &Backend,
+) -> Result<Behind, Reason> {
+    const { assert!(WHOLE >= OUTER + ADDED + IPV4_LEN) };
+    if length + ADDED as u32 > u32::from(backend.mtu) {
+        return Err(Reason::TooBig);
+    }
+    let frame = grow::<ADDED, WHOLE>(ctx)?;
+    // SAFETY: `grow` checked the bounds.
+    let first = unsafe { word::<u64, 0>(frame.add(OUTER + ADDED)) };
+    // Traffic class as an IPv6 header has it, and length of the packet.
+    let (class, length) = if is_v4 {
+        let class = u64::from((u16::from((first >> 8) as u8) << 4).to_be());
+        (class, u16::from_be((first >> 16) as u16))
     } else {
-        NEXT_HEADER_IPV6
+        (
+            first & 0xf00f,
+            u16::from_be((first >> 32) as u16) + OUTER_LEN as u16,
+        )
     };
+    let length = length + (ADDED - OUTER_LEN) as u16;
     // The flow label spreads flows over paths and receive queues (RFC 6438). 16 of its 20 bits are enough.
     let label = u64::from((hash as u16).to_be()) << 16;
-    let class = u64::from((u16::from(ip.traffic_class) << 4).to_be());
-    let length = u64::from((ip.length as u16).to_be()) << 32;
     let [a, b, c, d, e] = backend.outer;
-    let [a0, a1, a2, a3] = quarters(a | class | label | length | next_header << 48);
-    let ([b0, b1, b2, b3], [c0, c1, c2, c3]) = (quarters(b), quarters(c));
-    let ([d0, d1, d2, d3], [f0, f1, f2, f3]) = (quarters(d), quarters(e));
-    let [e0, e1, e2, e3, e4, e5, e6] = backend.ethernet;
-    let header = [
-        e0, e1, e2, e3, e4, e5, e6, a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3, f0, f1,
-        f2, f3,
-    ];
-    // SAFETY: `grow` checked the bounds.
-    unsafe { outer.write(header) };
-    Ok(())
+    let [low, high] = backend.ethernet_words();
+    let first = a | class | label | u64::from(length.to_be()) << 32 | next_header << 48;
+    // SAFETY: `grow` checked the bounds. The end of the second word is written over by the third.
+    unsafe {
+        set_word::<u64, 0>(frame, low);
+        set_word::<u64, 8>(frame, high);
+        set_word::<u64, OUTER>(frame, first);
+        set_word::<u64, { OUTER + 8 }>(frame, b);
+        set_word::<u64, { OUTER + 16 }>(frame, c);
+        set_word::<u64, { OUTER + 24 }>(frame, d);
+        set_word::<u64, { OUTER + 32 }>(frame, e);
+    }
+    Ok(Behind { frame, length })
 }
 
-/// A word of the ready-made header as the 16-bit words that stand in memory.
+/// Makes room for `LEN` bytes before the packet; gives back the start of the frame, which has `WHOLE` bytes then.
 #[inline(always)]
-pub(super) const fn quarters(word: u64) -> [u16; 4] {
-    [
-        word as u16,
-        (word >> 16) as u16,
-        (word >> 32) as u16,
-        (word >> 48) as u16,
-    ]
-}
-
-/// Makes room for `len` bytes before the packet and gives back where a `T` goes.
-#[inline(always)]
-pub(super) fn grow<T>(ctx: &XdpContext, len: usize) -> Result<*mut T, Reason> {
+fn grow<const LEN: usize, const WHOLE: usize>(ctx: &XdpContext) -> Result<*mut u8, Reason> {
     // SAFETY: a valid context; pointers into the packet are not used again.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(len as i32)) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(LEN as i32)) } != 0 {
         return Err(Reason::CannotSend);
     }
-    packet::at(ctx, 0).ok_or(Reason::CannotSend)
+    packet::at::<[u8; WHOLE]>(ctx, 0)
+        .map(<*mut [u8; WHOLE]>::cast)
+        .ok_or(Reason::CannotSend)
 }

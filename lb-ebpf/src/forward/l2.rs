@@ -4,41 +4,31 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::layout::Backend;
 use lb_common::reason::Reason;
 
-use crate::packet::{self, Ip};
-use crate::toobig;
+use crate::packet;
+use crate::word::{set_word, word};
 
-#[repr(C, packed)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Macs {
-    destination: [u8; 6],
-    source: [u8; 6],
-}
+/// The six bytes of an Ethernet address at the start of a word.
+const MAC: u64 = 0xffff_ffff_ffff;
 
 /// Addresses the frame to the backend. A frame that already bears the backend's address was flooded to us by
-/// a switch: sending it again would make it go round for ever.
+/// a switch: sending it again would make it go round for ever. `length` is that of the IP packet.
 #[inline(always)]
-pub fn rewrite(ctx: &XdpContext, ip: &Ip, backend: &Backend) -> Result<(), Reason> {
-    let frame = packet::at::<Macs>(ctx, 0).ok_or(Reason::CannotSend)?;
-    let [d0, d1, d2, s0, s1, s2, _] = backend.ethernet;
-    let macs = Macs {
-        destination: mac(d0, d1, d2),
-        source: mac(s0, s1, s2),
-    };
-    // SAFETY: `at` checked the bounds; the struct is packed.
+pub fn rewrite(ctx: &XdpContext, length: u32, backend: &Backend) -> Result<(), Reason> {
+    let frame = packet::at::<[u8; packet::ETHERNET_LEN]>(ctx, 0)
+        .ok_or(Reason::CannotSend)?
+        .cast();
+    let [low, high] = backend.ethernet_words();
+    // SAFETY: `at` checked the bounds.
+    if (unsafe { word::<u64, 0>(frame) } ^ low) & MAC == 0 {
+        return Err(Reason::Flooded);
+    }
+    if length > u32::from(backend.mtu) {
+        return Err(Reason::TooBig);
+    }
+    // SAFETY: as above. The type stays.
     unsafe {
-        if (*frame).destination == macs.destination {
-            return Err(Reason::Flooded);
-        }
-        if ip.length > u32::from(backend.mtu) {
-            return Err(toobig::answer(ctx, ip, u32::from(backend.mtu)));
-        }
-        frame.write(macs);
+        set_word::<u64, 0>(frame, low);
+        set_word::<u32, 8>(frame, high as u32);
     }
     Ok(())
-}
-
-#[inline(always)]
-fn mac(a: u16, b: u16, c: u16) -> [u8; 6] {
-    let ([a0, a1], [b0, b1], [c0, c1]) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes());
-    [a0, a1, b0, b1, c0, c1]
 }

@@ -1,20 +1,20 @@
 //! From the backend to the packet on its way: one file a forward mode.
 
-mod gue;
-mod ipip;
-mod l2;
+pub mod gue;
+pub mod ipip;
+pub mod l2;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::{Array, DevMapHash};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
-use lb_common::layout::{Backend, MAX_INTERFACES, kind};
+use lb_common::layout::{Backend, MAX_INTERFACES, OUTER_LEN, kind};
 use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
 use crate::constants::{GUE, RESETS, VLANS};
 use crate::packet::{self, Flow, Ip};
-use crate::{reset, stats, vlan};
+use crate::{reset, stats, toobig, vlan};
 
 /// Backends by their index; 0 is nobody.
 #[btf_map]
@@ -27,7 +27,7 @@ static EGRESS: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
 /// Rewrites the packet for the backend and sends it. `hash` is that of the flow.
 #[inline(always)]
 pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) -> Result<Reason, Reason> {
-    let backend = BACKENDS.get(index).ok_or(Reason::NoBackend)?;
+    let backend = backend(index).ok_or(Reason::NoBackend)?;
     if RESETS.load() != 0
         && matches!(Standing::from_bits(backend.standing), Standing::Resets)
         && flow.is_tcp_segment()
@@ -35,28 +35,57 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
         return reset::answer(ctx, ip, flow);
     }
     let mut bytes = u64::from(packet::frame_len(ctx));
-    match backend.kind {
-        kind::L2 => l2::rewrite(ctx, ip, backend)?,
-        kind::IPV4 => ipip::encapsulate_v4(ctx, ip, backend)?,
-        kind::IPV6 => ipip::encapsulate_v6(ctx, ip, hash, backend)?,
-        kind::GUE_V4 if GUE.load() != 0 => gue::encapsulate_v4(ctx, ip, hash, backend)?,
-        kind::GUE_V6 if GUE.load() != 0 => gue::encapsulate_v6(ctx, ip, hash, backend)?,
+    let is_v4 = ip.is_v4();
+    let (rewritten, added) = match backend.kind {
+        kind::L2 => (l2::rewrite(ctx, ip.length, backend), 0),
+        kind::IPV4 => (ipip::encapsulate_v4(ctx, ip.length, backend), ipip::IPV4_LEN),
+        kind::IPV6 => (
+            ipip::encapsulate_v6(ctx, is_v4, ip.length, hash, backend),
+            OUTER_LEN,
+        ),
+        kind::GUE_V4 if GUE.load() != 0 => (
+            gue::encapsulate_v4(ctx, ip.length, hash, backend),
+            gue::OVERHEAD_V4,
+        ),
+        kind::GUE_V6 if GUE.load() != 0 => (
+            gue::encapsulate_v6(ctx, is_v4, ip.length, hash, backend),
+            gue::OVERHEAD_V6,
+        ),
         _ => return Err(Reason::NoNextHop),
+    };
+    match rewritten {
+        Ok(()) => {}
+        Err(Reason::TooBig) => {
+            return Err(toobig::answer(ctx, ip, u32::from(backend.mtu) - added as u32));
+        }
+        Err(reason) => return Err(reason),
     }
     if VLANS.load() != 0 {
         bytes += vlan::taken_len();
         vlan::put_for(ctx, index)?;
     }
+    Ok(away(ctx, backend, index, bytes, flow.opens))
+}
+
+/// The record of a backend.
+#[inline(always)]
+pub fn backend(index: u32) -> Option<&'static Backend> {
+    BACKENDS.get(index)
+}
+
+/// Sends a packet that is rewritten and counts it. `bytes` is the length of its frame as it came in.
+#[inline(always)]
+pub fn away(ctx: &XdpContext, backend: &Backend, index: u32, bytes: u64, opens: u32) -> Reason {
     if backend.ifindex as usize == ctx.ingress_ifindex() {
-        stats::forwarded(index, bytes, flow.opens, false);
-        return Ok(Reason::Transmitted);
+        stats::forwarded(index, bytes, opens, false);
+        return Reason::Transmitted;
     }
     match EGRESS.redirect(backend.ifindex, u64::from(xdp_action::XDP_DROP)) {
         Ok(_) => {
-            stats::forwarded(index, bytes, flow.opens, true);
-            Ok(Reason::Redirected)
+            stats::forwarded(index, bytes, opens, true);
+            Reason::Redirected
         }
-        Err(_) => Err(Reason::CannotSend),
+        Err(_) => Reason::CannotSend,
     }
 }
 

@@ -16,8 +16,8 @@ use super::{attach, object};
 const HARNESS: &str = "harness";
 const UNDER_TEST: &str = "UNDER_TEST";
 
-/// Half of an Ethernet header: the words that the harness restores it from have so many bytes.
-const HALF: usize = 7;
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
 
 /// Why a measurement could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +117,7 @@ impl Harness {
         if frame.len() < testrun::MIN_FRAME {
             return Err(testrun::Error::TooShort { len: frame.len() }.into());
         }
-        let (low, high) = (word(frame, 0), word(frame, HALF));
+        let (low, high) = (word(&frame[..8]), word(&frame[8..ETHERNET]));
         let (len, mask) = (frame.len() as u16, flows.count - 1);
         let mut ebpf = EbpfLoader::new()
             .override_global("FRAME_LEN", &len, true)
@@ -187,9 +187,9 @@ fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a Xdp, super::Err
     Ok(program.try_into()?)
 }
 
-/// Seven bytes from `offset`, as the harness writes them back.
-fn word(frame: &[u8], offset: usize) -> u64 {
+/// At most eight bytes, as the harness writes them back.
+fn word(part: &[u8]) -> u64 {
     let mut bytes = [0; 8];
-    bytes[..HALF].copy_from_slice(&frame[offset..offset + HALF]);
+    bytes[..part.len()].copy_from_slice(part);
     u64::from_ne_bytes(bytes)
 }

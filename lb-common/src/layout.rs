@@ -298,7 +298,7 @@ pub const GUE_PORT: u16 = 6080;
 pub struct Backend {
     /// One of [`kind`].
     pub kind: u8,
-    /// What it still takes: [`crate::rule::Standing::bits`].
+    /// What it still takes: [`crate::rule::Standing::bits`], and [`crate::rule::Standing::CLOSED`].
     pub standing: u8,
     /// The longest IP packet, with the outer header, that the outgoing interface takes.
     pub mtu: u16,
@@ -748,6 +748,8 @@ mod pod {
         ServiceMeta,
         BackendMeta,
         AgentMeta,
+        crate::client::Persistence,
+        crate::client::ClientCounters,
         crate::hash::HashKey
     );
 }

@@ -8,6 +8,7 @@
 
 pub mod cache;
 pub mod checksum;
+pub mod client;
 pub mod decap;
 pub mod hash;
 pub mod layout;

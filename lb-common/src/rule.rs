@@ -174,6 +174,9 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// A bit beside the others in the record of a backend: it takes no new flows.
+    pub const CLOSED: u8 = 1 << 2;
+
     /// How it is stored.
     #[must_use]
     pub const fn bits(self) -> u8 {
@@ -187,7 +190,7 @@ impl Standing {
     #[inline(always)]
     #[must_use]
     pub const fn from_bits(bits: u8) -> Self {
-        match bits {
+        match bits & !Self::CLOSED {
             0 => Self::Serves,
             2 => Self::Resets,
             _ => Self::Gone,

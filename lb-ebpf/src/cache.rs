@@ -97,6 +97,17 @@ pub fn insert(
     Some(before)
 }
 
+/// Whether [`insert`] would find room for a flow that the line has not.
+#[inline(always)]
+pub fn has_room(line: *mut Line, now_ns: u64, spare_ns: u64) -> bool {
+    let mut room = false;
+    for index in 0..WAYS {
+        let (way, word) = read(line, index);
+        room |= word.is_free() | (idle_ns(way, now_ns) > spare_ns);
+    }
+    room
+}
+
 /// Stores the word of a flow that is in the cache.
 #[inline(always)]
 pub fn store(way: *mut Way, word: FlowWord) {
@@ -104,15 +115,24 @@ pub fn store(way: *mut Way, word: FlowWord) {
     unsafe { core::ptr::write_volatile(&raw mut (*way).word, word) };
 }
 
-/// Notes that a flow was seen, at most once a second: most packets leave the line as it is, so that CPUs that see
-/// flows of one line do not take it from each other.
+/// How long ago a flow was seen.
 #[inline(always)]
-pub fn touch(way: *mut Way, now_ns: u64) {
+pub fn idle_ns(way: *mut Way, now_ns: u64) -> u64 {
+    // SAFETY: as in `read`. Another CPU may have seen it after `now_ns`.
+    now_ns.saturating_sub(unsafe { core::ptr::read_volatile(&raw const (*way).seen_ns) })
+}
+
+/// Notes that a flow was seen, at most once a second: most packets leave the line as it is, so that CPUs that see
+/// flows of one line do not take it from each other. Whether it was noted.
+#[inline(always)]
+pub fn touch(way: *mut Way, now_ns: u64) -> bool {
     // SAFETY: as in `read`.
     unsafe {
         let seen_ns = core::ptr::read_volatile(&raw const (*way).seen_ns);
-        if now_ns.wrapping_sub(seen_ns) > cache::TOUCH_NS {
+        let due = now_ns.wrapping_sub(seen_ns) > cache::TOUCH_NS;
+        if due {
             core::ptr::write_volatile(&raw mut (*way).seen_ns, now_ns);
         }
+        due
     }
 }

@@ -45,6 +45,9 @@ pub static SUSPECTS: Global<u8> = Global::new(0);
 /// Not 0: frames with VLAN tags are looked into, and backends may be in a VLAN.
 #[unsafe(no_mangle)]
 pub static VLANS: Global<u8> = Global::new(0);
+/// Not 0: some service keeps its clients (`persistence_timeout`).
+#[unsafe(no_mangle)]
+pub static PERSISTENT: Global<u8> = Global::new(0);
 
 /// Not 0: some service has an access list.
 #[unsafe(no_mangle)]

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::cache::{
-    self, BUSY_NS, Chooser, FlowWord, LEAST_OF, Load, NURSERY_NS, NURSERY_PLACES, Opening, Way,
+    self, BUSY_NS, Chooser, FlowWord, LEAST_OF, Load, NEIGHBORS, NURSERY_NS, NURSERY_PLACES, Opening, Way,
 };
 use lb_common::hash;
 use lb_common::layout::{MMAPABLE, TableWord};
@@ -16,7 +16,7 @@ use lb_common::rule::{Packet, Standing};
 
 use crate::clock::now_ns;
 use crate::constants::second_key;
-use crate::{cache as ways, flow, forward, schedule};
+use crate::{cache as ways, client, flow, forward, schedule};
 
 /// Connections that are being opened.
 #[btf_map]
@@ -128,7 +128,7 @@ fn judge(ctx: *mut xdp_md, tracked: *mut Tracked) -> u32 {
 
 /// The packet that was put down.
 #[inline(always)]
-fn tracked() -> Option<&'static Tracked> {
+pub fn tracked() -> Option<&'static Tracked> {
     // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
     TRACKED.get_ptr(0).map(|place| unsafe { &*place })
 }
@@ -166,7 +166,7 @@ extern "C" fn full_judge() -> u32 {
     }
     match tracked.kind {
         LAST => UNKNOWN,
-        DATAGRAM if tracked.table.chooser().is_free() => full_first_datagram(),
+        DATAGRAM => full_first_datagram(),
         _ => UNREMEMBERED,
     }
 }
@@ -175,8 +175,8 @@ extern "C" fn full_judge() -> u32 {
 #[inline(always)]
 fn proceed(way: *mut Way, word: FlowWord, tracked: &Tracked) -> u32 {
     flow::count_hit(tracked.service);
-    if tracked.kind != SYN && tracked.kind != ERROR {
-        ways::touch(way, tracked.now_ns);
+    if tracked.kind != SYN && tracked.kind != ERROR && ways::touch(way, tracked.now_ns) && client::has() {
+        client::client_keep(word.backend(), 0);
     }
     if tracked.kind == LAST && word.is_live() {
         ways::store(way, word.closing());
@@ -195,16 +195,63 @@ fn follows(backend: u32, tracked: &Tracked) -> bool {
     }
 }
 
+/// The place of an identity in the nursery, else one that is free, or was taken long ago; `None`: all of them are taken.
 #[inline(always)]
-fn place(identity: u64) -> Option<*mut Opening> {
+pub fn place(identity: u64) -> Option<*mut Opening> {
+    NURSERY.get_ptr_mut(full_place(identity))
+}
+
+/// Number of the place; [`NURSERY_PLACES`]: none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn full_place(identity: u64) -> u32 {
+    let Some(tracked) = tracked() else {
+        return NURSERY_PLACES;
+    };
     // Other bits than those of the line, so that what is crowded there is not crowded here.
-    NURSERY.get_ptr_mut(cache::index(identity >> 20, NURSERY_PLACES))
+    let first = cache::index(identity >> 20, NURSERY_PLACES) & !(NEIGHBORS - 1);
+    let (mut best, mut least) = (NURSERY_PLACES, u64::MAX);
+    for number in first..first + NEIGHBORS {
+        let Some(place) = NURSERY.get_ptr_mut(number) else {
+            return NURSERY_PLACES;
+        };
+        let there = read_opening(place);
+        let rank = if there.word.is_of(identity) {
+            0
+        } else if there.word.is_free() {
+            1
+        } else if tracked.now_ns.saturating_sub(there.seen_ns) >= NURSERY_NS {
+            2
+        } else {
+            u64::MAX
+        };
+        if rank < least {
+            (best, least) = (number, rank);
+        }
+    }
+    best
 }
 
 #[inline(always)]
-fn read_opening(place: *mut Opening) -> Opening {
+pub fn read_opening(place: *mut Opening) -> Opening {
     // SAFETY: a valid, aligned map value; volatile because other CPUs store to it while we read.
     unsafe { core::ptr::read_volatile(place) }
+}
+
+#[inline(always)]
+pub fn write_opening(place: *mut Opening, word: FlowWord, isn: u32, now_ns: u64) {
+    // SAFETY: as in `read_opening`; the word comes last, whoever sees it sees the rest.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*place).isn, isn);
+        core::ptr::write_volatile(&raw mut (*place).seen_ns, now_ns);
+        core::ptr::write_volatile(&raw mut (*place).word, word);
+    }
+}
+
+#[inline(always)]
+pub fn clear_opening(place: *mut Opening) {
+    // SAFETY: as in `read_opening`.
+    unsafe { core::ptr::write_volatile(&raw mut (*place).word, FlowWord::FREE) };
 }
 
 /// A SYN: the choice of the scheduler, kept until the next segment.
@@ -214,10 +261,12 @@ extern "C" fn full_open() -> u32 {
     let Some(tracked) = tracked() else {
         return UNKNOWN;
     };
-    if !tracked.table.chooser().is_free() {
+    let keeps = client::has();
+    if !keeps && !tracked.table.chooser().is_free() {
         return UNKNOWN;
     }
     let Some(place) = place(tracked.identity) else {
+        flow::count_crowded(tracked.service);
         return UNKNOWN;
     };
     let there = read_opening(place);
@@ -229,18 +278,17 @@ extern "C" fn full_open() -> u32 {
         flow::count_crowded(tracked.service);
         return UNKNOWN;
     }
-    let backend = full_choose();
+    let backend = if keeps {
+        client::client_choose()
+    } else {
+        full_choose()
+    };
     if backend == 0 || !follows(backend, tracked) {
         return UNKNOWN;
     }
-    // SAFETY: as in `read_opening`; the word comes last, whoever sees it sees the rest.
-    unsafe {
-        core::ptr::write_volatile(&raw mut (*place).isn, tracked.sequence);
-        core::ptr::write_volatile(&raw mut (*place).seen_ns, tracked.now_ns);
-        let word = FlowWord::live(tracked.identity, backend);
-        core::ptr::write_volatile(&raw mut (*place).word, word);
-    }
-    if !there.word.is_free() {
+    let word = FlowWord::live(tracked.identity, backend);
+    write_opening(place, word, tracked.sequence, tracked.now_ns);
+    if there.word.is_live() {
         add_load(there.word.backend(), -1);
     }
     add_load(backend, 1);
@@ -267,26 +315,39 @@ extern "C" fn full_opened() -> u32 {
     }
     let ends = tracked.kind == LAST;
     full_put(if ends { there.word.closing() } else { there.word }.0, 0);
-    // SAFETY: as in `read_opening`.
-    unsafe { core::ptr::write_volatile(&raw mut (*place).word, FlowWord::FREE) };
+    if client::has() {
+        client::client_keep(backend, 1);
+    }
+    clear_opening(place);
     if ends {
         add_load(backend, -1);
     }
     backend
 }
 
-/// UDP has no SYN: the first datagram is given its way at once.
+/// UDP has no SYN: the first datagram is given its way at once, where its hash does not choose.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn full_first_datagram() -> u32 {
     let Some(tracked) = tracked() else {
         return UNKNOWN;
     };
-    let backend = full_choose();
+    let keeps = client::has();
+    if !keeps && !tracked.table.chooser().is_free() {
+        return UNREMEMBERED;
+    }
+    let backend = if keeps {
+        client::client_choose()
+    } else {
+        full_choose()
+    };
     if backend == 0 || !follows(backend, tracked) {
         return UNKNOWN;
     }
     full_put(FlowWord::live(tracked.identity, backend).0, 0);
+    if keeps {
+        client::client_keep(backend, 1);
+    }
     add_load(backend, 1);
     backend
 }
@@ -330,7 +391,7 @@ pub extern "C" fn full_remember(backend: u32) -> u32 {
 /// The choice of a scheduler that chooses freely; 0: none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn full_choose() -> u32 {
+pub extern "C" fn full_choose() -> u32 {
     let Some(tracked) = tracked() else {
         return 0;
     };
@@ -419,7 +480,7 @@ fn load(backend: u32, weighted: bool) -> Load {
 
 /// Counts a flow that begins or ends.
 #[inline(always)]
-fn add_load(backend: u32, change: i64) {
+pub fn add_load(backend: u32, change: i64) {
     if let Some(place) = LOADS.get_ptr_mut(backend) {
         // SAFETY: a valid, aligned word of a map value.
         unsafe { atomic_add(&raw mut (*place).active, change) };

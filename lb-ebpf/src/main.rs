@@ -20,6 +20,7 @@
 mod announce;
 mod bounds;
 mod cache;
+mod client;
 mod clock;
 mod constants;
 mod fast;

@@ -9,7 +9,23 @@ use xlb::datapath::{attach, object};
 use crate::world::root;
 
 /// Features of the program that a load can switch.
-const FEATURES: u32 = 11;
+const FEATURES: &[fn(&mut Features)] = &[
+    |features| features.wildcard = true,
+    |features| features.announce = true,
+    |features| features.explain = true,
+    |features| {
+        features.trace_drops = true;
+        features.icmp_error_rate = load::ICMP_ERROR_RATE;
+    },
+    |features| features.resets = true,
+    |features| features.icmp_echo = true,
+    |features| features.choosers = true,
+    |features| features.suspects = true,
+    |features| features.vlans = true,
+    |features| features.gue = true,
+    |features| features.guards = true,
+    |features| features.persistent = true,
+];
 
 #[test]
 fn every_feature_alone_and_with_the_others_passes_the_verifier() {
@@ -20,10 +36,12 @@ fn every_feature_alone_and_with_the_others_passes_the_verifier() {
         services: 64,
         backends: 64,
         flows: 1024,
+        cached_flows: 1024,
+        clients: 1024,
     };
     // None, each alone, all but each, all: what a feature needs does not depend on two others together.
-    let all = (1 << FEATURES) - 1;
-    let single = (0..FEATURES).map(|bit| 1_u32 << bit);
+    let all = (1 << FEATURES.len()) - 1;
+    let single = (0..FEATURES.len()).map(|bit| 1_u32 << bit);
     let sets: Vec<u32> = [0, all]
         .into_iter()
         .chain(single.clone())
@@ -31,21 +49,12 @@ fn every_feature_alone_and_with_the_others_passes_the_verifier() {
         .collect();
     let mut largest = 0;
     for bits in sets {
-        let on = |bit: u32| bits & 1 << bit != 0;
-        let features = Features {
-            wildcard: on(0),
-            announce: on(1),
-            explain: on(2),
-            gue: on(9),
-            trace_drops: on(3),
-            resets: on(4),
-            icmp_echo: on(5),
-            icmp_error_rate: if on(3) { load::ICMP_ERROR_RATE } else { 0 },
-            choosers: on(6),
-            suspects: on(7),
-            vlans: on(8),
-            guards: on(10),
-        };
+        let mut features = Features::default();
+        for (bit, switch) in FEATURES.iter().enumerate() {
+            if bits & 1 << bit != 0 {
+                switch(&mut features);
+            }
+        }
         let mut ebpf = load::load(features, &HashKey([3; 8]), sizes, None).expect("an object that loads");
         attach::verify(&mut ebpf, "lb").unwrap_or_else(|error| panic!("{features:?}: {error:?}"));
         let program: &mut Xdp = ebpf

@@ -40,6 +40,8 @@ pub const SIZES: Sizes = Sizes {
     services: 64,
     backends: 256,
     flows: 262_144,
+    cached_flows: 4096,
+    clients: 4096,
 };
 pub const KEY: HashKey = HashKey([5; 8]);
 

@@ -107,9 +107,20 @@ pub fn fingerprint(index: u32) -> u64 {
 /// What a backend still takes.
 #[inline(always)]
 pub fn standing(index: u32) -> Standing {
+    Standing::from_bits(standing_bits(index))
+}
+
+/// Whether a backend takes new flows.
+#[inline(always)]
+pub fn takes_new(index: u32) -> bool {
+    standing_bits(index) == Standing::Serves.bits()
+}
+
+#[inline(always)]
+fn standing_bits(index: u32) -> u8 {
     let Some(backend) = BACKENDS.get_ptr(index) else {
-        return Standing::Gone;
+        return Standing::Gone.bits();
     };
     // SAFETY: a valid map value; volatile because the agent stores to it while we read.
-    Standing::from_bits(unsafe { core::ptr::read_volatile(&raw const (*backend).standing) })
+    unsafe { core::ptr::read_volatile(&raw const (*backend).standing) }
 }

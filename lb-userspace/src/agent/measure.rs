@@ -49,6 +49,10 @@ impl Agent {
         let mut families = self.of_the_agent();
         families.extend(self.of_services());
         families.extend(self.of_backends());
+        match self.of_what_is_remembered() {
+            Ok(remembered) => families.extend(remembered),
+            Err(error) => log::error!("reading the counters of the cache of flows: {error}"),
+        }
         let services = &self.config.services;
         let names = services
             .iter()

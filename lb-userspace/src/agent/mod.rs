@@ -24,6 +24,7 @@ mod orders;
 mod pool;
 mod reconcile;
 mod reload;
+mod remember;
 mod report;
 mod startup;
 mod steering;

@@ -7,7 +7,6 @@ use super::reload::done;
 use super::{Agent, End, Observed};
 use crate::api::command::{Command, Refusal};
 use crate::api::types::{BackendOrder, Done, Order, WeightOrder};
-use crate::config::Service;
 use crate::control::BackendStatus;
 use crate::datapath::clock::monotonic_ns;
 use crate::model::{AdminState, BackendId, OperState};
@@ -65,19 +64,6 @@ impl Agent {
         Ok(Done::default())
     }
 
-    /// Takes flows that were idle for too long out of the cache, which does not know of which service they are: the
-    /// longest timeout counts.
-    fn forget_idle_flows(&self) {
-        let idle = |service: &Service| service.rules.idle_timeout(service.key.protocol);
-        if let Some(longest) = self.config.services.iter().map(idle).max()
-            && self.config.has_choosers()
-        {
-            let idle_ns = u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX);
-            let cache = &self.dataplane.maps.flow_cache;
-            cache.expire(monotonic_ns(), idle_ns);
-        }
-    }
-
     /// Every 200 ms; `second` each fifth time.
     pub(super) async fn tick(&mut self, second: bool) -> anyhow::Result<()> {
         if self
@@ -99,7 +85,7 @@ impl Agent {
                 self.beat()?;
             }
             self.go_on_moving();
-            self.forget_idle_flows();
+            self.dataplane.forget_idle(monotonic_ns());
             let now = Instant::now();
             self.look_after(now).await;
             if self.announce_at.is_some_and(|at| now >= at) {

@@ -277,7 +277,9 @@ impl Agent {
             xdp_mode,
             max_services,
             max_backends,
-            flow_table_size
+            flow_table_size,
+            flow_cache_size,
+            client_table_size
         );
         warnings
     }

@@ -60,6 +60,7 @@ impl Agent {
             services,
             migrations: self.migration_status(),
             flow_table: Some(self.flow_table_status().map_err(failed)?),
+            flow_cache: self.flow_cache_status().map_err(failed)?,
         })
     }
 
@@ -153,7 +154,8 @@ impl Agent {
             protocol: key.protocol,
             forward: service.forward,
             scheduler: service.scheduler,
-            tracking: service.rules.tracking.to_string(),
+            tracking: wanted.tracking.to_string(),
+            persistence: self.persistence_status(service)?,
             table_size: slots as u32,
             generation,
             all_down: wanted.all_down,

@@ -96,11 +96,7 @@ impl Agent {
         refuse_foreign_programs(&config, &pins).await?;
         let key = hashkey::settle(&config, &pins)?;
         let features = features(&config, options.trace_drops.is_some());
-        let sizes = Sizes {
-            services: config.agent.max_services,
-            backends: config.agent.max_backends,
-            flows: config.agent.flow_table_size,
-        };
+        let sizes = Sizes::of(&config.agent);
         let mut ebpf = load::load(features, &key, sizes, Some(&pins))?;
         attach::verify(&mut ebpf, PROGRAM)?;
         let maps = Maps::of(&mut ebpf, sizes, Some(&pins))?;
@@ -340,6 +336,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         suspects: config.has_suspects(),
         guards: config.has_access_lists(),
         vlans: config.has_vlans(),
+        persistent: config.keeps_clients(),
     }
 }
 

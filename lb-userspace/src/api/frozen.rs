@@ -63,6 +63,7 @@ pub async fn status(pin_dir: &Path) -> Result<Status, Error> {
         services,
         migrations: Vec::new(),
         flow_table: None,
+        flow_cache: None,
     })
 }
 
@@ -302,6 +303,7 @@ fn service_status(service: &Service) -> ServiceStatus {
         forward: apply::forward_of(&service.meta).unwrap_or(Forward::DsrL2),
         scheduler: Scheduler::Maglev,
         tracking: apply::tracking_of(&service.meta).to_string(),
+        persistence: None,
         table_size: service.table_size,
         generation: service.meta.generation,
         all_down: !backends.iter().any(|backend| backend.serving),

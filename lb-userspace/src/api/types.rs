@@ -23,6 +23,44 @@ pub struct Status {
     /// `null` where no agent runs.
     #[serde(default)]
     pub flow_table: Option<FlowTableStatus>,
+    /// `null` where no service remembers every flow, or no agent runs.
+    #[serde(default)]
+    pub flow_cache: Option<FlowCacheStatus>,
+}
+
+/// The cache of flows of services with `tracking = "full"`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FlowCacheStatus {
+    /// Flows there is room for.
+    pub capacity: u64,
+    /// Flows there are, by the last walk through it.
+    pub flows: u64,
+    pub memory_bytes: u64,
+    /// Flows that lost their place to another. This and all that follow: since the maps were made.
+    pub evicted: u64,
+    /// Connections that the hash chose for instead of the scheduler, because too many were being opened.
+    pub crowded: u64,
+}
+
+/// How a service keeps its clients.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PersistenceStatus {
+    /// How long an idle client is remembered.
+    pub timeout_s: f64,
+    /// So many bits of an address make a client.
+    pub prefix: u8,
+    /// Clients of this service that are remembered, by the last walk through them.
+    pub clients: u64,
+    /// Clients that there is room for, of all services together.
+    pub room: u64,
+    /// Clients that were remembered. This and all that follow: since the service was added.
+    pub remembered: u64,
+    /// New flows that were led to the backend of their client.
+    pub kept: u64,
+    /// New flows whose client's backend takes none any longer.
+    pub moved: u64,
+    /// Clients that found no room.
+    pub refused: u64,
 }
 
 /// The slots of one service that are on their way to other owners. Their established flows stay where they are.
@@ -123,8 +161,11 @@ pub struct ServiceStatus {
     pub protocol: Protocol,
     pub forward: Forward,
     pub scheduler: Scheduler,
-    /// Which flows are remembered: `none`, `moved`.
+    /// Which flows are remembered: `none`, `moved`, `full`.
     pub tracking: String,
+    /// `null` where it does not keep its clients, or no agent runs.
+    #[serde(default)]
+    pub persistence: Option<PersistenceStatus>,
     /// Slots of the lookup table; 0: nobody serves, packets are dropped.
     pub table_size: u32,
     pub generation: u64,

@@ -58,6 +58,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
         services,
         migrations: _,
         flow_table: _,
+        flow_cache: _,
     } = block_on(source::status(&context.client, &pins.pin_dir))?;
     let answer = Answer {
         services: services.into_iter().map(Summary::from).collect(),
@@ -82,6 +83,7 @@ impl From<ServiceStatus> for Summary {
             forward,
             scheduler,
             tracking,
+            persistence: _,
             table_size,
             generation,
             all_down,

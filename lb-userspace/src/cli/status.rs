@@ -2,6 +2,7 @@
 
 mod check;
 mod movement;
+mod remember;
 mod table;
 
 use clap::Args;

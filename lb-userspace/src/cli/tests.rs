@@ -67,6 +67,7 @@ fn example_service(
         forward: Forward::DsrIpip,
         scheduler: Scheduler::Maglev,
         tracking: "none".into(),
+        persistence: None,
         table_size: 4093,
         generation: 7,
         all_down: false,
@@ -135,6 +136,7 @@ pub(super) fn example_status() -> Status {
         ],
         migrations: Vec::new(),
         flow_table: None,
+        flow_cache: None,
     }
 }
 

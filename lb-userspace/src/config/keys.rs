@@ -129,6 +129,8 @@ pub static AGENT: Table = Table {
         &METRICS,
         &NOTIFY,
         &FLOW_TABLE_SIZE,
+        &FLOW_CACHE_SIZE,
+        &CLIENT_TABLE_SIZE,
         &ENTRIES_BY_SYN,
         &ENTRIES_BY_DATA,
         &ENTRIES_BY_UDP,
@@ -238,6 +240,26 @@ pub static FLOW_TABLE_SIZE: Key = Key::with_default(
     "How many flows of slots on the move are remembered at most, over all services. 16 bytes each from the start, \
      about 100 more for each that is there.",
 );
+pub static FLOW_CACHE_SIZE: Key = Key::with_default(
+    "flow_cache_size",
+    Shape::Integer {
+        min: 1024,
+        max: 16_777_216,
+    },
+    "262144",
+    "How many flows services with tracking = \"full\" remember at most, all together: more than that, and the longest \
+     idle of those beside it is forgotten. 16 bytes each from the start, rounded up to a power of two.",
+);
+pub static CLIENT_TABLE_SIZE: Key = Key::with_default(
+    "client_table_size",
+    Shape::Integer {
+        min: 1024,
+        max: 16_777_216,
+    },
+    "65536",
+    "How many clients services with a persistence_timeout remember at most, all together. 16 bytes each from the \
+     start, rounded up to a power of two.",
+);
 pub static ENTRIES_BY_SYN: Key = Key::with_default(
     "entries_by_syn",
     Shape::Integer {
@@ -298,9 +320,12 @@ pub static DEFAULTS: Table = Table {
         &FLAP_LIMIT,
         &FLAP_WINDOW,
         &FLAP_HOLD,
+        &PERSISTENCE_TIMEOUT,
+        &PERSISTENCE_PREFIX_V4,
+        &PERSISTENCE_PREFIX_V6,
         &CHECK_TABLE,
     ],
-    planned: &SERVICE_PLANNED,
+    planned: &[],
 };
 
 pub static POOL: Table = Table {
@@ -342,13 +367,15 @@ pub static SERVICE: Table = Table {
         &FLAP_LIMIT,
         &FLAP_WINDOW,
         &FLAP_HOLD,
+        &PERSISTENCE_TIMEOUT,
+        &PERSISTENCE_PREFIX_V4,
+        &PERSISTENCE_PREFIX_V6,
         &CHECK_TABLE,
         &AGENT_CHECK_TABLE,
         &BACKENDS,
     ],
-    planned: &SERVICE_PLANNED,
+    planned: &[],
 };
-static SERVICE_PLANNED: [&str; 1] = ["persistence"];
 pub static NAME: Key = Key::required("name", Shape::Name, "The name of the service.");
 pub static SERVICE_ADDRESS: Key =
     Key::required("address", Shape::Address, "The address that clients connect to.");
@@ -500,6 +527,24 @@ pub static FLAP_HOLD: Key = Key::with_default(
     "\"10s\"",
     "For how long a backend that flaps is held DOWN the first time; twice as long each further time, 15 minutes at \
      most.",
+);
+pub static PERSISTENCE_TIMEOUT: Key = Key::optional(
+    "persistence_timeout",
+    Shape::Duration,
+    "New flows of a client go to the backend that it had, until it was idle for so long; not when absent. Every flow \
+     is remembered then.",
+);
+pub static PERSISTENCE_PREFIX_V4: Key = Key::with_default(
+    "persistence_prefix_v4",
+    Shape::Integer { min: 1, max: 32 },
+    "32",
+    "Clients of a service with an IPv4 address count as one where so many bits of their addresses are the same.",
+);
+pub static PERSISTENCE_PREFIX_V6: Key = Key::with_default(
+    "persistence_prefix_v6",
+    Shape::Integer { min: 1, max: 128 },
+    "128",
+    "The same of IPv6.",
 );
 pub static CHECK_TABLE: Key = Key::optional(
     "check",

@@ -195,6 +195,8 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
     let metrics = walk.maybe(&keys::METRICS, value::listen);
     let notify = notify(walk, report);
     let flow_table_size = walk.or_default(&keys::FLOW_TABLE_SIZE, value::integer);
+    let flow_cache_size = walk.or_default(&keys::FLOW_CACHE_SIZE, value::integer);
+    let client_table_size = walk.or_default(&keys::CLIENT_TABLE_SIZE, value::integer);
     let by_syn = walk.or_default(&keys::ENTRIES_BY_SYN, value::integer);
     let by_data = walk.or_default(&keys::ENTRIES_BY_DATA, value::integer);
     let by_udp = walk.or_default(&keys::ENTRIES_BY_UDP, value::integer);
@@ -215,6 +217,8 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
         metrics: metrics?.map(|at| at.value),
         notify: notify?,
         flow_table_size: flow_table_size?,
+        flow_cache_size: flow_cache_size?,
+        client_table_size: client_table_size?,
         entry_rates: EntryRates {
             by_syn: by_syn?,
             by_data: by_data?,

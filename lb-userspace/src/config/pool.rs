@@ -28,6 +28,9 @@ pub(super) struct RulesLayer {
     flap_limit: Option<At<u32>>,
     flap_window: Option<At<Duration>>,
     flap_hold: Option<At<Duration>>,
+    pub persistence_timeout: Option<At<Duration>>,
+    persistence_prefix_v4: Option<At<u8>>,
+    persistence_prefix_v6: Option<At<u8>>,
 }
 
 impl RulesLayer {
@@ -46,6 +49,9 @@ impl RulesLayer {
         let flap_limit = walk.maybe(&keys::FLAP_LIMIT, value::integer);
         let flap_window = walk.maybe(&keys::FLAP_WINDOW, value::duration);
         let flap_hold = walk.maybe(&keys::FLAP_HOLD, value::duration);
+        let persistence_timeout = walk.maybe(&keys::PERSISTENCE_TIMEOUT, value::duration);
+        let persistence_prefix_v4 = walk.maybe(&keys::PERSISTENCE_PREFIX_V4, value::integer);
+        let persistence_prefix_v6 = walk.maybe(&keys::PERSISTENCE_PREFIX_V6, value::integer);
         Ok(Self {
             tracking: tracking?,
             tcp_idle_timeout: tcp_idle_timeout?,
@@ -61,6 +67,9 @@ impl RulesLayer {
             flap_limit: flap_limit?,
             flap_window: flap_window?,
             flap_hold: flap_hold?,
+            persistence_timeout: persistence_timeout?,
+            persistence_prefix_v4: persistence_prefix_v4?,
+            persistence_prefix_v6: persistence_prefix_v6?,
         })
     }
 
@@ -84,6 +93,9 @@ impl RulesLayer {
             flap_limit,
             flap_window,
             flap_hold,
+            persistence_timeout,
+            persistence_prefix_v4,
+            persistence_prefix_v6,
         } = *self;
         PoolRules {
             tracking: or(tracking, base.tracking),
@@ -102,6 +114,11 @@ impl RulesLayer {
                 window: or(flap_window, base.flaps.window),
                 hold: or(flap_hold, base.flaps.hold),
             },
+            persistence_timeout: persistence_timeout
+                .map(|at| at.value)
+                .or(base.persistence_timeout),
+            persistence_prefix_v4: or(persistence_prefix_v4, base.persistence_prefix_v4),
+            persistence_prefix_v6: or(persistence_prefix_v6, base.persistence_prefix_v6),
         }
     }
 }

@@ -158,7 +158,7 @@ impl<'r> Services<'r> {
         let backends = source.and_then(|source| self.backends(source, &context, sorry));
 
         if let (Ok(scheduler), Ok(rules), Some(offset)) = (&scheduler, &rules, walk.place(&keys::TRACKING)) {
-            self.refuse_to_forget(*scheduler, rules.tracking, offset);
+            self.refuse_to_forget(*scheduler, rules, offset);
         }
 
         layer?;
@@ -179,12 +179,22 @@ impl<'r> Services<'r> {
         })
     }
 
-    /// The choice of some schedulers cannot be found again: their flows are all remembered.
-    fn refuse_to_forget(&self, scheduler: Scheduler, tracking: Tracking, offset: usize) {
-        if scheduler.is_free() && tracking != Tracking::Full {
+    /// The choice of some schedulers cannot be found again, nor where a client was before: their flows are all
+    /// remembered.
+    fn refuse_to_forget(&self, scheduler: Scheduler, rules: &PoolRules, offset: usize) {
+        let tracking = rules.tracking;
+        if tracking == Tracking::Full {
+            return;
+        }
+        let why = if scheduler.is_free() {
+            format!("scheduler {scheduler}")
+        } else {
+            "a service with a persistence_timeout".to_owned()
+        };
+        if scheduler.is_free() || rules.persistence_timeout.is_some() {
             self.report.fault(
                 offset,
-                format!("`tracking` is \"{tracking}\", but scheduler {scheduler} has to remember every flow"),
+                format!("`tracking` is \"{tracking}\", but {why} has to remember every flow"),
                 "\"full\", or no `tracking`",
             );
         }

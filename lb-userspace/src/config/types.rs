@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use lb_common::cache::Chooser;
+use lb_common::client::Persistence;
 use lb_common::layout::Tags;
 
 use crate::control::flap::FlapRules;
@@ -59,6 +60,10 @@ pub struct Agent {
     pub notify: Vec<PathBuf>,
     /// Entries of the flow table, over all services.
     pub flow_table_size: u32,
+    /// Flows that services with `tracking = "full"` remember, all together.
+    pub flow_cache_size: u32,
+    /// Clients that services with a `persistence_timeout` remember, all together.
+    pub client_table_size: u32,
     /// Entries of the flow table that packets of each service may make in a second.
     pub entry_rates: EntryRates,
 }
@@ -170,6 +175,11 @@ pub struct PoolRules {
     pub slow_start: Option<Duration>,
     /// When a backend that goes DOWN again and again is held there.
     pub flaps: FlapRules,
+    /// How long a client is led where it was before; `None`: not at all.
+    pub persistence_timeout: Option<Duration>,
+    /// So many bits of its address make a client.
+    pub persistence_prefix_v4: u8,
+    pub persistence_prefix_v6: u8,
 }
 
 impl PoolRules {
@@ -198,6 +208,9 @@ impl Default for PoolRules {
             max_ejection_percent: 100,
             slow_start: None,
             flaps: FlapRules::default(),
+            persistence_timeout: None,
+            persistence_prefix_v4: 32,
+            persistence_prefix_v6: 128,
         }
     }
 }
@@ -246,8 +259,49 @@ impl Config {
     #[must_use]
     pub fn has_choosers(&self) -> bool {
         self.services.iter().any(|service| {
-            service.scheduler.chooser() != Chooser::Flow || service.rules.tracking == Tracking::Full
+            service.scheduler.chooser() != Chooser::Flow || service.tracking() == Tracking::Full
         })
+    }
+
+    /// Whether some service keeps its clients.
+    #[must_use]
+    pub fn keeps_clients(&self) -> bool {
+        self.services
+            .iter()
+            .any(|service| service.rules.persistence_timeout.is_some())
+    }
+}
+
+impl Service {
+    /// Which flows are remembered: all, where the choice for them cannot be found again.
+    #[must_use]
+    pub fn tracking(&self) -> Tracking {
+        if self.scheduler.is_free() || self.rules.persistence_timeout.is_some() {
+            Tracking::Full
+        } else {
+            self.rules.tracking
+        }
+    }
+
+    /// How its clients are kept, for the program.
+    #[must_use]
+    pub fn persistence(&self) -> Persistence {
+        let Some(timeout) = self.rules.persistence_timeout else {
+            return Persistence::default();
+        };
+        let is_v4 = self.key.address.is_ipv4();
+        let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+        Persistence::new(timeout_ns, is_v4, self.persistence_prefix())
+    }
+
+    /// How many bits of an address make a client.
+    #[must_use]
+    pub fn persistence_prefix(&self) -> u8 {
+        if self.key.address.is_ipv4() {
+            self.rules.persistence_prefix_v4
+        } else {
+            self.rules.persistence_prefix_v6
+        }
     }
 }
 

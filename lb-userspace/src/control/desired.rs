@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use lb_common::client::Persistence;
 use lb_common::layout::{Backend as Record, Tags};
 
 use super::eligible::{self, Before, Choice, Member, Why};
@@ -97,6 +98,8 @@ pub struct DesiredService {
     pub access: Option<AccessList>,
     /// How long its flows may be idle: as long as slots that move stay open.
     pub idle_timeout: Duration,
+    /// How it keeps its clients.
+    pub persistence: Persistence,
     /// Slots of its table; a new size moves nearly every slot.
     pub size: u32,
     /// The backends that own slots. Empty: nobody serves, packets are dropped.
@@ -257,14 +260,10 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         name: service.name.clone(),
         forward: service.forward,
         scheduler: service.scheduler,
-        // A choice that cannot be found again has to be remembered.
-        tracking: if service.scheduler.is_free() {
-            Tracking::Full
-        } else {
-            service.rules.tracking
-        },
+        tracking: service.tracking(),
         access: service.access.clone(),
         idle_timeout: service.rules.idle_timeout(service.key.protocol),
+        persistence: service.persistence(),
         size,
         candidates: candidates(&backends, |id| taking.contains(id)),
         why,

@@ -10,6 +10,7 @@ mod guard;
 mod members;
 mod meta;
 mod pressure;
+mod remember;
 mod tables;
 mod write;
 
@@ -32,6 +33,7 @@ use crate::model::{BackendId, ServiceKey};
 
 pub use self::meta::{Remembered, forward_of, name_of, remembered, tracking_of};
 pub use self::pressure::{Leaving, Pressure};
+pub use self::remember::{Cached, Kept};
 pub use self::tables::Progress;
 
 /// What a change did to one service.
@@ -86,6 +88,7 @@ pub struct Dataplane {
     resting_backends: BTreeMap<u32, Resting>,
     /// By index: entries that were last seen before this are not its flows any longer.
     dead_before: BTreeMap<u32, u64>,
+    walks: remember::Walks,
     egress: BTreeSet<u32>,
     /// Interfaces that no backend is reached by, and since when.
     idle_egress: BTreeMap<u32, u64>,
@@ -280,6 +283,7 @@ impl Dataplane {
         }
         self.write_service_meta(key, service)?;
         self.write_guard(key, service.access.as_ref())?;
+        self.write_persistence(key, service)?;
         let standings = self.write_backends(service, clock)?;
         let switched = self.step_tables(key, service, &standings, built, clock)?;
         self.publish(key)?;
@@ -314,6 +318,7 @@ impl Dataplane {
         self.put_table(index, TableWord::NONE)?;
         self.put_before(index, TableWord::NONE)?;
         self.clear_flow_counts(index)?;
+        self.maps.clients.clear_counters(index)?;
         self.services.insert(*key, Installed::fresh(index));
         Ok(())
     }
@@ -352,6 +357,14 @@ impl Dataplane {
         if installed.meta != Some(meta) {
             self.put_service_meta(index, meta)?;
             self.services.get_mut(key).expect("there above").meta = Some(meta);
+        }
+        Ok(())
+    }
+
+    fn write_persistence(&mut self, key: &ServiceKey, service: &DesiredService) -> Result<(), Error> {
+        let index = self.services[key].index;
+        if self.maps.clients.settings(index) != service.persistence {
+            self.put_persistence(index, service.persistence)?;
         }
         Ok(())
     }

@@ -64,6 +64,8 @@ pub fn explain(pin_dir: &Path, query: &Query) -> Result<Explanation, Error> {
         services: live.records.room(),
         backends: live.backends.len().saturating_sub(1),
         flows: FLOWS,
+        cached_flows: FLOWS,
+        clients: FLOWS,
     };
     let mut ebpf = load::load_beside(features(&live)?, &key, sizes, &pins, &SHARED)?;
     attach::verify(&mut ebpf, PROGRAM)?;
@@ -161,6 +163,7 @@ fn features(live: &Maps) -> Result<Features, Error> {
         if meta.in_use != 0 {
             let table = live.records.table(index);
             features.wildcard |= meta.key.port == 0;
+            features.persistent |= live.clients.settings(index).timeout_ns != 0;
             features.choosers |= table.is_full() || table.chooser() != Chooser::Flow;
         }
     }
@@ -181,6 +184,7 @@ fn copy(live: &Maps, own: &mut Maps, place: Option<&Place>) -> Result<(), Error>
     own.flow_control
         .set(place.service, live.flow_control.get(place.service));
     own.flow_cache.copy_from(&live.flow_cache);
+    own.clients.copy_from(&live.clients);
     Ok(())
 }
 

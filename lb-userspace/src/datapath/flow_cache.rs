@@ -9,7 +9,7 @@ use super::Error;
 use super::maps;
 use super::mmap::Words;
 
-const WORDS_A_WAY: usize = size_of::<Way>() / 8;
+pub(super) const WORDS_A_WAY: usize = size_of::<Way>() / 8;
 const WORDS_A_PLACE: usize = size_of::<Opening>() / 8;
 const WORDS_A_LOAD: usize = size_of::<Load>() / 8;
 
@@ -24,14 +24,6 @@ pub struct FlowCache {
 
 impl FlowCache {
     pub(super) fn new(cache: &Map, nursery: &Map, loads: &Map) -> Result<Self, Error> {
-        let map = |map: &Map, words: usize| {
-            let data = maps::data_of(map)?;
-            let words = data.info()?.max_entries() as usize * words;
-            Words::map(data.fd().as_fd(), words).map_err(|source| Error::Syscall {
-                call: "mmap of the cache of flows",
-                source,
-            })
-        };
         Ok(Self {
             ways: map(cache, size_of::<Line>() / 8)?,
             places: map(nursery, WORDS_A_PLACE)?,
@@ -61,10 +53,7 @@ impl FlowCache {
 
     /// Every flow.
     pub fn all(&self) -> impl Iterator<Item = Way> + '_ {
-        (0..self.capacity()).filter_map(|index| {
-            let way = way_at(&self.ways, index * WORDS_A_WAY);
-            (!way.word.is_free()).then_some(way)
-        })
+        ways(&self.ways)
     }
 
     /// Forgets the flows of backends that are gone, before another backend is given their index.
@@ -80,6 +69,27 @@ impl FlowCache {
             idle(way) > if way.word.is_live() { idle_ns } else { CLOSING_NS }
         });
         ways + self.clear(&self.places, WORDS_A_PLACE, |way| idle(way) > NURSERY_NS)
+    }
+
+    /// The same for the next part of the cache, with the idle time of each backend's flows.
+    pub fn expire_next(&self, walk: &mut Walk, now_ns: u64, idle_ns: &[u64]) {
+        let gone = |way: &Way| {
+            let allowed_ns = idle_ns.get(way.word.backend() as usize).copied().unwrap_or(0);
+            let allowed_ns = if way.word.is_live() {
+                allowed_ns
+            } else {
+                CLOSING_NS
+            };
+            now_ns.saturating_sub(way.seen_ns) > allowed_ns
+        };
+        walk.go_on(&self.ways, gone, |way| {
+            if way.word.is_live() {
+                self.loads.subtract(self.load_of(way.word.backend()), 1);
+            }
+        });
+        self.clear(&self.places, WORDS_A_PLACE, |way| {
+            now_ns.saturating_sub(way.seen_ns) > NURSERY_NS
+        });
     }
 
     /// Clears what `gone` says so of, and takes it off the load of its backend. What the program changes at this moment
@@ -121,8 +131,81 @@ impl FlowCache {
     }
 }
 
+/// How many ways are looked at in one go: 4 MiB of them, a few milliseconds.
+const PART: usize = 262_144;
+
+/// A walk through a cache in parts, again and again, so that a large one holds up nothing else.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// The way that is next.
+    next: usize,
+    /// What was found since the first way, by the index of the backend.
+    found: Vec<u64>,
+    /// The same of the last whole walk.
+    last: Vec<u64>,
+}
+
+impl Walk {
+    /// Looks at the next part, clears what is `gone`, and tells of it.
+    pub(super) fn go_on(&mut self, words: &Words, gone: impl Fn(&Way) -> bool, cleared: impl Fn(&Way)) {
+        let all = words.len() / WORDS_A_WAY;
+        let end = all.min(self.next + PART);
+        for index in self.next..end {
+            let place = index * WORDS_A_WAY;
+            let way = way_at(words, place);
+            if way.word.is_free() {
+                continue;
+            }
+            if gone(&way) && words.exchange(place, way.word.0, FlowWord::FREE.0) {
+                cleared(&way);
+                continue;
+            }
+            let backend = way.word.backend() as usize;
+            if backend >= self.found.len() {
+                self.found.resize(backend + 1, 0);
+            }
+            self.found[backend] += 1;
+        }
+        self.next = end;
+        if end == all {
+            self.next = 0;
+            self.last = std::mem::take(&mut self.found);
+        }
+    }
+
+    /// How many ways there were.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.last.iter().sum()
+    }
+
+    /// How many of them a backend had.
+    #[must_use]
+    pub fn of(&self, backend: u32) -> u64 {
+        self.last.get(backend as usize).copied().unwrap_or(0)
+    }
+}
+
+/// Maps an array of values of so many words.
+pub(super) fn map(map: &Map, words: usize) -> Result<Words, Error> {
+    let data = maps::data_of(map)?;
+    let words = data.info()?.max_entries() as usize * words;
+    Words::map(data.fd().as_fd(), words).map_err(|source| Error::Syscall {
+        call: "mmap of a cache",
+        source,
+    })
+}
+
+/// Every way that is taken.
+pub(super) fn ways(words: &Words) -> impl Iterator<Item = Way> + '_ {
+    (0..words.len()).step_by(WORDS_A_WAY).filter_map(|place| {
+        let way = way_at(words, place);
+        (!way.word.is_free()).then_some(way)
+    })
+}
+
 /// Ways of the cache and places of the nursery begin alike.
-fn way_at(words: &Words, place: usize) -> Way {
+pub(super) fn way_at(words: &Words, place: usize) -> Way {
     Way {
         word: FlowWord(words.get(place)),
         seen_ns: words.get(place + 1),

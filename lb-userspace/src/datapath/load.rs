@@ -8,6 +8,7 @@ use lb_common::suspect::SYN_PLACES;
 
 use super::pins::{self, PinDir, Pinned};
 use super::{Error, object};
+use crate::config::Agent;
 
 /// What the program is specialised by; what is off is not even verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Features {
     pub guards: bool,
     /// Frames may have VLAN tags.
     pub vlans: bool,
+    /// Some service keeps its clients (`persistence_timeout`).
+    pub persistent: bool,
 }
 
 /// What an agent lets each CPU send, as many as Linux itself in all (`net.ipv4.icmp_msgs_per_sec`).
@@ -49,10 +52,26 @@ pub struct Sizes {
     /// Entries of the flow table. Its memory is taken as flows come, but for 16 bytes each, rounded up to a power
     /// of two.
     pub flows: u32,
+    /// Flows that the cache of `tracking = "full"` has room for: 16 bytes each, rounded up to a power of two, from the
+    /// start.
+    pub cached_flows: u32,
+    /// Clients that are remembered (`persistence_timeout`): the same.
+    pub clients: u32,
 }
 
-/// Flows that the cache of `tracking = "full"` has room for: 16 bytes each.
-pub const CACHED_FLOWS: u32 = 262_144;
+impl Sizes {
+    /// Those that a configuration wants.
+    #[must_use]
+    pub fn of(agent: &Agent) -> Self {
+        Self {
+            services: agent.max_services,
+            backends: agent.max_backends,
+            flows: agent.flow_table_size,
+            cached_flows: agent.flow_cache_size,
+            clients: agent.client_table_size,
+        }
+    }
+}
 
 /// Loads the program and its maps, the pinned ones from `pins` where they exist.
 ///
@@ -97,11 +116,14 @@ fn load_with(
         suspects,
         guards,
         vlans,
+        persistent,
     } = features;
     let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
     let (vlans, gue, guarded) = (flag(vlans), flag(gue), flag(guards));
+    let persistent = flag(persistent);
     let second = key.second();
-    let lines = lines(pins)?;
+    let flow_lines = lines(pins, &pins::CACHE, sizes.cached_flows)?;
+    let client_lines = lines(pins, &pins::CLIENTS, sizes.clients)?;
     let (wildcard, announce, explain, trace) =
         (flag(wildcard), flag(announce), flag(explain), flag(trace_drops));
     let icmp_echo = flag(icmp_echo);
@@ -119,10 +141,15 @@ fn load_with(
         .override_global("SUSPECTS", &suspects, true)
         .override_global("VLANS", &vlans, true)
         .override_global("GUARDED", &guarded, true)
+        .override_global("PERSISTENT", &persistent, true)
         .override_global("HASH_KEY", &key.0, true)
         .override_global("SECOND_KEY", &second.0, true)
-        .override_global("CACHE_LINES", &lines, true)
-        .map_max_entries("CACHE", lines)
+        .override_global("CACHE_LINES", &flow_lines, true)
+        .map_max_entries("CACHE", flow_lines)
+        .override_global("CLIENT_LINES", &client_lines, true)
+        .map_max_entries("CLIENTS", client_lines)
+        .map_max_entries("PERSISTENCE", sizes.services)
+        .map_max_entries("CLIENT_COUNTERS", sizes.services)
         // A service and the mark of its address are two entries.
         .map_max_entries("SERVICES", sizes.services * 2)
         .map_max_entries("RECORDS", sizes.services)
@@ -156,10 +183,10 @@ fn load_with(
     Ok(loader.load(object::LB)?)
 }
 
-/// Lines of the cache of flows: those of the pinned one.
-fn lines(pins: Option<&PinDir>) -> Result<u32, Error> {
-    match pins.map(|dir| dir.path(pins::CACHE.pin)) {
+/// Lines of a cache: those of the pinned one, else a power of two with room for so many.
+fn lines(pins: Option<&PinDir>, cache: &Pinned, ways: u32) -> Result<u32, Error> {
+    match pins.map(|dir| dir.path(cache.pin)) {
         Some(path) if path.exists() => Ok(MapInfo::from_pin(path)?.max_entries()),
-        _ => Ok(CACHED_FLOWS / WAYS as u32),
+        _ => Ok(ways.div_ceil(WAYS as u32).next_power_of_two()),
     }
 }

@@ -14,6 +14,7 @@ use lb_common::layout::{
 use lb_common::reason::Reason;
 
 use super::Error;
+use super::clients::Clients;
 use super::flow_cache::FlowCache;
 use super::flows::{self, FlowControls, Flows};
 use super::guards::Guards;
@@ -38,6 +39,7 @@ pub struct Maps {
     pub flow_cache: FlowCache,
     pub signs: Signs,
     pub guards: Guards,
+    pub clients: Clients,
     flow_counters: PerCpuArray<MapData, FlowCounters>,
     pub egress: DevMapHash<MapData>,
     pub interfaces: HashMap<MapData, u32, Interface>,
@@ -116,6 +118,11 @@ impl Maps {
                 take(&pins::GUARD_COUNTERS)?,
             )?,
             signs: Signs::new(take(&pins::SYNS)?, &take(&pins::SIGNS)?)?,
+            clients: Clients::new(
+                &take(&pins::CLIENTS)?,
+                &take(&pins::PERSISTENCE)?,
+                take(&pins::CLIENT_COUNTERS)?,
+            )?,
             egress: take(&pins::EGRESS)?.try_into()?,
             interfaces: take(&pins::INTERFACES)?.try_into()?,
             service_meta: take(&pins::SERVICE_META)?.try_into()?,

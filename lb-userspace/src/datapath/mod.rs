@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod attach;
 mod btf;
+pub mod clients;
 pub mod clock;
 pub mod counters;
 pub mod decap;

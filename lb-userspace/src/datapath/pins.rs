@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
-use lb_common::{cache, layout, suspect};
+use lb_common::{cache, client, layout, suspect};
 
 use super::Error;
 use super::sys;
@@ -56,6 +56,9 @@ pinned! {
     LOADS: "LOADS", "loads", Array, WORD, size_of::<cache::Load>(), layout::MMAPABLE;
     SYNS: "SYNS", "syns", PerCpuArray, WORD, size_of::<suspect::Syns>(), 0;
     SIGNS: "SIGNS", "signs", Array, WORD, size_of::<u64>(), layout::MMAPABLE;
+    CLIENTS: "CLIENTS", "clients", Array, WORD, size_of::<cache::Line>(), layout::MMAPABLE;
+    PERSISTENCE: "PERSISTENCE", "persistence", Array, WORD, size_of::<client::Persistence>(), layout::MMAPABLE;
+    CLIENT_COUNTERS: "CLIENT_COUNTERS", "client_counters", PerCpuArray, WORD, size_of::<client::ClientCounters>(), 0;
     EGRESS: "EGRESS", "egress", DevMapHash, WORD, 2 * WORD, 0;
     INTERFACES: "INTERFACES", "interfaces", Hash, WORD, size_of::<layout::Interface>(), 0;
     SERVICE_META: "", "service_meta", Array, WORD, size_of::<layout::ServiceMeta>(), 0;

@@ -240,6 +240,7 @@ impl Simulator {
             suspects: config.has_suspects(),
             guards: config.has_access_lists(),
             vlans: config.has_vlans(),
+            persistent: config.keeps_clients(),
         };
         let configured = config
             .agent
@@ -248,9 +249,8 @@ impl Simulator {
             .map(|key| HashKey::from_bytes(&key.0));
         let key = options.hash_key.or(configured).unwrap_or(STAND_IN_KEY);
         let sizes = Sizes {
-            services: config.agent.max_services,
-            backends: config.agent.max_backends,
             flows: FLOWS,
+            ..Sizes::of(&config.agent)
         };
         let mut ebpf = load::load(features, &key, sizes, None)?;
         attach::verify(&mut ebpf, PROGRAM)?;

@@ -1,6 +1,7 @@
 //! Schedulers other than `maglev`, through the loaded program.
 
 mod full;
+mod persist;
 mod queue;
 mod shares;
 

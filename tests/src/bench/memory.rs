@@ -315,6 +315,8 @@ fn fill(flows: u32) -> anyhow::Result<(u64, u64)> {
         services: 16,
         backends: 16,
         flows,
+        cached_flows: 4096,
+        clients: 4096,
     };
     let mut ebpf = load::load(Features::default(), &KEY, sizes, Some(&pins))?;
     let mut maps = Maps::of(&mut ebpf, sizes, Some(&pins))?;

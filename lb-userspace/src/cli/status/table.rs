@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{counted, is_missing, movement};
+use super::{counted, is_missing, movement, remember};
 use crate::api::types::{
     AgentCheckStatus, AgentStatus, BackendStatus, CheckStatus, InterfaceStatus, ServiceStatus, Status,
 };
@@ -21,6 +21,7 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
         services,
         migrations,
         flow_table,
+        flow_cache,
     } = status;
     let attached = interfaces.iter().any(|interface| interface.mode != "detached");
     let mut text = agent_lines(agent, attached, screen);
@@ -41,6 +42,9 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
         text += &grid.render(screen, "  ");
     }
     text += &movement::lines(migrations, flow_table.as_ref(), screen);
+    text += &flow_cache
+        .as_ref()
+        .map_or_else(String::new, remember::cache_lines);
     text
 }
 
@@ -138,6 +142,7 @@ fn service_lines(service: &ServiceStatus) -> String {
         forward,
         scheduler,
         tracking: _,
+        persistence,
         table_size,
         generation,
         all_down: _,
@@ -181,6 +186,9 @@ fn service_lines(service: &ServiceStatus) -> String {
         human::count(*packets),
         human::bytes(*bytes),
     );
+    text += &persistence
+        .as_ref()
+        .map_or_else(String::new, remember::client_lines);
     text
 }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use lb_common::layout::{SERVICE_TAG_TYPE, TAG_TYPE, Tags};
 
-use crate::model::{Forward, Protocol, Scheduler};
+use crate::model::{Forward, Protocol, Scheduler, Tracking};
 
 use super::super::{
     AgentCheck, Announce, Backend, Check, CheckKind, Config, HashKey, Header, HttpCheck, HttpMethod, Machine,
@@ -300,6 +300,22 @@ fn rules_of_a_service_come_from_it_else_from_the_defaults() {
         ..PoolRules::default()
     };
     assert_eq!(config.services[0].rules, expected);
+}
+
+#[test]
+fn a_service_that_keeps_its_clients_remembers_every_flow() {
+    let config = parsed(&format!(
+        "{HEAD}[defaults]\npersistence_timeout = \"10m\"\npersistence_prefix_v4 = 24\n{WEB}{BACKEND}"
+    ));
+    let service = &config.services[0];
+    assert_eq!(service.tracking(), Tracking::Full);
+    assert!(config.has_choosers() && config.keeps_clients());
+    let kept = service.persistence();
+    assert_eq!(kept.timeout_ns, 600_000_000_000);
+    assert_eq!(kept.mask, [0, 0, 0, u32::from_ne_bytes([255, 255, 255, 0])]);
+    let without = parsed(&format!("{HEAD}{WEB}{BACKEND}"));
+    assert!(!without.has_choosers() && !without.keeps_clients());
+    assert_eq!(without.services[0].tracking(), Tracking::Moved);
 }
 
 #[test]

@@ -45,6 +45,7 @@ impl Dataplane {
             resting_services: BTreeMap::new(),
             resting_backends: BTreeMap::new(),
             dead_before: BTreeMap::new(),
+            walks: super::remember::Walks::default(),
             egress: BTreeSet::new(),
             idle_egress: BTreeMap::new(),
             allocator: Allocator::default(),

@@ -28,9 +28,9 @@ pub(super) struct Resting {
 }
 
 /// What a backend still takes.
-fn standing(owns_slots: bool, backend: &DesiredBackend) -> Standing {
+fn standing(takes_new: bool, backend: &DesiredBackend) -> Standing {
     match backend.old_flows {
-        _ if owns_slots => Standing::Serves,
+        _ if takes_new => Standing::Serves,
         OldFlows::Keep => Standing::Serves,
         OldFlows::Move => Standing::Gone,
         OldFlows::Reset => Standing::Resets,
@@ -60,7 +60,8 @@ impl Dataplane {
                 }
             };
             self.write_backend_meta(id, index, backend)?;
-            let standing = standing(owners.contains(&(id.address, id.port)), backend);
+            let takes_new = owners.contains(&(id.address, id.port));
+            let standing = standing(takes_new, backend);
             standings.insert(index, standing);
             let before = self
                 .records
@@ -75,7 +76,8 @@ impl Dataplane {
                 self.dead_before.insert(index, clock());
             }
             self.write_tags(index, backend.tags)?;
-            self.write_record(index, backend.record, now)?;
+            let closed = if takes_new { 0 } else { Standing::CLOSED };
+            self.write_record(index, backend.record, now.bits() | closed)?;
         }
         Ok(standings)
     }
@@ -84,17 +86,15 @@ impl Dataplane {
     pub(super) fn write_standings(&mut self, standings: &BTreeMap<u32, Standing>) -> Result<(), Error> {
         for (index, standing) in standings {
             if let Some(record) = self.records.get(index).copied() {
-                self.write_record(*index, record, *standing)?;
+                let closed = record.standing & Standing::CLOSED;
+                self.write_record(*index, record, standing.bits() | closed)?;
             }
         }
         Ok(())
     }
 
-    fn write_record(&mut self, index: u32, record: Record, standing: Standing) -> Result<(), Error> {
-        let record = Record {
-            standing: standing.bits(),
-            ..record
-        };
+    fn write_record(&mut self, index: u32, record: Record, standing: u8) -> Result<(), Error> {
+        let record = Record { standing, ..record };
         if self.records.get(&index) != Some(&record) {
             self.put_record(index, record)?;
         }
@@ -164,7 +164,7 @@ impl Dataplane {
             .collect();
         for (id, index) in gone {
             if let Some(record) = self.records.get(&index).copied() {
-                self.write_record(index, record, Standing::Gone)?;
+                self.write_record(index, record, Standing::Gone.bits())?;
             }
             let counted = self.maps.backend_counters(index)?;
             if let Some(installed) = self.services.get_mut(key) {
@@ -203,6 +203,7 @@ impl Dataplane {
                 self.dead_before.insert(index, clock());
                 self.resting_backends.remove(&index);
                 self.maps.flow_cache.forget(|backend| backend == index);
+                self.maps.clients.forget(|backend| backend == index);
                 index
             }
             None => self.free_backends.pop_first().ok_or(Error::Full {
@@ -246,6 +247,7 @@ impl Dataplane {
             });
             if !woken.is_empty() {
                 self.maps.flow_cache.forget(|backend| woken.contains(&backend));
+                self.maps.clients.forget(|backend| woken.contains(&backend));
             }
         }
         let free = &mut self.free_services;

@@ -2,6 +2,7 @@
 
 use aya::maps::MapError;
 use aya::maps::xdp::XdpMapError;
+use lb_common::client::Persistence;
 use lb_common::layout::{
     self, Backend as Record, BackendMeta, Counters, FlowControl, Guard, ServiceMeta, Slot, TableWord, Tags,
 };
@@ -74,6 +75,13 @@ impl Dataplane {
         self.may_write()?;
         self.maps.backend_meta.set(index, meta, 0)?;
         self.metas.insert(index, meta);
+        Ok(())
+    }
+
+    /// How a service keeps its clients.
+    pub(super) fn put_persistence(&mut self, index: u32, settings: Persistence) -> Result<(), Error> {
+        self.may_write()?;
+        self.maps.clients.set(index, settings);
         Ok(())
     }
 

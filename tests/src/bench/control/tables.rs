@@ -109,6 +109,8 @@ fn maps(services: u32, backends: u32) -> anyhow::Result<Maps> {
         services,
         backends,
         flows: 65_536,
+        cached_flows: 4096,
+        clients: 4096,
     };
     let mut ebpf = load::load(Features::default(), &KEY, sizes, None)?;
     Ok(Maps::of(&mut ebpf, sizes, None)?)

@@ -55,9 +55,9 @@ fn of_the_whole_file() {
                 &["unknown key `chek` in [defaults], did you mean `check`?"],
             ),
             (
-                "a default that is not built",
-                agent("[defaults]\n▶persistence = 1"),
-                &["`persistence` of [defaults] is not built yet"],
+                "a default that is out of bounds",
+                agent("[defaults]\npersistence_prefix_v4 = ▶33"),
+                &["`persistence_prefix_v4` is 33; expected an integer from 1 to 32"],
             ),
         ],
         Config::parse,

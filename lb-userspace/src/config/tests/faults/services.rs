@@ -37,11 +37,8 @@ fn of_services() {
             ),
             (
                 "keys that are not built",
-                service("tracking = ▶1\n▶persistence = 1"),
-                &[
-                    "`tracking` is an integer; expected one of",
-                    "`persistence` of",
-                ],
+                service("tracking = ▶1\nscheduler = ▶\"fo\""),
+                &["`tracking` is an integer; expected one of", "`scheduler` is \"fo\""],
             ),
             (
                 "access lists with bits beyond the length, of another family, twice, of nobody",
@@ -166,6 +163,11 @@ fn of_services() {
                 "a scheduler that has to remember, told not to",
                 service("scheduler = \"rr\"\ntracking = ▶\"moved\""),
                 &["`tracking` is \"moved\", but scheduler rr has to remember every flow"],
+            ),
+            (
+                "a service that keeps its clients, and is told to forget",
+                service("persistence_timeout = \"10m\"\ntracking = ▶\"none\""),
+                &["`tracking` is \"none\", but a service with a persistence_timeout has to remember every flow"],
             ),
             (
                 "an unknown scheduler",

@@ -1,0 +1,106 @@
+//! Clients and flows that are remembered, with real clients.
+
+mod support;
+
+use std::net::Ipv4Addr;
+
+use lb_tests::lab::DEVICE;
+use lb_tests::privileged;
+use lb_tests::wait::wait_until;
+use serde_json::Value;
+use support::{VIP, World, Xlb};
+
+/// Clients of the lab, at addresses of their own.
+const CLIENTS: u8 = 12;
+
+fn client(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, 200 + number)
+}
+
+/// Which backend answers a new connection of a client.
+fn ask(world: &World, number: u8) -> anyhow::Result<String> {
+    let line = format!(
+        "curl --silent --show-error --fail --max-time 5 --interface {} http://{VIP}/",
+        client(number)
+    );
+    Ok(world.lab.client.netns.run(&line)?.trim().to_owned())
+}
+
+fn persistence(xlb: &Xlb) -> anyhow::Result<Value> {
+    Ok(xlb.service("web")?["persistence"].clone())
+}
+
+#[test]
+fn clients_stay_with_their_backend_until_it_is_drained() -> anyhow::Result<()> {
+    privileged!("clients_stay_with_their_backend_until_it_is_drained");
+    let world = World::of(3)?;
+    for number in 0..CLIENTS {
+        world
+            .lab
+            .client
+            .netns
+            .ip(&format!("addr add {}/24 dev {DEVICE}\n", client(number)))?;
+    }
+    let keys = "scheduler = \"rr\"\npersistence_timeout = \"10m\"";
+    let mut xlb = Xlb::started(&world.lab, "", &world.web(keys))?;
+    let first: Vec<_> = (0..CLIENTS)
+        .map(|n| ask(&world, n))
+        .collect::<anyhow::Result<_>>()?;
+    for backend in ["b1", "b2", "b3"] {
+        assert!(first.iter().any(|name| name == backend), "{first:?}");
+    }
+    for _ in 0..3 {
+        for number in 0..CLIENTS {
+            assert_eq!(ask(&world, number)?, first[usize::from(number)]);
+        }
+    }
+    wait_until("clients are counted", || {
+        Ok(persistence(&xlb)?["clients"] == u64::from(CLIENTS))
+    })?;
+    let status = persistence(&xlb)?;
+    assert_eq!((&status["prefix"], &status["moved"]), (&32.into(), &0.into()));
+    assert!(
+        status["kept"].as_u64() >= Some(u64::from(CLIENTS) * 3),
+        "{status}"
+    );
+    assert_eq!(xlb.service("web")?["tracking"], "full");
+    assert!(
+        xlb.verb("status")?
+            .contains("persistence: clients of /32 for 10m; 12 remembered")
+    );
+
+    // An agent that is killed changes nothing, nor does the next one.
+    xlb.process()?.kill()?;
+    assert_eq!(ask(&world, 0)?, first[0]);
+    xlb.start()?;
+    for number in 0..CLIENTS {
+        assert_eq!(ask(&world, number)?, first[usize::from(number)]);
+    }
+
+    // A drained backend takes no new flows: its clients are others' from now on, also when it is back.
+    xlb.verb(&format!("backend drain web {}", world.lab.backends[0].v4))?;
+    let mut after = Vec::new();
+    for number in 0..CLIENTS {
+        let now = ask(&world, number)?;
+        match first[usize::from(number)].as_str() {
+            "b1" => assert_ne!(now, "b1"),
+            other => assert_eq!(now, other),
+        }
+        after.push(now);
+    }
+    assert!(persistence(&xlb)?["moved"].as_u64() >= Some(1));
+    xlb.verb(&format!("backend ready web {}", world.lab.backends[0].v4))?;
+    for number in 0..CLIENTS {
+        assert_eq!(ask(&world, number)?, after[usize::from(number)]);
+    }
+
+    // Without the key turns are taken again.
+    xlb.configure("", &world.web("scheduler = \"rr\""))?;
+    xlb.verb("reload")?;
+    let turns: Vec<_> = (0..6).map(|_| ask(&world, 0)).collect::<anyhow::Result<_>>()?;
+    for backend in ["b1", "b2", "b3"] {
+        assert!(turns.iter().any(|name| name == backend), "{turns:?}");
+    }
+    assert_eq!(persistence(&xlb)?, Value::Null);
+    Ok(())
+}

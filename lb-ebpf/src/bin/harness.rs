@@ -118,6 +118,18 @@ pub fn floor(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// Sends a frame as it is: what a generator of live frames ends in.
+#[xdp]
+pub fn transmit(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Where generated frames end.
+#[xdp]
+pub fn sink(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
+}
+
 /// The floor of `dsr-l2`: writes the Ethernet addresses and transmits.
 #[xdp]
 #[expect(

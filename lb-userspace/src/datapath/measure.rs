@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use aya::maps::ProgramArray;
-use aya::programs::{ProgramFd, Xdp};
+use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 
 use super::testrun::{self, Action};
@@ -18,6 +18,9 @@ const UNDER_TEST: &str = "UNDER_TEST";
 
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
+
+/// Live frames that are sent at once, as a driver's poll takes them.
+const BATCH: u32 = 64;
 
 /// Why a measurement could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -53,16 +56,21 @@ pub enum Floor {
     OuterV6,
     /// Makes room for an outer IPv4 and UDP header and transmits.
     OuterUdp,
+    /// Transmits.
+    Transmit,
 }
 
 impl Floor {
-    fn program(self) -> &'static str {
+    /// Its name in [`object::HARNESS`].
+    #[must_use]
+    pub fn program(self) -> &'static str {
         match self {
             Self::Pass => "floor",
             Self::Rewrite => "floor_rewrite",
             Self::OuterV4 => "floor_outer_v4",
             Self::OuterV6 => "floor_outer_v6",
             Self::OuterUdp => "floor_outer_udp",
+            Self::Transmit => "transmit",
         }
     }
 
@@ -157,6 +165,27 @@ impl Harness {
         Ok(testrun::run(program(&self.ebpf, HARNESS)?, &self.frame)?.action)
     }
 
+    /// Sends so many frames by a device of the calling thread's namespace, which has to have an XDP program: real frames,
+    /// in batches, with everything that the harness restores written anew each time. The subject must be one that
+    /// transmits. Needs Linux 5.18.
+    ///
+    /// # Errors
+    /// [`Error::Datapath`] where the kernel refuses.
+    pub fn send(&self, ifindex: u32, frames: u32) -> Result<(), Error> {
+        let context = context(self.frame.len() as u32, ifindex);
+        let options = TestRunOptions {
+            data_in: Some(&self.frame),
+            ctx_in: Some(&context),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        };
+        program(&self.ebpf, HARNESS)?
+            .test_run(options)
+            .map_err(super::Error::from)?;
+        Ok(())
+    }
+
     /// Nanoseconds a run, the mean of `repeat` of them, harness and kernel's loop included. The last has to end in
     /// `expected`.
     ///
@@ -172,6 +201,14 @@ impl Harness {
         }
         Ok(u64::try_from(run.duration.as_nanos()).unwrap_or(u64::MAX))
     }
+}
+
+/// The context of `BPF_PROG_TEST_RUN` (`struct xdp_md`): the whole frame, as if it came in by a device.
+fn context(frame_len: u32, ifindex: u32) -> [u8; 24] {
+    let mut context = [0; 24];
+    context[4..8].copy_from_slice(&frame_len.to_ne_bytes());
+    context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+    context
 }
 
 /// A program that somebody pinned, to be measured.

@@ -18,12 +18,17 @@ impl Pass {
     /// # Errors
     /// Where the program cannot be loaded or attached in native mode.
     pub fn attach(netns: &Netns, devices: &[&str]) -> anyhow::Result<Self> {
+        Self::attach_other(netns, devices, "floor")
+    }
+
+    /// Another program that measurements have, in its place.
+    ///
+    /// # Errors
+    /// As [`Pass::attach`].
+    pub fn attach_other(netns: &Netns, devices: &[&str], name: &'static str) -> anyhow::Result<Self> {
         netns.enter(|| {
             let mut ebpf = Ebpf::load(object::HARNESS)?;
-            let program: &mut Xdp = ebpf
-                .program_mut("floor")
-                .context("the program `floor`")?
-                .try_into()?;
+            let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load()?;
             for device in devices {
                 program

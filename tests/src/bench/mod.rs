@@ -1,9 +1,11 @@
 //! The parts of `cargo xtask bench`, each a subcommand. A part prints its progress and writes its result as JSON;
 //! tables and pages are made by `cargo xtask bench`.
 
+pub mod connections;
 pub mod consistency;
 pub mod control;
 pub mod failover;
+pub mod forward;
 pub mod memory;
 pub mod packet;
 #[path = "../../../xtask/src/bench/result.rs"]
@@ -29,6 +31,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Part {
+    /// Connections and requests a second, beside the alternatives.
+    Connections {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: connections::Options,
+    },
     Consistency {
         #[command(flatten)]
         common: Common,
@@ -48,6 +57,13 @@ enum Part {
         common: Common,
         #[command(flatten)]
         options: failover::Options,
+    },
+    /// Packets a second through veth.
+    Forward {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: forward::Options,
     },
     /// What the agent and the maps take.
     Memory {
@@ -89,6 +105,10 @@ pub fn main() -> ExitCode {
     let Cli { part } = Cli::parse();
     cleanup::start();
     let (common, result) = match part {
+        Part::Connections { common, options } => {
+            let result = connections::run(common.quick, &options);
+            (common, result)
+        }
         Part::Consistency { common, options } => {
             let result = consistency::run(common.quick, &options);
             (common, result)
@@ -99,6 +119,10 @@ pub fn main() -> ExitCode {
         }
         Part::Failover { common, options } => {
             let result = failover::run(common.quick, &options);
+            (common, result)
+        }
+        Part::Forward { common, options } => {
+            let result = forward::run(common.quick, &options);
             (common, result)
         }
         Part::Memory { common, options } => {

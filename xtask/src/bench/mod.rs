@@ -33,7 +33,7 @@ const PARTS: [&str; 6] = [
 ];
 
 /// Those that measure other programs as well.
-const COMPARING: [&str; 1] = ["failover"];
+const COMPARING: [&str; 2] = ["connections", "failover"];
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {

@@ -107,7 +107,14 @@ pub static PROGRAMS: [Program; 12] = [
 ];
 
 /// What `cargo xtask bench` compares with, and measures with; what is missing is left out there.
-pub static ALTERNATIVES: [Program; 5] = [
+pub static ALTERNATIVES: [Program; 8] = [
+    program("nginx", &["nginx-light"], "web server of the backends"),
+    program("curl", &["curl"], "web client"),
+    program(
+        "/usr/lib/nginx/modules/ngx_stream_module.so",
+        &["libnginx-mod-stream"],
+        "nginx as a load balancer to compare with",
+    ),
     program("haproxy", &["haproxy"], "load balancer to compare with"),
     program("keepalived", &["keepalived"], "checks of IPVS to compare with"),
     program("ipvsadm", &["ipvsadm"], "IPVS to compare with"),

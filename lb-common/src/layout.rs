@@ -5,6 +5,7 @@
 //! hidden padding; the assertions at the end lock sizes and alignment.
 
 use crate::cache::Chooser;
+use crate::limit::Rate;
 use crate::rule::State;
 
 /// Raised when the meaning of a map changes while its sizes stay the same.
@@ -519,11 +520,20 @@ pub struct FlowCounters {
 pub struct Guard {
     /// 0: nothing. A combination of the constants below.
     pub asks: u64,
+    /// Which bits of an address, as in [`ServiceKey::halves`], make a client.
+    pub client_mask: [u64; 2],
+    pub flows: Rate,
+    pub flows_per_client: Rate,
+    pub packets_per_client: Rate,
 }
 
 impl Guard {
     /// Whether the service's access list lets it in. The list is there before this is set.
     pub const LIST: u64 = 1;
+    /// Whether it comes too often.
+    pub const LIMITS: u64 = 2;
+    /// With [`Guard::LIMITS`]: what comes too often is counted, and passes.
+    pub const DRY_RUN: u64 = 4;
 }
 
 /// A prefix of clients in an access list, as the kernel's prefix trees want it. Addresses of both families have 128
@@ -545,6 +555,12 @@ pub const CLIENT_DENIED: u32 = 1;
 pub struct GuardCounters {
     /// Packets of clients that the access list denies.
     pub denied: u64,
+    /// SYNs beyond the limit of the service. These three: also in a dry run, where they pass.
+    pub over_flows: u64,
+    /// SYNs beyond that of their client.
+    pub over_client_flows: u64,
+    /// Datagrams beyond that of their client.
+    pub over_client_packets: u64,
 }
 
 /// What each CPU counts for a backend.
@@ -700,9 +716,9 @@ const _: () = {
     assert!(size_of::<FlowControl>() == 32);
     assert!(size_of::<FlowCounters>() == 80);
     assert!(size_of::<Interface>() == 8);
-    assert!(size_of::<Guard>() == 8);
+    assert!(size_of::<Guard>() == 72);
     assert!(size_of::<ClientPrefix>() == 20 && align_of::<ClientPrefix>() == 4);
-    assert!(size_of::<GuardCounters>() == 8);
+    assert!(size_of::<GuardCounters>() == 32);
     assert!(size_of::<Decision>() == 16);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentPlace>() == 32);

@@ -12,6 +12,7 @@ pub mod client;
 pub mod decap;
 pub mod hash;
 pub mod layout;
+pub mod limit;
 pub mod reason;
 pub mod reset;
 pub mod rule;

@@ -125,6 +125,12 @@ reasons! {
     IcmpUnmatched = 20, "icmp_unmatched", Drop;
     /// The access list of the service does not let the client in.
     Denied = 21, "denied", Drop;
+    /// A SYN beyond what the service takes in a second (`new_flows`).
+    FlowLimit = 22, "flow_limit", Drop;
+    /// A SYN beyond what the service takes from its client prefix in a second (`new_flows_per_client`).
+    ClientFlowLimit = 23, "client_flow_limit", Drop;
+    /// A datagram beyond what the service takes from its client prefix in a second (`udp_packets_per_client`).
+    ClientPacketLimit = 24, "client_packet_limit", Drop;
 }
 
 const _: () = assert!(Reason::COUNT <= crate::layout::REASON_SLOTS as usize);

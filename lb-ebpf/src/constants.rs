@@ -53,6 +53,10 @@ pub static PERSISTENT: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static GUARDED: Global<u8> = Global::new(0);
 
+/// Not 0: some service limits new flows, or packets.
+#[unsafe(no_mangle)]
+pub static LIMITED: Global<u8> = Global::new(0);
+
 /// Whether [`CHOOSERS`] is set.
 #[inline(always)]
 pub fn choosers() -> bool {

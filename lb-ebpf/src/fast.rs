@@ -165,6 +165,9 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
         stats::explain_service(service);
         return Some(reason);
     }
+    if guard::is_limited(service, packet.opens, packet.key.protocol) {
+        return None;
+    }
     let table = service::table(service)?;
     if constants::choosers() && table.is_full() || table.is_resizing() {
         return None;

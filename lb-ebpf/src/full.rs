@@ -16,7 +16,7 @@ use lb_common::rule::{Packet, Standing};
 
 use crate::clock::now_ns;
 use crate::constants::second_key;
-use crate::{cache as ways, client, flow, forward, schedule};
+use crate::{atomic, cache as ways, client, flow, forward, schedule};
 
 /// Connections that are being opened.
 #[btf_map]
@@ -483,19 +483,6 @@ fn load(backend: u32, weighted: bool) -> Load {
 pub fn add_load(backend: u32, change: i64) {
     if let Some(place) = LOADS.get_ptr_mut(backend) {
         // SAFETY: a valid, aligned word of a map value.
-        unsafe { atomic_add(&raw mut (*place).active, change) };
+        unsafe { atomic::add(&raw mut (*place).active, change) };
     }
-}
-
-/// Adds to a word that other CPUs add to at the same time. The instruction is as old as BPF; what came with Linux 5.12
-/// are those that also give the old value back, which is all that the language has.
-#[inline(always)]
-unsafe fn atomic_add(place: *mut u64, change: i64) {
-    #[cfg(target_arch = "bpf")]
-    // SAFETY: the caller gives a valid, aligned word.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) place, in(reg) change);
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    let _ = (place, change);
 }

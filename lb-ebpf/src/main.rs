@@ -18,6 +18,7 @@
 )]
 
 mod announce;
+mod atomic;
 mod bounds;
 mod cache;
 mod client;

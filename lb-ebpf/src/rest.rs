@@ -148,6 +148,7 @@ fn balance(ctx: &XdpContext, ip: &Ip, seen: &Seen) -> Result<Reason, Reason> {
     let service = service::find(ip, flow).ok_or(Reason::NotService)?;
     stats::explain_service(service);
     guard::ask(&ip.source, service)?;
+    guard::limit(&ip.source, flow, service)?;
     let table = service::table(service).ok_or(Reason::NoBackend)?;
     let hash = ip.hash(flow);
     let index = schedule::backend(ctx, ip, flow, service, table, hash).ok_or(Reason::NoBackend)?;

@@ -89,7 +89,7 @@ fn guarded() -> Option<Simulator> {
 }
 
 /// Headers of a packet from a client.
-fn from(client: &str, service: &str) -> IpHeaders {
+pub fn from(client: &str, service: &str) -> IpHeaders {
     let mut headers = ip(service);
     match (&mut headers, client.parse().expect("an address")) {
         (IpHeaders::Ipv4(header, _), IpAddr::V4(client)) => header.source = client.octets(),

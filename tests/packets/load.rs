@@ -24,6 +24,7 @@ const FEATURES: &[fn(&mut Features)] = &[
     |features| features.vlans = true,
     |features| features.gue = true,
     |features| features.guards = true,
+    |features| features.limits = true,
     |features| features.persistent = true,
 ];
 

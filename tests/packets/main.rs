@@ -14,6 +14,7 @@ mod forward;
 mod fragments;
 mod history;
 mod icmp;
+mod limits;
 mod load;
 mod malformed;
 mod model;

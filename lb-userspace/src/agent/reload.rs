@@ -364,6 +364,11 @@ fn describe(changes: &[Change], old: &Config, new: &Config) -> Done {
         if let Some(change) = config::describe_access_change(was, is) {
             done.changes.push(format!("service {name}: {change}"));
         }
+        if before.limits != service.limits {
+            let said = |limits: Option<config::Limits>| limits.map_or("none".to_owned(), |l| l.to_string());
+            let (was, is) = (said(before.limits), said(service.limits));
+            done.changes.push(format!("service {name}: limits {was} -> {is}"));
+        }
         if before.forward != service.forward {
             done.changes.push(format!(
                 "service {name}: forward mode {} -> {}",

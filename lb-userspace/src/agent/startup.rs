@@ -335,6 +335,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         choosers: config.has_choosers(),
         suspects: config.has_suspects(),
         guards: config.has_access_lists(),
+        limits: config.has_limits(),
         vlans: config.has_vlans(),
         persistent: config.keeps_clients(),
     }

@@ -5,12 +5,14 @@
 //! what is accepted and what is documented cannot differ.
 
 mod check;
+mod limit;
 
 use crate::maglev::SIZES;
 
 use super::shape::Shape;
 
 pub use check::*;
+pub use limit::*;
 
 /// One key of a table.
 #[derive(Debug)]
@@ -73,7 +75,7 @@ pub struct Table {
 }
 
 /// Every kind of table, the whole file first.
-pub static TABLES: [&Table; 9] = [
+pub static TABLES: [&Table; 10] = [
     &ROOT,
     &AGENT,
     &DEFAULTS,
@@ -83,6 +85,7 @@ pub static TABLES: [&Table; 9] = [
     &CHECK,
     &ALSO,
     &AGENT_CHECK,
+    &LIMIT,
 ];
 
 pub static ROOT: Table = Table {
@@ -351,6 +354,7 @@ pub static SERVICE: Table = Table {
         &SERVICE_POOL,
         &ALLOW,
         &DENY,
+        &LIMIT_TABLE,
         &TABLE_SIZE,
         &TRACKING,
         &TCP_IDLE_TIMEOUT,

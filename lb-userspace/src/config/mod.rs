@@ -17,6 +17,7 @@ mod check;
 mod example;
 mod fault;
 mod keys;
+mod limit;
 mod machine;
 mod nearest;
 mod parse;
@@ -42,7 +43,7 @@ pub use schema::schema;
 
 pub use types::{
     Access, AccessList, Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck,
-    EntryRates, ExecCheck, GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, OnAllDown, OnDown, OnStop,
-    Pattern, PoolRules, Probe, QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet, TlsCheck,
-    UdpCheck, Via, Witness, XdpMode, describe_access_change,
+    EntryRates, ExecCheck, GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, Limits, OnAllDown, OnDown,
+    OnStop, Pattern, PoolRules, Probe, QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet,
+    TlsCheck, UdpCheck, Via, Witness, XdpMode, describe_access_change,
 };

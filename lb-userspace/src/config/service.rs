@@ -11,6 +11,7 @@ use super::backend::{Backends, Context};
 use super::check::{CheckType, Layer, LayerRead};
 use super::fault::{At, Report, Reported};
 use super::keys::{self, Key};
+use super::limit;
 use super::machine::Machine;
 use super::pool::RulesLayer;
 use super::pools::{Pool, Pools};
@@ -98,6 +99,7 @@ impl<'r> Services<'r> {
         let rules = self.rules(walk, defaults, &sorry);
         let own_address = address.as_ref().map(|at| at.value).map_err(|reported| *reported);
         let access = access::read(walk, own_address, self.report);
+        let limits = limit::read(walk, self.report);
         let pool_name = walk.maybe(&keys::SERVICE_POOL, value::name);
         let pool = match &pool_name {
             Ok(Some(name)) => pools.find(name, self.report).map(Some),
@@ -174,6 +176,7 @@ impl<'r> Services<'r> {
             table_size: table_size?.map(|at| at.value),
             rules: rules?,
             access: access?,
+            limits: limits?,
             pool: pool_name?.map(|name| name.value),
             backends: backends?,
         })

@@ -2,6 +2,7 @@
 
 mod access;
 mod check;
+mod limits;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +24,7 @@ pub use check::{
     AgentCheck, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern,
     Probe, QueryType, Rcode, Require, StatusRange, StatusSet, TlsCheck, UdpCheck, Via,
 };
+pub use limits::Limits;
 
 /// A whole configuration; only [`Config::parse`] and its relatives make sure that it is valid.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,6 +146,8 @@ pub struct Service {
     pub rules: PoolRules,
     /// Which clients it takes packets from; `None`: all.
     pub access: Option<AccessList>,
+    /// How much it takes.
+    pub limits: Option<Limits>,
     /// The name of the pool that its backends are from, where services share it.
     pub pool: Option<String>,
     /// At least one that is no sorry backend, none twice, in the order of the file.
@@ -228,6 +232,12 @@ impl Config {
     #[must_use]
     pub fn has_access_lists(&self) -> bool {
         self.services.iter().any(|service| service.access.is_some())
+    }
+
+    /// Whether some service takes only so much.
+    #[must_use]
+    pub fn has_limits(&self) -> bool {
+        self.services.iter().any(|service| service.limits.is_some())
     }
 
     /// Whether packets are to be looked at for signs that a backend does not answer.

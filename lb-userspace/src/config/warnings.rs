@@ -1,6 +1,7 @@
 //! What is allowed and yet worth saying.
 
 use crate::maglev;
+use crate::model::Protocol;
 
 use super::types::{Check, CheckKind, Config, Role, Service};
 
@@ -41,6 +42,20 @@ fn service_warnings(service: &Service) -> Vec<String> {
         warnings.push(format!(
             "service {name}: every backend has weight 0; it takes no new flows"
         ));
+    }
+    let limits = service.limits.as_ref();
+    let (flows, packets) = limits.map_or((false, false), |limits| {
+        let flows = limits.new_flows.or(limits.new_flows_per_client);
+        (flows.is_some(), limits.udp_packets_per_client.is_some())
+    });
+    match service.key.protocol {
+        Protocol::Tcp if packets => warnings.push(format!(
+            "service {name}: `udp_packets_per_client` limits nothing of a TCP service"
+        )),
+        Protocol::Udp if flows => warnings.push(format!(
+            "service {name}: UDP does not show which packet begins a flow; limits of new flows limit nothing there"
+        )),
+        _ => {}
     }
     let count = |is: fn(&Check) -> bool| checked.iter().filter(|backend| is(&backend.check)).count();
     let of = checked.len();

@@ -9,7 +9,7 @@ use lb_common::layout::{Backend as Record, Tags};
 
 use super::eligible::{self, Before, Choice, Member, Why};
 use super::{OldFlows, Steer, keeps_old_flows, slow_start};
-use crate::config::{self, AccessList, Role};
+use crate::config::{self, AccessList, Limits, Role};
 use crate::datapath::record::{self, Hop};
 use crate::maglev::{self, Candidate};
 use crate::model::{AdminState, BackendId, Forward, OperState, Scheduler, ServiceKey, Tracking};
@@ -96,6 +96,8 @@ pub struct DesiredService {
     pub tracking: Tracking,
     /// Which clients it takes packets from; `None`: all.
     pub access: Option<AccessList>,
+    /// How much it takes.
+    pub limits: Option<Limits>,
     /// How long its flows may be idle: as long as slots that move stay open.
     pub idle_timeout: Duration,
     /// How it keeps its clients.
@@ -262,6 +264,7 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         scheduler: service.scheduler,
         tracking: service.tracking(),
         access: service.access.clone(),
+        limits: service.limits,
         idle_timeout: service.rules.idle_timeout(service.key.protocol),
         persistence: service.persistence(),
         size,

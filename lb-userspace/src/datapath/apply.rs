@@ -282,7 +282,7 @@ impl Dataplane {
             self.add_service(key)?;
         }
         self.write_service_meta(key, service)?;
-        self.write_guard(key, service.access.as_ref())?;
+        self.write_guard(key, service)?;
         self.write_persistence(key, service)?;
         let standings = self.write_backends(service, clock)?;
         let switched = self.step_tables(key, service, &standings, built, clock)?;

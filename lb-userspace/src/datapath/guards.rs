@@ -11,10 +11,11 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 use ipnet::IpNet;
 use lb_common::layout::{CLIENT_DENIED, ClientPrefix, Guard, GuardCounters};
+use lb_common::limit::Rate;
 
 use super::mmap::Words;
 use super::{Error, btf, flows, identity, maps, sys};
-use crate::config::{Access, AccessList};
+use crate::config::{Access, AccessList, Limits};
 
 /// The maps of guards.
 pub struct Guards {
@@ -26,8 +27,8 @@ pub struct Guards {
 impl Guards {
     pub(super) fn open(guards: &Map, lists: &Map, counters: Map) -> Result<Self, Error> {
         let data = maps::data_of(guards)?;
-        let entries = data.info()?.max_entries() as usize;
-        let words = Words::map(data.fd(), entries).map_err(|source| Error::Syscall {
+        let words = data.info()?.max_entries() as usize * WORDS_A_GUARD;
+        let words = Words::map(data.fd(), words).map_err(|source| Error::Syscall {
             call: "mmap of what services ask of clients",
             source,
         })?;
@@ -38,16 +39,32 @@ impl Guards {
         })
     }
 
-    /// What a service asks.
+    /// Flags of what a service asks, see [`Guard::asks`].
     #[must_use]
-    pub fn get(&self, service: u32) -> Guard {
-        Guard {
-            asks: self.words.get(service as usize),
-        }
+    pub fn asks(&self, service: u32) -> u64 {
+        self.words.get(service as usize * WORDS_A_GUARD)
     }
 
-    pub fn set(&self, service: u32, guard: Guard) {
-        self.words.set(service as usize, guard.asks);
+    /// Has a service ask this. What is asked is written last where it is more than before, and first where it is
+    /// nothing any longer.
+    pub fn set(&self, service: u32, guard: &Guard) {
+        let Guard {
+            asks,
+            client_mask: [first, second],
+            flows,
+            flows_per_client,
+            packets_per_client,
+        } = *guard;
+        let start = service as usize * WORDS_A_GUARD;
+        if asks == 0 {
+            self.words.set(start, 0);
+        }
+        let rates = [flows, flows_per_client, packets_per_client];
+        let rates = rates.iter().flat_map(|rate| [rate.interval_ns, rate.burst_ns]);
+        for (index, word) in [first, second].into_iter().chain(rates).enumerate() {
+            self.words.set(start + 1 + index, word);
+        }
+        self.words.set(start, asks);
     }
 
     /// Puts a list in the place of the one that a service has, if any.
@@ -87,9 +104,17 @@ impl Guards {
     pub fn counters(&self, service: u32) -> Result<GuardCounters, Error> {
         let values = self.counters.get(&service, 0)?;
         Ok(values.iter().fold(GuardCounters::default(), |sum, cpu| {
-            let GuardCounters { denied } = *cpu;
+            let GuardCounters {
+                denied,
+                over_flows,
+                over_client_flows,
+                over_client_packets,
+            } = *cpu;
             GuardCounters {
                 denied: sum.denied + denied,
+                over_flows: sum.over_flows + over_flows,
+                over_client_flows: sum.over_client_flows + over_client_flows,
+                over_client_packets: sum.over_client_packets + over_client_packets,
             }
         }))
     }
@@ -101,6 +126,39 @@ impl Guards {
     pub fn clear_counters(&mut self, service: u32) -> Result<(), Error> {
         Ok(self.counters.set(service, maps::zeros()?, 0)?)
     }
+}
+
+const WORDS_A_GUARD: usize = size_of::<Guard>() / size_of::<u64>();
+
+/// What a service of this family asks.
+#[must_use]
+pub fn guard(is_v4: bool, list: Option<&AccessList>, limits: Option<&Limits>) -> Guard {
+    let mut guard = Guard::default();
+    if list.is_some() {
+        guard.asks |= Guard::LIST;
+    }
+    if let Some(limits) = limits {
+        let rate = |rate: Option<u32>| rate.map_or(Rate::NONE, Rate::per_second);
+        guard.asks |= Guard::LIMITS;
+        if limits.dry_run {
+            guard.asks |= Guard::DRY_RUN;
+        }
+        guard.flows = rate(limits.new_flows);
+        guard.flows_per_client = rate(limits.new_flows_per_client);
+        guard.packets_per_client = rate(limits.udp_packets_per_client);
+        let bits = match is_v4 {
+            true => u128::BITS - u32::BITS + u32::from(limits.client_prefix_v4),
+            false => u32::from(limits.client_prefix_v6),
+        };
+        guard.client_mask = mask(bits);
+    }
+    guard
+}
+
+/// The first bits of an address, as words of memory.
+fn mask(bits: u32) -> [u64; 2] {
+    let mask = u128::MAX.checked_shl(u128::BITS - bits).unwrap_or(0);
+    [(mask >> 64) as u64, mask as u64].map(u64::to_be)
 }
 
 /// The tree of a list.
@@ -187,5 +245,16 @@ mod tests {
         let first = u32::from_ne_bytes([0x20, 0x01, 0x0d, 0xb8]);
         assert_eq!((v6.bits, v6.address), (32, [first, 0, 0, 0]));
         assert_eq!(of("::/0").bits, 0);
+    }
+
+    #[test]
+    fn masks_are_the_first_bits() {
+        let bytes = |bits: u32| mask(bits).map(u64::to_ne_bytes).concat();
+        assert_eq!(bytes(0), [0; 16]);
+        assert_eq!(bytes(128), [0xff; 16]);
+        assert_eq!(
+            bytes(65)[..10],
+            [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x80, 0]
+        );
     }
 }

@@ -4,6 +4,7 @@ use aya::maps::MapInfo;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::cache::WAYS;
 use lb_common::hash::HashKey;
+use lb_common::limit::{CLIENT_BUCKETS, CLIENT_ROWS};
 use lb_common::suspect::SYN_PLACES;
 
 use super::pins::{self, PinDir, Pinned};
@@ -35,6 +36,8 @@ pub struct Features {
     pub suspects: bool,
     /// Some service has an access list.
     pub guards: bool,
+    /// Some service limits new flows, or packets.
+    pub limits: bool,
     /// Frames may have VLAN tags.
     pub vlans: bool,
     /// Some service keeps its clients (`persistence_timeout`).
@@ -115,11 +118,13 @@ fn load_with(
         choosers,
         suspects,
         guards,
+        limits,
         vlans,
         persistent,
     } = features;
     let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
-    let (vlans, gue, guarded) = (flag(vlans), flag(gue), flag(guards));
+    let (vlans, gue) = (flag(vlans), flag(gue));
+    let (guarded, limited) = (flag(guards), flag(limits));
     let persistent = flag(persistent);
     let second = key.second();
     let flow_lines = lines(pins, &pins::CACHE, sizes.cached_flows)?;
@@ -142,6 +147,7 @@ fn load_with(
         .override_global("VLANS", &vlans, true)
         .override_global("GUARDED", &guarded, true)
         .override_global("PERSISTENT", &persistent, true)
+        .override_global("LIMITED", &limited, true)
         .override_global("HASH_KEY", &key.0, true)
         .override_global("SECOND_KEY", &second.0, true)
         .override_global("CACHE_LINES", &flow_lines, true)
@@ -158,6 +164,13 @@ fn load_with(
         .map_max_entries("GUARDS", sizes.services)
         .map_max_entries("LISTS", sizes.services)
         .map_max_entries("GUARD_COUNTERS", sizes.services)
+        .map_max_entries("LIMIT_SERVICES", sizes.services)
+        .map_max_entries("LIMIT_CLIENTS", if features.limits {
+                CLIENT_BUCKETS * CLIENT_ROWS
+            } else {
+                1
+            },
+        )
         .map_max_entries("FLOW_COUNTERS", sizes.services)
         // Index 0 is nobody.
         .map_max_entries("BACKENDS", sizes.backends + 1)

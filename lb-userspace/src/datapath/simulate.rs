@@ -239,6 +239,7 @@ impl Simulator {
             choosers: config.has_choosers(),
             suspects: config.has_suspects(),
             guards: config.has_access_lists(),
+            limits: config.has_limits(),
             vlans: config.has_vlans(),
             persistent: config.keeps_clients(),
         };

@@ -28,6 +28,7 @@ fn full() -> Value {
             "name": "web", "address": "192.0.2.10", "port": 80, "protocol": "tcp", "forward": "dsr-l2",
             "check": {"also": [{"type": "http"}]},
             "agent_check": {"port": 1},
+            "limit": {"new_flows": 1, "new_flows_per_client": 1},
             "backend": [{"address": "10.0.1.11", "check": {}, "agent_check": {"port": 2}}],
         }, {
             "name": "api", "address": "192.0.2.11", "port": 80, "protocol": "tcp", "forward": "dsr-l2",
@@ -45,6 +46,7 @@ fn places(table: &Table) -> &'static [&'static str] {
     match table.id {
         "root" => &[""],
         "agent" => &["/agent"],
+        "limit" => &["/service/0/limit"],
         "defaults" => &["/defaults"],
         "service" => &["/service/0"],
         "pool" => &["/pool/0"],

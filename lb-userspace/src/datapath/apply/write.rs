@@ -118,7 +118,7 @@ impl Dataplane {
 
     pub(super) fn put_guard(&mut self, index: u32, guard: Guard) -> Result<(), Error> {
         self.may_write()?;
-        self.maps.guards.set(index, guard);
+        self.maps.guards.set(index, &guard);
         Ok(())
     }
 

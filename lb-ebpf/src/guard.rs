@@ -156,7 +156,10 @@ extern "C" fn guard_limits(first: u64, second: u64, service: u32, kind: u32) -> 
         }
     }
     let of_service = if kind == OPENS { guard.flows } else { Rate::NONE };
-    if over == 0 && of_service.interval_ns != 0 && !has_room(LIMIT_SERVICES.get_ptr(service), of_service, now_ns) {
+    if over == 0
+        && of_service.interval_ns != 0
+        && !has_room(LIMIT_SERVICES.get_ptr(service), of_service, now_ns)
+    {
         over = FLOW;
     }
     if over == 0 {

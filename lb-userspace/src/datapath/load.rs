@@ -165,7 +165,9 @@ fn load_with(
         .map_max_entries("LISTS", sizes.services)
         .map_max_entries("GUARD_COUNTERS", sizes.services)
         .map_max_entries("LIMIT_SERVICES", sizes.services)
-        .map_max_entries("LIMIT_CLIENTS", if features.limits {
+        .map_max_entries(
+            "LIMIT_CLIENTS",
+            if features.limits {
                 CLIENT_BUCKETS * CLIENT_ROWS
             } else {
                 1

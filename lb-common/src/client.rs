@@ -53,7 +53,7 @@ impl Persistence {
     }
 }
 
-/// The hash that gives a client its slot. An address is as in [`crate::layout::FlowKey::source`].
+/// The hash that gives a client its slot, also with the scheduler `sh`, of which a client is an address. An address is as in [`crate::layout::FlowKey::source`].
 #[inline(always)]
 #[must_use]
 pub const fn hash(key: &HashKey, client: [u32; 4]) -> u32 {

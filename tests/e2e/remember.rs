@@ -26,6 +26,64 @@ fn ask(world: &World, number: u8) -> anyhow::Result<String> {
     Ok(world.lab.client.netns.run(&line)?.trim().to_owned())
 }
 
+fn connections(xlb: &Xlb, options: &str) -> anyhow::Result<Value> {
+    Ok(serde_json::from_str(
+        &xlb.verb(&format!("conn list -o json {options}"))?,
+    )?)
+}
+
+#[test]
+fn remembered_flows_are_listed() -> anyhow::Result<()> {
+    privileged!("remembered_flows_are_listed");
+    let world = World::of(3)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web("tracking = \"full\""))?;
+    world.served(30)?;
+    let all = connections(&xlb, "--service web")?;
+    assert_eq!(
+        (&all["matching"], &all["closing"]),
+        (&30.into(), &30.into()),
+        "{all}"
+    );
+    assert!(all["connections"][0]["client"].is_null() && all["connections"][0]["tracking"] == "full");
+    assert_eq!(connections(&xlb, "--state established")?["matching"], 0);
+    let mut sum = 0;
+    for backend in &world.lab.backends {
+        let some = connections(&xlb, &format!("--backend {}:80", backend.v4))?;
+        let listed = some["connections"].as_array().map_or(0, Vec::len) as u64;
+        assert_eq!(some["matching"], listed);
+        sum += listed;
+    }
+    assert_eq!(sum, 30);
+    let unknown = connections(&xlb, &format!("--client {}", world.lab.client.v4))?;
+    assert_eq!(
+        (&unknown["matching"], &unknown["clients_unknown"]),
+        (&0.into(), &30.into())
+    );
+    let one = connections(&xlb, "--limit 1")?;
+    assert_eq!(one["connections"].as_array().map(Vec::len), Some(1));
+    assert_eq!(one["matching"], 30);
+    drop(xlb);
+
+    // Slots that move: their flows have a name.
+    let xlb = Xlb::started(&world.lab, "", &world.web(""))?;
+    assert_eq!(connections(&xlb, "")?["looked_at"], 0);
+    xlb.verb(&format!("backend drain web {}", world.lab.backends[0].v4))?;
+    world.served(40)?;
+    let moved = connections(&xlb, &format!("--client {}/24", world.lab.client.v4))?;
+    assert!(moved["matching"].as_u64() >= Some(3), "{moved}");
+    for connection in moved["connections"].as_array().into_iter().flatten() {
+        assert_eq!(connection["client"], world.lab.client.v4.to_string());
+        assert_ne!(connection["backend"], world.lab.backends[0].v4.to_string());
+        assert_eq!(connection["tracking"], "moved");
+    }
+    assert_eq!(connections(&xlb, "--client 198.51.100.0/24")?["matching"], 0);
+    assert!(xlb.verb("conn list --count")?.contains(" flows; unconfirmed "));
+    assert!(xlb.verb("conn list")?.contains(&world.lab.client.v4.to_string()));
+    let refused = xlb.run(&["conn", "list", "--client", "nobody"])?;
+    assert_eq!(refused.status.code(), Some(1));
+    Ok(())
+}
+
 fn persistence(xlb: &Xlb) -> anyhow::Result<Value> {
     Ok(xlb.service("web")?["persistence"].clone())
 }

@@ -71,7 +71,7 @@ impl Agent {
                 tokio::spawn(metrics::server::serve(address, scrape));
             }
             let path = &agent.config.agent.api_socket;
-            let socket = server::serve(path, commands, agent.archive.clone())
+            let socket = server::serve(path, commands, agent.archive.clone(), &agent.config.agent.pin_dir)
                 .with_context(|| format!("API socket {}", path.display()))?;
             Ok((agent, hops, links, heard, socket))
         }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::connections::{Connections, ConnectionsQuery};
 use super::types::{BackendOrder, Done, Failure, Stats, Status};
 use crate::observe::bus::Batch;
 use crate::observe::history::{Answer, Selection};
@@ -134,6 +135,36 @@ impl Client {
     pub async fn events(&self, since: u64, wait: Duration) -> Result<Batch, Error> {
         let path = format!("/v1/events?since={since}&wait={}", wait.as_secs());
         self.ask(Method::GET, &path, Bytes::new(), READ_LIMIT + wait)
+            .await
+    }
+
+    /// The flows that are remembered.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn connections(&self, query: &ConnectionsQuery) -> Result<Connections, Error> {
+        let ConnectionsQuery {
+            service,
+            backend,
+            state,
+            client,
+            limit,
+        } = query;
+        let state = state.and_then(|state| serde_json::to_value(state).ok());
+        let parameters = [
+            ("service", service.clone()),
+            ("backend", backend.clone()),
+            ("state", state.and_then(|state| Some(state.as_str()?.to_owned()))),
+            ("client", client.clone()),
+            ("limit", limit.map(|limit| limit.to_string())),
+        ];
+        let parameters = parameters.into_iter().filter_map(|(name, value)| {
+            // None of them has other characters in it, unless it is wrong.
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/".contains(c);
+            Some(format!("{name}={}", value?.replace(|c| !plain(c), "_")))
+        });
+        let parameters: Vec<_> = parameters.collect();
+        self.get(&format!("/v1/connections?{}", parameters.join("&")))
             .await
     }
 

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod command;
+pub mod connections;
 pub mod frozen;
 pub mod server;
 pub mod types;

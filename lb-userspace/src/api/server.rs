@@ -17,6 +17,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::{Command, Refusal, Reply};
+use super::connections::{self, ConnectionsQuery};
 use super::types::{BackendOrder, Failure};
 use crate::observe::Archive;
 use crate::observe::history::Selection;
@@ -31,6 +32,17 @@ type Commands = mpsc::Sender<Command>;
 struct Api {
     commands: Commands,
     events: Events,
+    pins: Pins,
+}
+
+/// Where flows are read from.
+#[derive(Clone, Debug)]
+struct Pins(PathBuf);
+
+impl FromRef<Api> for Pins {
+    fn from_ref(api: &Api) -> Self {
+        api.pins.clone()
+    }
 }
 
 impl FromRef<Api> for Commands {
@@ -91,7 +103,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Where the socket cannot be made, or another process listens on it.
-pub fn serve(path: &Path, commands: Commands, archive: Archive) -> io::Result<Socket> {
+pub fn serve(path: &Path, commands: Commands, archive: Archive, pin_dir: &Path) -> io::Result<Socket> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -114,6 +126,7 @@ pub fn serve(path: &Path, commands: Commands, archive: Archive) -> io::Result<So
     let api = Api {
         commands,
         events: Events { archive, serving },
+        pins: Pins(pin_dir.into()),
     };
     let task = tokio::spawn(async move {
         let served = axum::serve(listener, router(api)).with_graceful_shutdown(async {
@@ -170,6 +183,7 @@ fn router(api: Api) -> Router {
         .route("/v1/backends", post(order))
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
+        .route("/v1/connections", get(connections))
         .fallback(|| async {
             answer::<()>(Err(Refusal::NotFound(
                 "there is no such path; see docs/api.md".into(),
@@ -254,6 +268,20 @@ async fn history(
     answer(Ok(found))
 }
 
+async fn connections(
+    State(Pins(pins)): State<Pins>,
+    query: Result<Query<ConnectionsQuery>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(rejection) => return failure(rejection.status(), rejection.body_text()),
+    };
+    match query.filter() {
+        Ok(filter) => answer(connections::read(pins, filter).await),
+        Err(why) => failure(StatusCode::UNPROCESSABLE_ENTITY, why),
+    }
+}
+
 fn failure(status: StatusCode, error: String) -> Response {
     let faults = Vec::new();
     (status, Json(Failure { error, faults })).into_response()
@@ -303,7 +331,7 @@ mod tests {
         let (commands, _obeyed) = mpsc::channel(1);
         let archive = Archive::open(folder.path());
         let bus = archive.bus().clone();
-        let socket = serve(&path, commands, archive).unwrap();
+        let socket = serve(&path, commands, archive, folder.path()).unwrap();
         let client = Client::new(&path);
         bus.emit(Kind::Isolated);
         let batch = client.events(0, Duration::from_secs(50)).await.unwrap();
@@ -332,7 +360,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("xlb.sock");
         let (commands, _obeyed) = mpsc::channel(1);
-        let _socket = serve(&path, commands, Archive::open(folder.path())).unwrap();
+        let _socket = serve(&path, commands, Archive::open(folder.path()), folder.path()).unwrap();
         let url = [
             "--unix-socket",
             path.to_str().unwrap(),

@@ -19,6 +19,7 @@ mod backend;
 mod completions;
 mod config;
 mod confirm;
+mod conn;
 mod decap;
 mod demo;
 mod detach;
@@ -116,6 +117,7 @@ enum Verb {
     Health(health::Arguments),
     Service(service::Arguments),
     Backend(backend::Arguments),
+    Conn(conn::Arguments),
     Reload(reload::Arguments),
     Confirm(confirm::Arguments),
     Detach(detach::Arguments),
@@ -175,6 +177,7 @@ fn run(verb: Verb, context: &Context) -> anyhow::Result<Outcome> {
         Verb::Health(arguments) => health::run(arguments, context),
         Verb::Service(arguments) => service::run(&arguments, context),
         Verb::Backend(arguments) => backend::run(arguments, context),
+        Verb::Conn(arguments) => conn::run(&arguments, context),
         Verb::Reload(arguments) => reload::run(&arguments, context),
         Verb::Confirm(arguments) => confirm::run(&arguments, context),
         Verb::Detach(arguments) => detach::run(&arguments, context),

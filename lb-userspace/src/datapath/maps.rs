@@ -6,9 +6,10 @@ use std::sync::Arc;
 use aya::maps::{Array, ArrayOfMaps, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod};
 use aya_obj::generated::bpf_map_type;
+use lb_common::cache::Chooser;
 use lb_common::hash::HashKey;
 use lb_common::layout::{
-    self, AgentMeta, Backend, BackendMeta, Counters, FlowCounters, Interface, SLAB_SLOTS, ServiceMeta,
+    AgentMeta, Backend, BackendMeta, Counters, FlowCounters, FlowKey, Interface, SLAB_SLOTS, ServiceMeta,
     ServiceRecord, Slot, TableWord, Tags,
 };
 use lb_common::reason::Reason;
@@ -27,6 +28,8 @@ use super::slab_map;
 
 /// Every map that the agent, `status` and `simulate` use.
 pub struct Maps {
+    /// The secret of the program's hash, where it is known: some slots are found by the client's address alone.
+    pub hash_key: Option<HashKey>,
     pub services: Services,
     pub records: Records,
     pub slabs: Slabs,
@@ -80,17 +83,7 @@ impl Maps {
     /// [`Error::LayoutMismatch`], [`Error::Map`].
     pub fn open(dir: &PinDir) -> Result<Self, Error> {
         dir.verify()?;
-        let maps = Self::build(&mut |pin| map_from_pin(dir, pin), Some(dir.clone()))?;
-        let AgentMeta { layout: found, .. } = maps.agent_meta.get(&0, 0)?;
-        // 0: the maps were made, but no agent has lived in them yet.
-        if found != 0 && found != layout::LAYOUT_VERSION {
-            return Err(Error::LayoutMismatch {
-                path: dir.path(pins::AGENT_META.pin),
-                found: format!("layout version {found}"),
-                needed: format!("layout version {}", layout::LAYOUT_VERSION),
-            });
-        }
-        Ok(maps)
+        Self::build(&mut |pin| map_from_pin(dir, pin), Some(dir.clone()))
     }
 
     fn build(
@@ -100,7 +93,9 @@ impl Maps {
         let records = take(&pins::RECORDS)?;
         let flow_control = take(&pins::FLOW_CONTROL)?;
         let control = data_of(&flow_control)?;
+        let hash_key = pins.as_ref().map(pinned_hash_key).transpose()?.flatten();
         Ok(Self {
+            hash_key,
             services: Services::open(take(&pins::SERVICES)?, &take(&pins::BUCKETS)?)?,
             records: Records::map(&records)?,
             slabs: Slabs::open(take(&pins::SLABS)?, pins)?,
@@ -168,6 +163,7 @@ impl Maps {
         TableReader {
             records: Arc::clone(&self.records.0),
             slabs: self.slabs.mapped.clone(),
+            key: self.hash_key,
         }
     }
 
@@ -352,14 +348,15 @@ impl Slabs {
 pub struct TableReader {
     records: Arc<Words>,
     slabs: Vec<Arc<Words>>,
+    key: Option<HashKey>,
 }
 
 impl TableReader {
     /// The number of a flow's slot in the table in force, by its hash, and the slot, unless the table is being resized.
     /// `None` where there is no table, or none that this reader knows.
     #[must_use]
-    pub fn slot(&self, service: u32, hash: u32) -> Option<(u32, Option<Slot>)> {
-        let word = service as usize * WORDS_A_RECORD;
+    pub fn slot(&self, flow: &FlowKey, hash: u32) -> Option<(u32, Option<Slot>)> {
+        let word = flow.service as usize * WORDS_A_RECORD;
         if word >= self.records.len() {
             return None;
         }
@@ -368,6 +365,10 @@ impl TableReader {
             return None;
         }
         let slab = self.slabs.get(table.slab() as usize)?;
+        let hash = match (table.chooser(), &self.key) {
+            (Chooser::Source, Some(key)) => lb_common::client::hash(key, flow.source),
+            _ => hash,
+        };
         let index = lb_common::hash::slot(hash, table.size());
         let slot = Slot(slab.get((table.offset() + index) as usize));
         Some((index, (!table.is_resizing()).then_some(slot)))

@@ -6,6 +6,7 @@ pub mod attach;
 mod btf;
 pub mod clients;
 pub mod clock;
+pub mod connections;
 pub mod counters;
 pub mod decap;
 pub mod explain;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapInfo, MapType};
+use aya::maps::{Array, Map, MapData, MapInfo, MapType};
 use lb_common::{cache, client, layout, suspect};
 
 use super::Error;
@@ -199,7 +199,22 @@ impl PinDir {
                 pinned.verify(&path)?;
             }
         }
-        Ok(())
+        let path = self.path(AGENT_META.pin);
+        if !path.exists() {
+            return Ok(());
+        }
+        let meta: Array<MapData, layout::AgentMeta> =
+            Map::from_map_data(MapData::from_pin(&path)?)?.try_into()?;
+        let layout::AgentMeta { layout: found, .. } = meta.get(&0, 0)?;
+        // 0: the maps were made, but no agent has lived in them yet.
+        if found == 0 || found == layout::LAYOUT_VERSION {
+            return Ok(());
+        }
+        Err(Error::LayoutMismatch {
+            path,
+            found: format!("layout version {found}"),
+            needed: format!("layout version {}", layout::LAYOUT_VERSION),
+        })
     }
 
     /// Removes the pins, links first, and the folder. Without the pins the kernel lets go of all of it.

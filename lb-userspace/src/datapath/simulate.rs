@@ -255,7 +255,9 @@ impl Simulator {
         };
         let mut ebpf = load::load(features, &key, sizes, None)?;
         attach::verify(&mut ebpf, PROGRAM)?;
-        let mut dataplane = Dataplane::adopt(Maps::of(&mut ebpf, sizes, None)?, monotonic_ns())?;
+        let mut maps = Maps::of(&mut ebpf, sizes, None)?;
+        maps.hash_key = Some(key);
+        let mut dataplane = Dataplane::adopt(maps, monotonic_ns())?;
         let own = Interface {
             mac: own_mac(),
             reserved: 0,

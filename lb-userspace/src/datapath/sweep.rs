@@ -269,7 +269,7 @@ impl Report {
         entry: FlowEntry,
         now_ns: u64,
     ) -> Result<(), Error> {
-        let place = view.tables.slot(key.service, entry.owner.hash());
+        let place = view.tables.slot(&key, entry.owner.hash());
         let slot = place.and_then(|(_, slot)| slot);
         let judge = |entry: FlowEntry| judge(&view.case(key.service, entry, slot, now_ns));
         let found = self.services.entry(key.service).or_default();

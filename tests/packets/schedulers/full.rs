@@ -192,6 +192,50 @@ fn a_client_has_one_backend() {
     assert_eq!(stage.ways(), 0);
 }
 
+/// The flow table keeps a flow by its own hash, and its slot is that of its client.
+#[test]
+fn a_scan_finds_the_slots_of_clients() {
+    use std::sync::Arc;
+    use xlb::datapath::clock::monotonic_ns;
+    use xlb::datapath::sweep;
+    let Some(mut stage) = Stage::new("sh", Protocol::Tcp, &[1, 1]) else {
+        return;
+    };
+    let (new, old) = (stage.index(0), stage.index(1));
+    let table = stage.world.dataplane.maps.records.table(0);
+    let size = table.size() as usize;
+    let open = Slot::new(new, old, true);
+    let maps = &mut stage.world.dataplane.maps;
+    maps.slabs.write(table.place(), std::iter::repeat_n(open, size));
+    for client in 0..50 {
+        assert_eq!(stage.data(client, 100), 1, "a flow of before");
+    }
+    // The window is over. Slots that a scan finds nothing of are not asked about any longer.
+    let settled = Slot::new(new, new, true);
+    let maps = &mut stage.world.dataplane.maps;
+    maps.slabs
+        .write(table.place(), std::iter::repeat_n(settled, size));
+    let mut flows = maps.flows.try_clone().expect("a map");
+    let dataplane = &stage.world.dataplane;
+    let view = || Arc::new(dataplane.view(&monotonic_ns));
+    let report = sweep::sweep(&mut flows, &view, &monotonic_ns, &|| true).expect("a scan");
+    let report = report.expect("to its end");
+    assert_eq!((report.states.established, report.removed), (50, 0));
+    let scan = report.of(0).expect("a scan");
+    let slots = (0..size as u32).map(|n| {
+        if scan.slots.contains(&n) {
+            settled
+        } else {
+            Slot::stable(new)
+        }
+    });
+    dataplane.maps.slabs.write(table.place(), slots);
+    for client in 0..50 {
+        assert_eq!(stage.data(client, 200), 1, "its entry counts on");
+        assert_eq!(stage.syn(1000 + client, 100), 0);
+    }
+}
+
 #[test]
 fn the_backend_with_the_fewest_flows_is_next() {
     let Some(stage) = Stage::new("lc", Protocol::Tcp, &[1, 9, 1, 1]) else {

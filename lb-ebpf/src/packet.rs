@@ -490,7 +490,7 @@ impl Ip {
         if !self.is_v4() {
             return self.flow_v6(ctx);
         }
-        if self.header_len < Ipv4Hdr::LEN as u32 {
+        if self.header_len < Ipv4Hdr::LEN as u32 || self.header_len > self.length {
             return Err(NoFlow::Malformed);
         }
         if self.fragment {

@@ -1,10 +1,11 @@
-//! `cargo xtask`: set-up, build, test, demo and benchmarks of xlb, one command each.
+//! `cargo xtask`: set-up, build, test, fuzzing, demo and benchmarks of xlb, one command each.
 //!
 //! A verb does all the set-up that it needs itself, so a fresh machine needs no other command first.
 
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -33,6 +34,8 @@ enum Verb {
     Test(test::Options),
     /// Show xlb at work in a small network of namespaces.
     Demo(demo::Options),
+    /// Random packets through the loaded program and its model, for a time.
+    Fuzz(fuzz::Options),
     /// Measure, beside the floor and the alternatives where there are any.
     Bench(bench::Options),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Build(options) => build::run(options),
         Verb::Test(options) => test::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Bench(options) => bench::run(&options),
     };
     match done {

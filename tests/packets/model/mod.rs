@@ -1,9 +1,11 @@
 //! A small load balancer in plain Rust, written from the table of reasons and the RFCs, that says what must
 //! become of a frame.
 
+mod crowd;
 mod fragment;
 mod icmp;
 mod random;
+mod spoiled;
 pub mod tagged;
 
 use std::collections::BTreeMap;
@@ -227,7 +229,7 @@ impl Model {
         }
         let (source, destination) = (v4_at(packet, 12), v4_at(packet, 16));
         let (header, total) = (usize::from(packet[0] & 15) * 4, be(packet, 2));
-        if total > packet.len() || header < 20 {
+        if total > packet.len() || header < 20 || header > total {
             return self.judge(destination, Reason::Malformed, Reason::BadHeader);
         }
         let (more, offset) = (packet[6] & 0x20 != 0, be(packet, 6) & 0x1fff);

@@ -28,18 +28,36 @@ const FEATURES: &[fn(&mut Features)] = &[
     |features| features.persistent = true,
 ];
 
+/// How large the maps are made.
+pub const SIZES: Sizes = Sizes {
+    services: 64,
+    backends: 64,
+    flows: 1024,
+    cached_flows: 1024,
+    clients: 1024,
+};
+
+/// The features that the bits of a number switch on.
+fn features(bits: u32) -> Features {
+    let mut features = Features::default();
+    for (bit, switch) in FEATURES.iter().enumerate() {
+        if bits & 1 << bit != 0 {
+            switch(&mut features);
+        }
+    }
+    features
+}
+
+/// Every feature switched on.
+pub fn all_features() -> Features {
+    features(u32::MAX)
+}
+
 #[test]
 fn every_feature_alone_and_with_the_others_passes_the_verifier() {
     if !root() {
         return;
     }
-    let sizes = Sizes {
-        services: 64,
-        backends: 64,
-        flows: 1024,
-        cached_flows: 1024,
-        clients: 1024,
-    };
     // None, each alone, all but each, all: what a feature needs does not depend on two others together.
     let all = (1 << FEATURES.len()) - 1;
     let single = (0..FEATURES.len()).map(|bit| 1_u32 << bit);
@@ -50,13 +68,8 @@ fn every_feature_alone_and_with_the_others_passes_the_verifier() {
         .collect();
     let mut largest = 0;
     for bits in sets {
-        let mut features = Features::default();
-        for (bit, switch) in FEATURES.iter().enumerate() {
-            if bits & 1 << bit != 0 {
-                switch(&mut features);
-            }
-        }
-        let mut ebpf = load::load(features, &HashKey([3; 8]), sizes, None).expect("an object that loads");
+        let features = features(bits);
+        let mut ebpf = load::load(features, &HashKey([3; 8]), SIZES, None).expect("an object that loads");
         attach::verify(&mut ebpf, "lb").unwrap_or_else(|error| panic!("{features:?}: {error:?}"));
         let program: &mut Xdp = ebpf
             .program_mut("lb")

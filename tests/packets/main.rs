@@ -4,6 +4,7 @@
 mod access;
 mod announce;
 mod balance;
+mod budget;
 mod build;
 mod crash;
 mod decap;

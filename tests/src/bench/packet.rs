@@ -3,184 +3,19 @@
 //! Every round measures each case once, floors among them, so that a ratio is of two figures of one round. A case is
 //! run once before the first round, to fill caches (and tables, where the program has any).
 
+mod cases;
+mod stage;
+
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::programs::{ProgramFd, Xdp};
 use clap::Args;
-use etherparse::PacketBuilder;
-use xlb::config::Config;
 use xlb::datapath::measure::{self, Floor, Flows, Harness, Subject};
-use xlb::datapath::simulate::{self, Simulator};
 use xlb::datapath::testrun::Action;
 
+use self::cases::{CASES, Case, Family, Kind, SETTINGS};
 use super::result::{Better, Fact, PartResult, Row};
-
-const MILLION: u32 = 1 << 20;
-
-/// What a case sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// A TCP segment with ACK.
-    Established,
-    Syn,
-    Udp,
-    /// TCP to a port that no service has.
-    Foreign,
-}
-
-/// Which addresses a case uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
-    V4,
-    V6,
-}
-
-/// One line of the table.
-struct Case {
-    group: &'static str,
-    name: &'static str,
-    /// `forward` of the service.
-    forward: &'static str,
-    family: Family,
-    kind: Kind,
-    flows: u32,
-    floor: Floor,
-}
-
-const fn case(
-    group: &'static str,
-    name: &'static str,
-    forward: &'static str,
-    family: Family,
-    kind: Kind,
-    flows: u32,
-    floor: Floor,
-) -> Case {
-    Case {
-        group,
-        name,
-        forward,
-        family,
-        kind,
-        flows,
-        floor,
-    }
-}
-
-use Family::{V4, V6};
-use Floor::{OuterUdp, OuterV4, OuterV6, Pass, Rewrite};
-use Kind::{Established, Foreign, Syn, Udp};
-
-const IPIP: &str = "dsr-ipip";
-const L2: &str = "dsr-l2";
-const GUE: &str = "dsr-gue";
-
-const CASES: [Case; 15] = [
-    case(
-        "IPv4 in IPv4",
-        "established TCP, 1 flow",
-        IPIP,
-        V4,
-        Established,
-        1,
-        OuterV4,
-    ),
-    case(
-        "IPv4 in IPv4",
-        "established TCP, 65,536 flows",
-        IPIP,
-        V4,
-        Established,
-        1 << 16,
-        OuterV4,
-    ),
-    case(
-        "IPv4 in IPv4",
-        "established TCP, 1,048,576 flows",
-        IPIP,
-        V4,
-        Established,
-        MILLION,
-        OuterV4,
-    ),
-    case("IPv4 in IPv4", "SYN, 1 flow", IPIP, V4, Syn, 1, OuterV4),
-    case(
-        "IPv4 in IPv4",
-        "SYN, 1,048,576 flows",
-        IPIP,
-        V4,
-        Syn,
-        MILLION,
-        OuterV4,
-    ),
-    case("IPv4 in IPv4", "UDP, 1 flow", IPIP, V4, Udp, 1, OuterV4),
-    case(
-        "IPv6 in IPv6",
-        "established TCP, 1 flow",
-        IPIP,
-        V6,
-        Established,
-        1,
-        OuterV6,
-    ),
-    case(
-        "IPv6 in IPv6",
-        "established TCP, 1,048,576 flows",
-        IPIP,
-        V6,
-        Established,
-        MILLION,
-        OuterV6,
-    ),
-    case(
-        "dsr-gue",
-        "IPv4, established TCP, 1 flow",
-        GUE,
-        V4,
-        Established,
-        1,
-        OuterUdp,
-    ),
-    case(
-        "dsr-gue",
-        "IPv4, established TCP, 1,048,576 flows",
-        GUE,
-        V4,
-        Established,
-        MILLION,
-        OuterUdp,
-    ),
-    case(
-        "dsr-gue",
-        "IPv6, established TCP, 1 flow",
-        GUE,
-        V6,
-        Established,
-        1,
-        OuterV6,
-    ),
-    case(
-        "dsr-l2",
-        "IPv4, established TCP, 1 flow",
-        L2,
-        V4,
-        Established,
-        1,
-        Rewrite,
-    ),
-    case(
-        "dsr-l2",
-        "IPv4, established TCP, 1,048,576 flows",
-        L2,
-        V4,
-        Established,
-        MILLION,
-        Rewrite,
-    ),
-    case("no service's", "IPv4 TCP", IPIP, V4, Foreign, 1, Pass),
-    case("no service's", "IPv6 TCP", IPIP, V6, Foreign, 1, Pass),
-];
 
 /// What to measure.
 #[derive(Clone, Debug, Default, Args)]
@@ -228,6 +63,8 @@ struct Measured<'a> {
     case: &'a Case,
     subject: Ready,
     floor: Ready,
+    /// What the loop and the harness cost: a program that only passes.
+    idle: Ready,
     pinned: Option<Ready>,
 }
 
@@ -240,11 +77,8 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
         rounds: options.rounds.unwrap_or(if quick { 3 } else { 11 }),
         repeat: if quick { 100_000 } else { 1_000_000 },
     };
-    let simulators = [L2, IPIP, GUE]
-        .map(|forward| -> Result<_> {
-            let simulator = Simulator::for_speed(&configuration(forward)?, &simulate::Options::default())?;
-            Ok((forward, simulator))
-        })
+    let simulators = SETTINGS
+        .map(|setting| -> Result<_> { Ok((setting, stage::simulator(setting)?)) })
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
     let pinned = options
@@ -257,15 +91,20 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
     for case in &CASES {
         let (_, simulator) = simulators
             .iter()
-            .find(|(forward, _)| *forward == case.forward)
-            .context("a simulator for each forward mode")?;
+            .find(|(setting, _)| *setting == case.setting)
+            .context("a simulator for each setting")?;
         measured.push(prepare(case, simulator.program()?.fd()?, pinned)?);
     }
     for round in 0..=task.rounds {
         for one in &mut measured {
-            for ready in [Some(&mut one.floor), Some(&mut one.subject), one.pinned.as_mut()]
-                .into_iter()
-                .flatten()
+            for ready in [
+                Some(&mut one.idle),
+                Some(&mut one.floor),
+                Some(&mut one.subject),
+                one.pinned.as_mut(),
+            ]
+            .into_iter()
+            .flatten()
             {
                 if round == 0 {
                     ready
@@ -283,15 +122,15 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
 }
 
 fn prepare<'a>(case: &'a Case, program: &ProgramFd, pinned: Option<&ProgramFd>) -> Result<Measured<'a>> {
-    let frame = frame(case)?;
+    let frame = stage::frame(case)?;
     let flows = Flows {
         count: case.flows,
         offset: match case.family {
-            V4 => 14 + 12,
-            V6 => 14 + 8 + 12,
+            Family::V4 => 14 + 12,
+            Family::V6 => 14 + 8 + 12,
         },
     };
-    let action = if case.kind == Foreign {
+    let action = if case.kind == Kind::Foreign {
         Action::Pass
     } else {
         Action::Tx
@@ -312,6 +151,7 @@ fn prepare<'a>(case: &'a Case, program: &ProgramFd, pinned: Option<&ProgramFd>) 
         subject: Ready::new(Subject::Program(program), &frame, flows, action)
             .with_context(|| format!("{}: {}", case.group, case.name))?,
         floor: Ready::new(Subject::Floor(case.floor), &frame, flows, case.floor.action())?,
+        idle: Ready::new(Subject::Floor(Floor::Pass), &frame, flows, Floor::Pass.action())?,
         pinned,
     })
 }
@@ -322,6 +162,7 @@ fn result(task: Task, measured: &[Measured<'_>]) -> PartResult {
         case,
         subject,
         floor,
+        idle,
         pinned,
     } in measured
     {
@@ -345,6 +186,12 @@ fn result(task: Task, measured: &[Measured<'_>]) -> PartResult {
         row(case.name.to_owned(), "ns", subject.samples.clone());
         row(format!("{}, its floor", case.name), "ns", floor.samples.clone());
         row(format!("{}, ratio to the floor", case.name), "", ratio(subject));
+        let net = subject
+            .samples
+            .iter()
+            .zip(&idle.samples)
+            .map(|(ns, idle)| ns - idle);
+        row(format!("{}, net of the loop", case.name), "ns", net.collect());
         if let Some(pinned) = pinned {
             row(
                 format!("{}, the pinned program", case.name),
@@ -378,57 +225,4 @@ fn result(task: Task, measured: &[Measured<'_>]) -> PartResult {
         rows,
         ..PartResult::default()
     }
-}
-
-const SERVICE_V4: [u8; 4] = [192, 0, 2, 10];
-const SERVICE_V6: [u8; 16] = [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
-const CLIENT_V4: [u8; 4] = [203, 0, 113, 7];
-const CLIENT_V6: [u8; 16] = [0x20, 0x01, 0x0d, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
-
-/// Services of TCP and UDP on an address of each family, with 100 backends each.
-fn configuration(forward: &str) -> Result<Config> {
-    use std::fmt::Write as _;
-
-    let mut text = "schema = 1\n[agent]\ninterfaces = [\"lo\"]\n".to_owned();
-    for (family, address) in [(4, "192.0.2.10"), (6, "2001:db8::10")] {
-        for protocol in ["tcp", "udp"] {
-            write!(
-                text,
-                "[[service]]\nname = \"{protocol}{family}\"\naddress = \"{address}\"\nport = 80\n\
-                 protocol = \"{protocol}\"\nforward = \"{forward}\"\n"
-            )?;
-            for backend in 1..=100 {
-                let prefix = if family == 4 { "10.0.1." } else { "2001:db8:1::" };
-                write!(text, "[[service.backend]]\naddress = \"{prefix}{backend}\"\n")?;
-            }
-        }
-    }
-    match Config::parse(&text) {
-        Ok(config) => Ok(config),
-        Err(error) => bail!("the configuration of the benchmark: {error:?}"),
-    }
-}
-
-fn frame(case: &Case) -> Result<Vec<u8>> {
-    let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]);
-    let ip = match case.family {
-        V4 => ethernet.ipv4(CLIENT_V4, SERVICE_V4, 64),
-        V6 => ethernet.ipv6(CLIENT_V6, SERVICE_V6, 64),
-    };
-    let mut frame = Vec::new();
-    let payload = [0; 10];
-    match case.kind {
-        Established => ip
-            .tcp(40_000, 80, 1000, 65_535)
-            .ack(1)
-            .write(&mut frame, &payload),
-        Foreign => ip
-            .tcp(40_000, 81, 1000, 65_535)
-            .ack(1)
-            .write(&mut frame, &payload),
-        Syn => ip.tcp(40_000, 80, 1000, 65_535).syn().write(&mut frame, &payload),
-        Udp => ip.udp(40_000, 80).write(&mut frame, &payload),
-    }
-    .context("building the packet of a case")?;
-    Ok(frame)
 }

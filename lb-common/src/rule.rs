@@ -63,6 +63,18 @@ impl State {
     pub const fn is_pending(self) -> bool {
         matches!(self, Self::Unconfirmed | Self::Contested)
     }
+
+    /// Whether an entry's state stays although a packet that found it a moment earlier is to write `touched`: a copy
+    /// of a SYN does not undo what a segment that overtook it on another CPU has shown.
+    #[inline(always)]
+    #[must_use]
+    pub const fn outlasts(self, touched: Self) -> bool {
+        match touched {
+            Self::Unconfirmed => !matches!(self, Self::Unconfirmed),
+            Self::Contested => !self.is_pending(),
+            Self::Established | Self::Closing => false,
+        }
+    }
 }
 
 /// Where a flow stands.
@@ -129,8 +141,7 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
     Nothing,
-    /// Time and state of the entry that was found, in place. A pending state is not written to an entry that is no
-    /// longer pending.
+    /// Time and state of the entry that was found, in place, unless its state [outlasts](State::outlasts) this one.
     Touch(State),
     /// This entry, where there is none yet.
     Insert(Entry),
@@ -214,7 +225,8 @@ impl Standing {
 ///   half, and this SYN may be forged: the old connection stays with its owner, as [`Entry::before`].
 /// - A segment that does not follow the SYN of a pending entry belongs to a flow that was there before that SYN. That
 ///   flow is then known as well as one with an entry of its own.
-/// - A reset that follows it (a client's answer to the answer to a forged SYN) ends what the SYN began, and no more.
+/// - A reset that follows it (a client's answer to the answer to a forged SYN) ends what the SYN began, and no more: a
+///   connection that was being opened when its slot moved is not led to where that SYN went.
 /// - An entry whose backends are gone is replaced also where nothing moves: it would come back to life with them.
 #[inline(always)]
 #[must_use]
@@ -320,17 +332,15 @@ pub fn decide(
                     Packet::Last { reset: true, .. } if entry.before != 0 => {
                         Write::Replace(Entry::of(entry.before, State::Established))
                     }
+                    // There may be another one that nobody has seen.
+                    Packet::Last { reset: true, .. } => Write::Nothing,
                     Packet::Last { .. } => Write::Touch(State::Closing),
                     _ => Write::Touch(State::Established),
                 };
                 return Decision::go(entry.backend, write);
             }
             // The life of an unconfirmed entry is enough for a connection that ends.
-            let state = if last {
-                State::Unconfirmed
-            } else {
-                State::Contested
-            };
+            let state = if last { entry.state } else { State::Contested };
             if entry.before != 0 {
                 return Decision::go(entry.before, Write::Touch(state));
             }

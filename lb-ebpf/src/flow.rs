@@ -218,15 +218,15 @@ fn read_entry(place: *mut FlowEntry, hash: u32) -> Option<Entry> {
     })
 }
 
-/// Stores state and time. A SYN that another CPU's segment overtook does not undo what that one showed. Where the element became another flow's meanwhile, that flow counts as established: the
-/// state whose entries live longest.
+/// Stores state and time. Where the element became another flow's meanwhile, that flow counts as established: the state
+/// whose entries live longest.
 #[inline(always)]
 fn touch(place: *mut FlowEntry, hash: u32, state: State) {
     let at_ns = now_ns();
     // SAFETY: a valid, aligned map value; each store is one of one word, which others read whole.
     unsafe {
         let seen = core::ptr::read_volatile(&raw const (*place).seen);
-        if state.is_pending() && !seen.state().is_pending() {
+        if seen.state().outlasts(state) {
             return;
         }
         core::ptr::write_volatile(&raw mut (*place).seen, FlowSeen::new(state, at_ns));

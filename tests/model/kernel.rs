@@ -10,6 +10,8 @@ use crate::mutants::Mutant;
 
 /// Backends have the indices 1 to this.
 pub const BACKENDS: usize = 8;
+/// The service has one of so many indices.
+pub const SERVICES: usize = 3;
 /// Addresses and ports of clients.
 pub const KEYS: usize = 320;
 
@@ -58,15 +60,31 @@ impl Record {
     }
 }
 
+/// What the metadata of an index say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Who had it last, also the one that packets are sent to; 0: nobody ever.
+    pub host: u32,
+    pub in_use: bool,
+}
+
 pub struct Kernel {
+    /// The tables of the service that there is; of others there are none.
     pub record: Record,
+    /// Its index.
+    pub service: usize,
+    /// Packets find it.
+    pub published: bool,
     pub standing: [Standing; BACKENDS + 1],
+    pub backends: [Meta; BACKENDS + 1],
+    pub services: [Meta; SERVICES],
+    /// By [`Kernel::at`].
     pub flows: Vec<Option<FlowEntry>>,
     pub used: usize,
     pub capacity: usize,
     pub control: FlowControl,
     pub hashes: Vec<u32>,
-    /// How often an element was made for each key.
+    /// How often an element was made at each place.
     elements: Vec<u64>,
     pub mutant: Option<Mutant>,
 }
@@ -75,6 +93,8 @@ pub struct Kernel {
 #[derive(Clone, Copy, Debug)]
 pub struct Passing {
     pub key: usize,
+    /// Where its entry is.
+    at: usize,
     pub packet: Packet,
     pub place: Place,
     /// Which element of the map was found.
@@ -83,6 +103,22 @@ pub struct Passing {
 }
 
 impl Passing {
+    /// Whether it goes to a backend, or is to write an entry that names it.
+    pub fn names(&self, backend: u32) -> bool {
+        let Decision {
+            backend: to,
+            write,
+            otherwise,
+        } = self.decision;
+        let written = match write {
+            Write::Insert(entry) | Write::Replace(entry) | Write::Bury(entry) => {
+                [entry.backend, entry.before]
+            }
+            Write::Nothing | Write::Touch(_) => [0; 2],
+        };
+        [to, otherwise].contains(&backend) || written.contains(&backend)
+    }
+
     /// Whether it is to write in place of the entry that was found.
     pub fn takes_over(&self) -> bool {
         matches!(self.decision.write, Write::Replace(_) | Write::Bury(_))
@@ -114,23 +150,54 @@ impl Kernel {
                 now: owners.iter().map(|owner| Slot::stable(*owner)).collect(),
                 ..Record::default()
             },
+            service: 0,
+            published: true,
             standing: [Standing::Gone; BACKENDS + 1],
-            flows: vec![None; KEYS],
+            backends: [Meta::default(); BACKENDS + 1],
+            services: std::array::from_fn(|index| Meta {
+                host: 0,
+                in_use: index == 0,
+            }),
+            flows: vec![None; SERVICES * KEYS],
             used: 0,
             capacity,
             control: FlowControl::default(),
-            elements: vec![0; KEYS],
+            elements: vec![0; SERVICES * KEYS],
             hashes: (0..KEYS).map(hash_of).collect(),
             mutant,
         }
     }
 
-    pub fn entry(&self, key: usize) -> Option<Entry> {
-        self.flows[key].as_ref().map(entry_of)
+    /// Where the entry of a flow of the service is.
+    pub fn at(&self, key: usize) -> usize {
+        self.service * KEYS + key
     }
 
-    fn decide(&self, place: Place, key: usize, packet: Packet) -> (Option<Entry>, Decision) {
-        let entry = self.entry(key);
+    /// The hash of the flow whose entry would be there.
+    pub fn hash_at(&self, at: usize) -> u32 {
+        self.hashes[at % KEYS]
+    }
+
+    /// Who is reached by an index.
+    pub fn host(&self, backend: u32) -> u32 {
+        self.backends[backend as usize].host
+    }
+
+    /// Whether packets are led anywhere.
+    pub fn serves(&self) -> bool {
+        self.published && !self.record.now.is_empty()
+    }
+
+    pub fn entry(&self, key: usize) -> Option<Entry> {
+        self.entry_at(self.at(key))
+    }
+
+    fn entry_at(&self, at: usize) -> Option<Entry> {
+        self.flows[at].as_ref().map(entry_of)
+    }
+
+    fn decide(&self, place: Place, at: usize, packet: Packet) -> (Option<Entry>, Decision) {
+        let entry = self.entry_at(at);
         let standing = |backend: u32| self.standing[backend as usize];
         let decision = match self.mutant {
             None => rule::decide(place, entry, packet, standing),
@@ -141,7 +208,17 @@ impl Kernel {
 
     /// The packet reads.
     pub fn enter(&self, key: usize, packet: Packet) -> Passing {
-        let place = self.record.place(self.hashes[key]);
+        let at = self.at(key);
+        let place = if self.serves() {
+            self.record.place(self.hashes[key])
+        } else {
+            // It is passed on to the kernel's own stack, or dropped.
+            Place {
+                slot: Slot::stable(0),
+                resizing: false,
+                held: false,
+            }
+        };
         if !place.slot.consult() && !place.resizing {
             let decision = Decision {
                 backend: place.slot.current(),
@@ -150,18 +227,20 @@ impl Kernel {
             };
             return Passing {
                 key,
+                at,
                 packet,
                 place,
                 element: 0,
                 decision,
             };
         }
-        let (_, decision) = self.decide(place, key, packet);
+        let (_, decision) = self.decide(place, at, packet);
         Passing {
             key,
+            at,
             packet,
             place,
-            element: self.elements[key],
+            element: self.elements[at],
             decision,
         }
     }
@@ -174,7 +253,8 @@ impl Kernel {
     /// The packet writes and leaves.
     pub fn leave(&mut self, passing: &Passing, now_ns: u64) -> Passed {
         let Passing {
-            key,
+            key: _,
+            at,
             packet,
             place,
             mut element,
@@ -185,7 +265,7 @@ impl Kernel {
                 && write == Write::Nothing
                 && entry.is_some_and(|entry| entry.state == State::Established)
         };
-        let mut entry = self.entry(key);
+        let mut entry = self.entry_at(at);
         for _ in 0..2 {
             let went = Passed {
                 backend: decision.backend,
@@ -196,11 +276,10 @@ impl Kernel {
                 Write::Nothing => return went,
                 Write::Touch(state) => {
                     // The store hits the element that was found, not one that has taken its place.
-                    let later = |entry: &FlowEntry| state.is_pending() && !entry.seen.state().is_pending();
-                    let older =
-                        |entry: &&mut FlowEntry| self.mutant == Some(Mutant::TouchedBack) || !later(entry);
-                    if self.elements[key] == element
-                        && let Some(entry) = self.flows[key].as_mut().filter(older)
+                    let undone = self.mutant == Some(Mutant::TouchedBack);
+                    let older = |entry: &&mut FlowEntry| undone || !entry.seen.state().outlasts(state);
+                    if self.elements[at] == element
+                        && let Some(entry) = self.flows[at].as_mut().filter(older)
                     {
                         entry.seen = FlowSeen::new(state, now_ns);
                     }
@@ -211,30 +290,30 @@ impl Kernel {
                         return self.refuse(packet, &decision, now_ns);
                     }
                     let overwrites = self.mutant == Some(Mutant::InsertOverwrites);
-                    if self.flows[key].is_none() || overwrites {
-                        if self.flows[key].is_none() && self.used >= self.capacity && !self.evict() {
+                    if self.flows[at].is_none() || overwrites {
+                        if self.flows[at].is_none() && self.used >= self.capacity && !self.evict() {
                             return self.refuse(packet, &decision, now_ns);
                         }
-                        self.put(key, &new, now_ns);
+                        self.put(at, &new, now_ns);
                         return went;
                     }
                 }
                 Write::Replace(new) => {
-                    if self.flows[key].is_some() {
-                        self.put(key, &new, now_ns);
+                    if self.flows[at].is_some() {
+                        self.put(at, &new, now_ns);
                         return went;
                     }
                 }
                 Write::Bury(new) => {
-                    if self.flows[key].is_none() && self.used >= self.capacity {
+                    if self.flows[at].is_none() && self.used >= self.capacity {
                         return self.refuse(packet, &decision, now_ns);
                     }
-                    self.put(key, &new, now_ns);
+                    self.put(at, &new, now_ns);
                     return went;
                 }
             }
-            (entry, decision) = self.decide(place, key, packet);
-            element = self.elements[key];
+            (entry, decision) = self.decide(place, at, packet);
+            element = self.elements[at];
         }
         Passed {
             backend: 0,
@@ -249,17 +328,17 @@ impl Kernel {
         self.leave(&passing, now_ns)
     }
 
-    fn put(&mut self, key: usize, entry: &Entry, now_ns: u64) {
+    fn put(&mut self, at: usize, entry: &Entry, now_ns: u64) {
         let Entry {
             backend,
             state,
             isn,
             before,
         } = *entry;
-        self.used += usize::from(self.flows[key].is_none());
-        self.elements[key] += 1;
-        self.flows[key] = Some(FlowEntry {
-            owner: FlowOwner::new(self.hashes[key], backend),
+        self.used += usize::from(self.flows[at].is_none());
+        self.elements[at] += 1;
+        self.flows[at] = Some(FlowEntry {
+            owner: FlowOwner::new(self.hash_at(at), backend),
             seen: FlowSeen::new(state, now_ns),
             isn,
             before,
@@ -301,17 +380,17 @@ impl Kernel {
     }
 
     /// Takes an entry out and gives it back.
-    pub fn take(&mut self, key: usize) -> Option<FlowEntry> {
-        let entry = self.flows[key].take();
+    pub fn take(&mut self, at: usize) -> Option<FlowEntry> {
+        let entry = self.flows[at].take();
         self.used -= usize::from(entry.is_some());
         entry
     }
 
     /// Puts an entry where there is none.
-    pub fn put_back(&mut self, key: usize, entry: FlowEntry) {
-        if self.flows[key].is_none() {
-            self.flows[key] = Some(entry);
-            self.elements[key] += 1;
+    pub fn put_back(&mut self, at: usize, entry: FlowEntry) {
+        if self.flows[at].is_none() {
+            self.flows[at] = Some(entry);
+            self.elements[at] += 1;
             self.used += 1;
         }
     }

@@ -31,19 +31,19 @@ mutants! {
     /// A segment that does not follow an entry's SYN goes home and leaves no trace.
     ContestedForgotten = 23,
     /// A retransmitted SYN does not keep its entry alive.
-    RetransmissionIgnored = 124,
+    RetransmissionIgnored = 130,
     /// A reset that answers a forged SYN's answer ends the other connection too.
-    ResetEndsBoth = 64,
+    ResetEndsBoth = 231,
     /// An entry whose backend is gone stays.
-    DeadStays = 18,
+    DeadStays = 20,
     /// A flow that is seen during a resize gets an entry only where its owner differs.
     ResizeTracksLess = 49,
     /// A full table throws an entry out.
     Evict = 2,
     /// An entry that another CPU made meanwhile is overwritten.
-    InsertOverwrites = 158,
+    InsertOverwrites = 775,
     /// A retransmitted SYN that is written after the first segment makes the entry unconfirmed again.
-    TouchedBack = 492,
+    TouchedBack = 715,
     /// The program does not note refused entries.
     RefusalNotNoted = 4,
     /// The step does not look at refused entries.
@@ -51,11 +51,11 @@ mutants! {
     /// A window lasts no time.
     NoWindow = 1,
     /// A window ends without holding the service first.
-    NoHold = 54,
+    NoHold = 329,
     /// A slot is stable as soon as its window is over.
     NoScan = 2,
     /// A scan that began before the window was over will do.
-    ScanTooEarly = 2,
+    ScanTooEarly = 17,
     /// A slot is stable although it has entries of its own owner.
     OwnEntriesStay = 6,
     /// `previous` stays where it is when it is gone.
@@ -71,11 +71,21 @@ mutants! {
     /// The sweep does not put back what changed while it was taken out.
     NotPutBack = 5,
     /// The sweep takes an entry at the very moment when its flow has been idle for long enough.
-    NoGrace = 226,
+    NoGrace = 775,
     /// The sweep takes a contested entry for an unconfirmed one.
     ContestedExpires = 12,
     /// The sweep takes any entry of a settled slot that names its owner, also one that names another beside it.
     SharedRedundant = 6,
+    /// An index of a backend that is gone is given to another one at once.
+    IndexAtOnce = 5,
+    /// An index is given to another one a second after it was left, whatever entries say.
+    IndexUnscanned = 5,
+    /// A service that is added again may get the index it had at once.
+    ServiceIndexAtOnce = 119,
+    /// The table of a service that an agent died while removing counts as one that never had entries.
+    FoundClean = 1,
+    /// The index of a service is used again a second after it was left, whatever entries are there.
+    ServiceIndexUnscanned = 147,
 }
 
 const fn established(entry: Entry) -> Entry {

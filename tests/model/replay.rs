@@ -10,7 +10,7 @@ use xlb::datapath::identity;
 use xlb::datapath::simulate::{Options, Simulator};
 use xlb::model::{BackendId, Protocol, ServiceKey};
 
-use crate::kernel::{BACKENDS, KEYS, Kernel, PORT, Passed, client};
+use crate::kernel::{BACKENDS, KEYS, Kernel, PORT, Passed, SERVICES, client};
 use crate::world::Observer;
 
 const ADDRESS: [u8; 4] = [192, 0, 2, 10];
@@ -20,13 +20,16 @@ const ROOM: u32 = 1024;
 pub struct Replay {
     world: Simulator,
     protocol: Protocol,
-    service: u32,
+    name: ServiceKey,
+    /// The real indices that the model's service has.
+    services: [u32; SERVICES],
+    published: Option<u32>,
     /// The real indices of the model's backends.
     indices: [u32; BACKENDS + 1],
     now: Vec<Slot>,
     before: Option<Vec<Slot>>,
     standing: [Standing; BACKENDS + 1],
-    /// What the model had for each key after its last packet.
+    /// What the model had at each place after the last packet of its key.
     known: Vec<Option<FlowEntry>>,
     frame: Vec<u8>,
     chosen: u32,
@@ -68,12 +71,14 @@ impl Replay {
         Self {
             world,
             protocol,
-            service: service.expect("the service"),
+            name: key,
+            services: [service.expect("the service"), 100, 101],
+            published: service,
             indices,
             now: Vec::new(),
             before: None,
             standing: [Standing::Serves; BACKENDS + 1],
-            known: vec![None; KEYS],
+            known: vec![None; SERVICES * KEYS],
             frame: Vec::new(),
             chosen: 0,
             packets: 0,
@@ -83,20 +88,21 @@ impl Replay {
 
     /// Another history begins.
     pub fn clear(&mut self) {
-        for key in 0..KEYS {
-            if self.known[key].take().is_some() {
-                let _ = self.world.dataplane.maps.flows.remove(&self.key(key));
+        for at in 0..self.known.len() {
+            if self.known[at].take().is_some() {
+                let _ = self.world.dataplane.maps.flows.remove(&self.key(at));
             }
         }
     }
 
-    fn key(&self, key: usize) -> FlowKey {
-        let (address, port) = client(key);
+    /// The key of an entry at one of the model's places.
+    fn key(&self, at: usize) -> FlowKey {
+        let (address, port) = client(at % KEYS);
         let ([a, b], [c, d]) = (port.to_be_bytes(), PORT.to_be_bytes());
         FlowKey {
             source: identity::words(std::net::Ipv4Addr::from(address).into()).0,
             ports: u32::from_ne_bytes([a, b, c, d]),
-            service: self.service,
+            service: self.services[at / KEYS],
         }
     }
 
@@ -131,6 +137,33 @@ impl Replay {
     /// The maps hold what the model's agent wrote.
     fn follow(&mut self, kernel: &Kernel, key: usize) {
         let record = &kernel.record;
+        let service = self.services[kernel.service];
+        let published = kernel.published.then_some(service);
+        if self.published != published {
+            let key = identity::service_key(&self.name);
+            let services = &mut self.world.dataplane.maps.services;
+            match published {
+                Some(service) => services.insert(key, service).expect("writing the map"),
+                None => services.remove(&key).expect("writing the map"),
+            }
+            self.published = published;
+        }
+        // What was swept since the key's last packet.
+        let at = kernel.at(key);
+        if kernel.flows[at].is_none() && self.known[at].is_some() {
+            let flow = self.key(at);
+            assert!(
+                self.world
+                    .dataplane
+                    .maps
+                    .flows
+                    .remove(&flow)
+                    .expect("writing the map")
+            );
+        }
+        if !kernel.serves() {
+            return;
+        }
         if self.now != record.now || self.before != record.before {
             self.now.clone_from(&record.now);
             self.before.clone_from(&record.before);
@@ -153,8 +186,8 @@ impl Replay {
             TableWord::new(0, 131_072 - ROOM / 2, size)
         };
         let maps = &mut self.world.dataplane.maps;
-        maps.records.set_before(self.service, before);
-        maps.records.set_table(self.service, word);
+        maps.records.set_before(service, before);
+        maps.records.set_table(service, word);
         for backend in 1..=BACKENDS {
             if self.standing[backend] != kernel.standing[backend] {
                 self.standing[backend] = kernel.standing[backend];
@@ -165,24 +198,12 @@ impl Replay {
             }
         }
         maps.flow_control.set(
-            self.service,
+            service,
             FlowControl {
                 refused_ns: 0,
                 ..kernel.control
             },
         );
-        // What was swept since the key's last packet.
-        if kernel.flows[key].is_none() && self.known[key].is_some() {
-            let flow = self.key(key);
-            assert!(
-                self.world
-                    .dataplane
-                    .maps
-                    .flows
-                    .remove(&flow)
-                    .expect("writing the map")
-            );
-        }
     }
 
     fn build(&mut self, key: usize, packet: Packet) {
@@ -228,7 +249,8 @@ impl Observer for Replay {
         if !resets {
             assert_eq!(self.chosen, passed.backend, "the backend of a packet of {key}");
         }
-        let flow = self.key(key);
+        let at = kernel.at(key);
+        let flow = self.key(at);
         let maps = &self.world.dataplane.maps;
         let entry = maps.flows.get(&flow).expect("reading the map");
         let plain = |entry: FlowEntry| {
@@ -241,12 +263,12 @@ impl Observer for Replay {
             let FlowOwner(_) = owner;
             (owner.hash(), owner.backend(), seen.state(), isn, before)
         };
-        let expected = kernel.flows[key].as_ref().map(|entry| self.real(entry));
+        let expected = kernel.flows[at].as_ref().map(|entry| self.real(entry));
         assert_eq!(entry.map(plain), expected, "the entry of {key}");
-        let noted = maps.flow_control.get(self.service).refused_ns != 0;
+        let noted = maps.flow_control.get(self.services[kernel.service]).refused_ns != 0;
         let notes = passed.refused && passed.backend != 0 && self.protocol == Protocol::Tcp;
         assert_eq!(noted, notes, "a refusal of {key}");
         self.refusals += u64::from(noted);
-        self.known[key] = kernel.flows[key];
+        self.known[at] = kernel.flows[at];
     }
 }

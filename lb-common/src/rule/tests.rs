@@ -213,7 +213,7 @@ fn a_connection_that_a_syn_meets_goes_on_beside_it() {
     for state in [Unconfirmed, Contested] {
         for (packet, expected) in [
             (Packet::Data(other), (C, Touch(Contested), C)),
-            (other_fin, (C, Touch(Unconfirmed), C)),
+            (other_fin, (C, Touch(state), C)),
             (Packet::Data(1001), (B, Touch(Established), B)),
             (FIN, (B, Touch(Closing), B)),
             // Where a forged SYN's answer goes to a client that has no such connection.

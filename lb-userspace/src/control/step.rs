@@ -77,6 +77,16 @@ impl Generation {
             .collect();
         Self { slots, since_ns }
     }
+
+    /// Has the flow table asked for every slot until it is known to have no entry.
+    pub fn doubt(&mut self, now_ns: u64) {
+        for (index, slot) in (0..).zip(&mut self.slots) {
+            if !slot.consult() {
+                *slot = Slot::new(slot.current(), slot.previous(), true);
+                self.since_ns.insert(index, now_ns);
+            }
+        }
+    }
 }
 
 /// The tables of a service.

@@ -41,7 +41,8 @@ impl World<'_> {
             }
             passed
         };
-        let (backend, alive) = (passed.backend, self.alive[passed.backend as usize]);
+        let backend = self.kernel.host(passed.backend);
+        let alive = self.alive[backend as usize];
         let conn = self.conns[key].as_mut().expect("made above");
         if backend == 0 || !alive || self.lost[backend as usize] {
             self.conns[key] = None;
@@ -51,6 +52,11 @@ impl World<'_> {
         conn.owner = backend;
         conn.limit = passed.refused.then_some(Limit::RefusedDatagram);
         self.summary.opened += 1;
+    }
+
+    pub(super) fn open_flows(&self) -> usize {
+        let open = |conn: &&Conn| conn.phase != Phase::Opening;
+        self.conns.iter().flatten().filter(open).count()
     }
 
     /// A key whose flow is open.

@@ -1,23 +1,33 @@
 //! What else happens.
 
 use super::{SIZES, World};
-use crate::agent::Admin;
+use crate::agent::{Admin, HOSTS, SECOND};
 use crate::kernel::BACKENDS;
+
+/// Backends at once: there are indices for them, and for two that are gone.
+const MOST: usize = BACKENDS - 2;
 
 impl World<'_> {
     pub(super) fn event(&mut self) {
         if self.random.chance(500) {
             return;
         }
-        let b = 1 + self.random.index(BACKENDS);
-        let kind = self.random.below(19);
+        if !self.service && self.random.chance(500) {
+            self.say(|| "the service is to be there again".into());
+            self.service = true;
+            return;
+        }
+        let b = 1 + self.random.index(HOSTS);
+        let kind = self.random.below(23);
         self.say(|| format!("event {kind} of {b}"));
+        let there = self.wishes.iter().filter(|wish| wish.exists).count();
         let wish = &mut self.wishes[b];
         match kind {
             0 | 1 => {
-                wish.exists = true;
+                wish.exists |= there < MOST;
                 wish.up = true;
                 self.alive[b] = true;
+                self.deaf[b] = false;
             }
             2 => wish.exists = false,
             3 | 4 => wish.admin = Admin::Drain,
@@ -41,12 +51,14 @@ impl World<'_> {
             13 | 14 => {
                 wish.up = true;
                 self.alive[b] = true;
+                self.deaf[b] = false;
             }
             // A blip of our own uplink: all of them at once.
             15 => {
+                let keep = self.random.chance(500);
                 for wish in &mut self.wishes {
                     wish.up = false;
-                    wish.keep = kind.is_multiple_of(2);
+                    wish.keep = keep;
                 }
             }
             16 => {
@@ -57,8 +69,31 @@ impl World<'_> {
             17 => {
                 self.size = self.random.pick(&SIZES);
             }
-            _ => self.restart(),
+            // Its accept queue is full, which checks take for death, or do not notice.
+            18 => {
+                self.deaf[b] = true;
+                wish.up = self.random.chance(500);
+                wish.keep = true;
+            }
+            // One takes the place of another.
+            19 => {
+                wish.exists = false;
+                let other = &mut self.wishes[1 + b % HOSTS];
+                other.exists |= there <= MOST;
+                other.up = true;
+                self.alive[1 + b % HOSTS] = true;
+            }
+            20 if self.random.chance(300) => self.service = false,
+            21 if self.random.chance(200) => self.stand_still(),
+            22 => self.restart(),
+            _ => {}
         }
+    }
+
+    /// The machine stands still, and the clock goes on: no packet is on its way in the program meanwhile.
+    fn stand_still(&mut self) {
+        self.pass_time(SECOND);
+        self.now_ns += self.random.below(2 * self.window_ns);
     }
 
     pub(super) fn lose_alive(&mut self, b: usize) {

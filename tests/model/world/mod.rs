@@ -17,8 +17,8 @@ use std::fmt;
 
 use lb_common::rule::Packet;
 
-use crate::agent::{Admin, Agent, SECOND, Wish, desired};
-use crate::kernel::{BACKENDS, KEYS, Kernel, Passed, Passing};
+use crate::agent::{Admin, Agent, HOSTS, SECOND, Wish};
+use crate::kernel::{KEYS, Kernel, Passed, Passing};
 use crate::mutants::Mutant;
 use crate::random::Random;
 
@@ -115,6 +115,8 @@ pub struct Summary {
     pub lost: u64,
     pub known: BTreeMap<Limit, u64>,
     pub moved_live: u64,
+    /// How often an index was given to another host.
+    pub reused: u64,
     pub ended_ns: Vec<u64>,
 }
 
@@ -150,12 +152,16 @@ pub struct World<'a> {
     loss: u64,
     pub kernel: Kernel,
     agent: Agent,
-    wishes: [Wish; BACKENDS + 1],
-    alive: [bool; BACKENDS + 1],
-    lost: [bool; BACKENDS + 1],
+    wishes: [Wish; HOSTS + 1],
+    /// The service is to be there.
+    service: bool,
+    alive: [bool; HOSTS + 1],
+    /// It answers no SYN: its accept queue is full.
+    deaf: [bool; HOSTS + 1],
+    lost: [bool; HOSTS + 1],
     conns: Vec<Option<Conn>>,
     /// Connections that a backend's kernel still has, though the client has forgotten them.
-    stale: Vec<[bool; BACKENDS + 1]>,
+    stale: Vec<[bool; HOSTS + 1]>,
     serial: u64,
     due: BinaryHeap<Reverse<(u64, u64, Event)>>,
     passing: Vec<Option<(Passing, Cause, u64)>>,
@@ -186,13 +192,11 @@ impl<'a> World<'a> {
             admin: Admin::Ready,
             weight: 1,
         };
-        let mut wishes = [wish; BACKENDS + 1];
+        let mut wishes = [wish; HOSTS + 1];
         for wish in &mut wishes[1..=5] {
             wish.exists = true;
         }
-        let first = desired(&wishes, size, tcp);
         let mut kernel = Kernel::new(&vec![0; size], capacity, mutant);
-        kernel.standing = first.standing;
         let whole = observer.is_some();
         if whole {
             // The real table's size is not changed for each history.
@@ -209,10 +213,12 @@ impl<'a> World<'a> {
             kernel,
             random,
             wishes,
-            alive: [true; BACKENDS + 1],
-            lost: [false; BACKENDS + 1],
+            service: true,
+            alive: [true; HOSTS + 1],
+            deaf: [false; HOSTS + 1],
+            lost: [false; HOSTS + 1],
             conns: vec![None; KEYS],
-            stale: vec![[false; BACKENDS + 1]; KEYS],
+            stale: vec![[false; HOSTS + 1]; KEYS],
             serial: 0,
             due: BinaryHeap::new(),
             passing: Vec::new(),

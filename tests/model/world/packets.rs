@@ -43,13 +43,12 @@ impl World<'_> {
     }
 
     pub(super) fn deliver(&mut self, key: usize, packet: Packet, cause: Cause, serial: u64, passed: Passed) {
-        let backend = passed.backend;
+        let backend = self.kernel.host(passed.backend);
         self.say(|| {
-            let entry = self.kernel.entry(key);
-            let place = self.kernel.record.place(self.kernel.hashes[key]).slot;
-            let slot = (place.current(), place.previous(), place.consult());
-            format!("{key} {cause:?} {packet:?} -> {passed:?}, slot {slot:?}, {entry:?}")
+            let (entry, place) = (self.kernel.entry(key), self.kernel.enter(key, packet).place);
+            format!("{key} {cause:?} {packet:?} -> host {backend}, {passed:?}, {place:?}, {entry:?}")
         });
+        let passed = Passed { backend, ..passed };
         let alive = backend != 0 && self.alive[backend as usize];
         match cause {
             Cause::Forged => {
@@ -83,7 +82,7 @@ impl World<'_> {
         if backend != 0 && !conn.sent_to.contains(&backend) {
             conn.sent_to.push(backend);
         }
-        if !alive || self.random.chance(self.loss) {
+        if !alive || self.deaf[backend as usize] || self.random.chance(self.loss) {
             return;
         }
         if stale {
@@ -137,7 +136,7 @@ impl World<'_> {
             *self.summary.known.entry(limit).or_default() += 1;
             return;
         }
-        let place = self.kernel.record.place(self.kernel.hashes[key]);
+        let place = self.kernel.enter(key, Packet::Error).place;
         let what = format!(
             "a packet of flow {key} {how} to {backend}, its owner is {}: {conn:?}, {place:?}, entry {:?}",
             conn.owner,

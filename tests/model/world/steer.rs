@@ -3,8 +3,8 @@
 use lb_common::layout::FlowControl;
 
 use super::{Conn, Phase, World};
-use crate::agent::{Agent, Op, SECOND, desired};
-use crate::kernel::{BACKENDS, KEYS};
+use crate::agent::{Agent, HOSTS, Op, SECOND, desired};
+use crate::kernel::KEYS;
 
 impl World<'_> {
     pub(super) fn agent_turn(&mut self) {
@@ -55,8 +55,8 @@ impl World<'_> {
             data_left: left,
             udp_left: left,
         };
-        let desired = desired(&self.wishes, self.size, self.tcp);
-        self.agent.tick(desired);
+        let desired = desired(self.service, &self.wishes, self.size, self.tcp);
+        self.agent.tick(desired, self.now_ns);
     }
 
     /// The next write that changes something; `false` where there is none.
@@ -66,13 +66,19 @@ impl World<'_> {
                 continue;
             }
             let before = self.agent.unsettled();
+            let held = self.kernel.backends;
             let lost = self.agent.write(&op, &mut self.kernel, self.now_ns);
             self.say(|| format!("agent {op:?}, lost {lost:?}"));
             if matches!(op, Op::Advance) {
-                self.lost = [false; BACKENDS + 1];
+                self.lost = [false; HOSTS + 1];
             }
             for backend in lost {
                 self.lose(backend);
+            }
+            for (index, before) in (0_u32..).zip(held) {
+                if ![0, self.kernel.host(index)].contains(&before.host) {
+                    self.index_is_free(index);
+                }
             }
             if matches!(op, Op::Publish) {
                 let after = self.agent.unsettled();

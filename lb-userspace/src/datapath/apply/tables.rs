@@ -29,6 +29,8 @@ pub(super) struct InForce {
     /// How long a flow may be idle.
     pub window_ns: u64,
     pub progress: Progress,
+    /// It was there before this agent: its index may have entries.
+    found: bool,
     /// What `want` was built from; unknown for tables that were found pinned.
     built_from: Option<Origin>,
     want: Vec<u32>,
@@ -122,6 +124,7 @@ impl InForce {
             tracking,
             // Until the configuration says: nothing expires, no window ends.
             window_ns: u64::MAX,
+            found: true,
             ..Self::default()
         }
     }
@@ -216,10 +219,10 @@ impl Dataplane {
         let mut tables = installed.in_force.tables.clone();
         if retracked && service.tracking == Tracking::Moved {
             // What was in the flow table before is not known to belong to the flows of today.
-            doubt(&mut tables.now, now_ns);
+            tables.now.doubt(now_ns);
         }
         let room = self.room(key)?;
-        let advanced = step::advance(
+        let mut advanced = step::advance(
             &tables,
             &Step {
                 tracking: service.tracking,
@@ -234,6 +237,11 @@ impl Dataplane {
             },
         );
         let mut next = advanced.tables;
+        if installed.in_force.found && tables.now.slots.is_empty() && service.tracking == Tracking::Moved {
+            // The last agent died while it took the service away, or its table was lost: entries are left.
+            next.now.doubt(now_ns);
+            advanced.settled = next.now.slots.len();
+        }
         let switch = self.switch(key, &next, service, clock)?;
         if switch != Switch::Nothing {
             date(&mut next, now_ns, clock());
@@ -477,16 +485,6 @@ struct Installed {
 enum Place {
     At(TableWord),
     Elsewhere,
-}
-
-/// Has the flow table asked for every slot until it is known to have no entry.
-fn doubt(table: &mut Generation, now_ns: u64) {
-    for (index, slot) in (0..).zip(&mut table.slots) {
-        if !slot.consult() {
-            *slot = Slot::new(slot.current(), slot.previous(), true);
-            table.since_ns.insert(index, now_ns);
-        }
-    }
 }
 
 /// What changed with this step changed for packets when it was published.

@@ -4,6 +4,7 @@
 mod desired;
 pub mod eligible;
 pub mod flap;
+pub mod indices;
 mod old_flows;
 pub mod room;
 pub mod since;

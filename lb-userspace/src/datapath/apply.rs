@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 use lb_common::layout::{Backend as Record, BackendMeta, Counters, ServiceMeta, TableWord, Tags};
 
-use self::members::Resting;
 use self::tables::{InForce, Switched};
 use super::clock::Clock;
 use super::maps::Maps;
 use super::slabs::Allocator;
 use super::sweep::Report;
 use super::{Error, identity};
+use crate::control::indices::Indices;
 use crate::control::step::GRACE_NS;
 use crate::control::{Desired, DesiredService, Earlier};
 use crate::model::{BackendId, ServiceKey};
@@ -81,11 +81,9 @@ pub struct Dataplane {
     metas: BTreeMap<u32, BackendMeta>,
     /// Last check results (code, latency in microseconds), also of backends that have no index yet.
     checks: BTreeMap<BackendId, (u8, u32)>,
-    free_services: BTreeSet<u32>,
-    free_backends: BTreeSet<u32>,
-    /// Indices that nobody has, but entries of the flow table may name, and since when.
-    resting_services: BTreeMap<u32, u64>,
-    resting_backends: BTreeMap<u32, Resting>,
+    /// Indices that nobody has. A service that comes back gets another one: entries name its index.
+    service_indices: Indices<ServiceKey>,
+    backend_indices: Indices<BackendId>,
     /// By index: entries that were last seen before this are not its flows any longer.
     dead_before: BTreeMap<u32, u64>,
     walks: remember::Walks,
@@ -215,26 +213,25 @@ impl Dataplane {
             .keys()
             .filter(|k| !self.services.contains_key(k))
             .count();
-        if services > self.free_services.len() {
+        if services > self.service_indices.free() {
             return Err(Error::Full {
                 what: "services",
                 room: self.maps.records.room(),
-                needed: self.services.len() + self.resting_services.len() + services,
+                needed: self.services.len() + self.service_indices.resting() + services,
                 key: "max_services",
             });
         }
-        let resting: BTreeSet<_> = self.resting_backends.values().filter_map(|r| r.id).collect();
         let backends = desired
             .services
             .values()
             .flat_map(|s| s.backends.keys())
-            .filter(|id| !self.backends.contains_key(id) && !resting.contains(id))
+            .filter(|id| !self.backends.contains_key(id) && !self.backend_indices.remembers(id))
             .count();
-        if backends > self.free_backends.len() {
+        if backends > self.backend_indices.free() {
             return Err(Error::Full {
                 what: "backends",
                 room: self.maps.backends.len().saturating_sub(1),
-                needed: self.backends.len() + self.resting_backends.len() + backends,
+                needed: self.backends.len() + self.backend_indices.resting() + backends,
                 key: "max_backends",
             });
         }
@@ -309,12 +306,13 @@ impl Dataplane {
     }
 
     fn add_service(&mut self, key: &ServiceKey) -> Result<(), Error> {
-        let index = self.free_services.pop_first().ok_or(Error::Full {
+        let taken = self.service_indices.take(key).ok_or(Error::Full {
             what: "services",
             room: self.maps.records.room(),
-            needed: self.services.len() + self.resting_services.len() + 1,
+            needed: self.services.len() + self.service_indices.resting() + 1,
             key: "max_services",
         })?;
+        let index = taken.index;
         self.put_table(index, TableWord::NONE)?;
         self.put_before(index, TableWord::NONE)?;
         self.clear_flow_counts(index)?;
@@ -390,7 +388,7 @@ impl Dataplane {
         let now_ns = clock();
         self.allocator.release(installed.in_force.word.place(), now_ns);
         self.allocator.release(installed.in_force.before, now_ns);
-        self.resting_services.insert(index, now_ns);
+        self.service_indices.rest(index, now_ns, None);
         Ok(Change {
             name,
             key: *key,

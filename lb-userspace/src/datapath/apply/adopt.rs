@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::members::Resting;
 use super::tables::InForce;
 use super::{Dataplane, Installed, meta};
+use crate::control::indices::Indices;
 use crate::datapath::Error;
 use crate::datapath::identity;
 use crate::datapath::maps::Maps;
@@ -40,10 +40,8 @@ impl Dataplane {
             tags: BTreeMap::new(),
             metas: BTreeMap::new(),
             checks: BTreeMap::new(),
-            free_services: BTreeSet::new(),
-            free_backends: BTreeSet::new(),
-            resting_services: BTreeMap::new(),
-            resting_backends: BTreeMap::new(),
+            service_indices: Indices::default(),
+            backend_indices: Indices::default(),
             dead_before: BTreeMap::new(),
             walks: super::remember::Walks::default(),
             egress: BTreeSet::new(),
@@ -66,9 +64,9 @@ impl Dataplane {
             let Some(key) = key else {
                 // Entries of whoever had it may be left.
                 if meta.key.family == 0 {
-                    self.free_services.insert(index);
+                    self.service_indices.add(index);
                 } else {
-                    self.resting_services.insert(index, now_ns);
+                    self.service_indices.rest(index, now_ns, None);
                 }
                 continue;
             };
@@ -132,13 +130,9 @@ impl Dataplane {
                 maps.backend_meta.set(index, meta, 0)?;
             }
             if meta.family == 0 && !named.contains(&index) {
-                self.free_backends.insert(index);
+                self.backend_indices.add(index);
             } else {
-                let resting = Resting {
-                    since_ns: now_ns,
-                    id: None,
-                };
-                self.resting_backends.insert(index, resting);
+                self.backend_indices.rest(index, now_ns, None);
             }
         }
         Ok(())

@@ -1,10 +1,6 @@
-//! Backends: their records, and when the index of one that was removed may be another's.
-//!
-//! An index is given out again only when nothing can name it any longer: no slot of a table does, and a full scan of
-//! the flow table that began a second after the removal found no entry that does. A backend that comes back before
-//! that gets the index it had.
+//! Backends: their records and indices ([`crate::control::indices`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -12,20 +8,11 @@ use lb_common::layout::{Backend as Record, Tags};
 use lb_common::rule::Standing;
 
 use super::{Dataplane, meta};
-use crate::control::step::GRACE_NS;
 use crate::control::{DesiredBackend, DesiredService, OldFlows};
 use crate::datapath::Error;
 use crate::datapath::clock::Clock;
 use crate::datapath::maps;
 use crate::model::{BackendId, ServiceKey};
-
-/// An index that nobody has, but something may still name.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Resting {
-    pub since_ns: u64,
-    /// Whose it was, where that is known.
-    pub id: Option<BackendId>,
-}
 
 /// What a backend still takes.
 fn standing(takes_new: bool, backend: &DesiredBackend) -> Standing {
@@ -185,34 +172,24 @@ impl Dataplane {
             self.records.remove(&index);
             self.tags.remove(&index);
             self.metas.remove(&index);
-            let resting = Resting {
-                since_ns: clock(),
-                id: Some(id),
-            };
-            self.resting_backends.insert(index, resting);
+            self.backend_indices.rest(index, clock(), Some(id));
         }
         Ok(())
     }
 
     /// A free index, with empty counters and a record that nothing can be sent to.
     fn fresh_index(&mut self, id: &BackendId, clock: Clock<'_>) -> Result<u32, Error> {
-        let mut resting = self.resting_backends.iter();
-        let before = resting.find_map(|(index, resting)| (resting.id == Some(*id)).then_some(*index));
-        let index = match before {
-            Some(index) => {
-                self.dead_before.insert(index, clock());
-                self.resting_backends.remove(&index);
-                self.maps.flow_cache.forget(|backend| backend == index);
-                self.maps.clients.forget(|backend| backend == index);
-                index
-            }
-            None => self.free_backends.pop_first().ok_or(Error::Full {
-                what: "backends",
-                room: self.maps.backends.len().saturating_sub(1),
-                needed: self.backends.len() + self.resting_backends.len() + 1,
-                key: "max_backends",
-            })?,
-        };
+        let taken = self.backend_indices.take(id).ok_or(Error::Full {
+            what: "backends",
+            room: self.maps.backends.len().saturating_sub(1),
+            needed: self.backends.len() + self.backend_indices.resting() + 1,
+            key: "max_backends",
+        })?;
+        let index = taken.index;
+        if taken.again {
+            self.dead_before.insert(index, clock());
+            self.forget_flows(|backend| backend == index);
+        }
         self.clear_counters(index)?;
         self.maps.flow_cache.clear_load(index);
         self.put_record(index, Record::UNRESOLVED)?;
@@ -222,42 +199,23 @@ impl Dataplane {
     /// Gives back the indices that nothing names any longer.
     pub(super) fn wake(&mut self, now_ns: u64) {
         let scan = &self.scan;
-        let scanned = |since_ns: u64| {
-            let sure_ns = since_ns.saturating_add(GRACE_NS);
-            now_ns >= sure_ns && scan.begun_ns >= sure_ns
-        };
-        if self
-            .resting_backends
-            .values()
-            .any(|resting| scanned(resting.since_ns))
-        {
+        if self.backend_indices.may_wake(now_ns, scan.begun_ns) {
             let named: Vec<_> = self.services.values().map(|s| s.in_force.named()).collect();
-            let (free, dead_before) = (&mut self.free_backends, &mut self.dead_before);
-            let mut woken = BTreeSet::new();
-            self.resting_backends.retain(|index, resting| {
-                let rests = !scanned(resting.since_ns)
-                    || scan.has_backend(*index)
-                    || named.iter().any(|named| named.contains(index));
-                if !rests {
-                    free.insert(*index);
-                    dead_before.remove(index);
-                    woken.insert(*index);
-                }
-                rests
-            });
+            let held = |index| scan.has_backend(index) || named.iter().any(|named| named.contains(&index));
+            let woken = self.backend_indices.wake(now_ns, scan.begun_ns, held);
+            self.dead_before.retain(|index, _| !woken.contains(index));
             if !woken.is_empty() {
-                self.maps.flow_cache.forget(|backend| woken.contains(&backend));
-                self.maps.clients.forget(|backend| woken.contains(&backend));
+                self.forget_flows(|backend| woken.contains(&backend));
             }
         }
-        let free = &mut self.free_services;
-        self.resting_services.retain(|index, since_ns| {
-            let rests = !scanned(*since_ns) || scan.has_service(*index);
-            if !rests {
-                free.insert(*index);
-            }
-            rests
-        });
+        self.service_indices
+            .wake(now_ns, scan.begun_ns, |index| scan.has_service(index));
+    }
+
+    /// Forgets what caches say of backends that are gone, before others get their indices.
+    fn forget_flows(&self, gone: impl Fn(u32) -> bool + Copy) {
+        self.maps.flow_cache.forget(gone);
+        self.maps.clients.forget(gone);
     }
 }
 

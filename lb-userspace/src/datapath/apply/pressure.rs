@@ -43,25 +43,20 @@ impl Dataplane {
     #[must_use]
     pub fn moving(&self) -> bool {
         self.services.values().any(|s| s.in_force.busy())
-            || !self.resting_backends.is_empty()
-            || !self.resting_services.is_empty()
+            || self.backend_indices.resting() > 0
+            || self.service_indices.resting() > 0
             || !self.idle_egress.is_empty()
     }
 
     /// Whether a scan of the flow table is wanted soon.
     #[must_use]
     pub fn wants_scan(&self) -> bool {
-        let scanned_ns = self.scan.begun_ns;
-        let unscanned = |since_ns: u64| scanned_ns < since_ns.saturating_add(GRACE_NS);
+        let scan_ns = self.scan.begun_ns;
+        let resting = self.backend_indices.resting() + self.service_indices.resting() > 0;
         self.services.values().any(|s| s.in_force.busy())
-            || self
-                .resting_backends
-                .values()
-                .any(|r| unscanned(r.since_ns) || self.scan.removed > 0)
-            || self
-                .resting_services
-                .values()
-                .any(|since| unscanned(*since) || self.scan.removed > 0)
+            || self.backend_indices.unscanned(scan_ns)
+            || self.service_indices.unscanned(scan_ns)
+            || (resting && self.scan.removed > 0)
     }
 
     /// Takes in what a scan found; the next steps depend on it.

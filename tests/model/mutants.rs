@@ -83,7 +83,7 @@ mutants! {
     /// A service that is added again may get the index it had at once.
     ServiceIndexAtOnce = 119,
     /// The table of a service that an agent died while removing counts as one that never had entries.
-    FoundClean = 1,
+    FoundClean = 775,
     /// The index of a service is used again a second after it was left, whatever entries are there.
     ServiceIndexUnscanned = 147,
 }

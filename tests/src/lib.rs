@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the lab of [`xlb::lab`], under short names. And the benchmarks.
 
 pub mod bench;
+pub mod held;
 
 use lb_common::hash::HashKey;
 pub use xlb::lab::network as lab;

@@ -1,8 +1,9 @@
 //! Nothing is left of ten thousand table changes: no file, no map, no pin, no memory, no index.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
+
+use lb_tests::held::{Held, resident};
 
 use super::deaths::changes;
 use super::{Bench, LONG, SECOND, World};
@@ -15,58 +16,14 @@ const FIRST: usize = 500;
 /// Bytes by which the process may grow: what allocators keep.
 const SLACK: u64 = 4 << 20;
 
-/// What a process holds.
-#[derive(Debug, PartialEq, Eq)]
-struct Held {
-    files: usize,
-    pins: usize,
-    maps: BTreeSet<u64>,
-    programs: BTreeSet<u64>,
-    /// Bytes that the kernel has for the maps.
-    kernel: u64,
+/// Pins, and what this process holds.
+fn held() -> (usize, Held) {
+    let held = Held::of(std::process::id()).expect("this process");
+    (fs::read_dir(PIN_DIR).expect("the pins").count(), held)
 }
 
-impl Held {
-    fn now() -> Self {
-        let mut held = Self {
-            files: 0,
-            pins: fs::read_dir(PIN_DIR).expect("the pins").count(),
-            maps: BTreeSet::new(),
-            programs: BTreeSet::new(),
-            kernel: 0,
-        };
-        for file in fs::read_dir("/proc/self/fdinfo").expect("a folder").flatten() {
-            held.files += 1;
-            let text = fs::read_to_string(file.path()).unwrap_or_default();
-            let field = |name: &str| {
-                let mut lines = text.lines();
-                let value = lines.find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
-                value.unwrap_or(0)
-            };
-            match (field("map_id:"), field("prog_id:")) {
-                (0, 0) => {}
-                (0, program) => drop(held.programs.insert(program)),
-                (map, _) => {
-                    if held.maps.insert(map) {
-                        held.kernel += field("memlock:");
-                    }
-                }
-            }
-        }
-        held
-    }
-}
-
-/// Bytes of memory of this process.
-fn resident() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").expect("a file");
-    let pages: u64 = statm
-        .split(' ')
-        .nth(1)
-        .expect("a field")
-        .parse()
-        .expect("a number");
-    pages * 4096
+fn memory() -> u64 {
+    resident(std::process::id()).expect("this process")
 }
 
 /// In a process of its own: tests beside it open and close files too.
@@ -124,13 +81,13 @@ fn alone() {
             assert!(bench.apply(&base));
         };
         turn(&mut bench, FIRST);
-        let (before, memory) = (Held::now(), resident());
+        let (before, first) = (held(), memory());
         turn(&mut bench, CHANGES);
-        let (after, grown) = (Held::now(), resident().saturating_sub(memory));
-        println!("memory {memory} bytes, then {grown} more; {after:?}");
+        let (after, grown) = (held(), memory().saturating_sub(first));
+        println!("memory {first} bytes, then {grown} more; {after:?}");
         assert_eq!(after, before);
-        assert!(!before.maps.is_empty() && before.kernel > 0, "{before:?}");
-        assert!(grown < SLACK, "{memory} bytes, then {grown} more");
+        assert!(!before.1.maps.is_empty() && before.1.kernel > 0, "{before:?}");
+        assert!(grown < SLACK, "{first} bytes, then {grown} more");
         assert!(
             !bench.dataplane().moving(),
             "indices that rest, or slots that move, are left"

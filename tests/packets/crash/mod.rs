@@ -3,6 +3,7 @@
 mod deaths;
 mod leaks;
 mod million;
+mod switches;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -239,17 +240,7 @@ impl Bench {
 
     /// The backend that a segment goes to.
     fn send(&mut self, port: u16, open: bool) -> Option<usize> {
-        let mut tcp = syn(port, 80);
-        if !open {
-            tcp.syn = false;
-            tcp.ack = true;
-            tcp.sequence_number = tcp.sequence_number.wrapping_add(1);
-        }
-        let frame = tcp_in(ip(SERVICES[service_of(port)]), tcp, PAYLOAD);
-        let program: &Xdp = self.ebpf.program("lb").expect("it").try_into().expect("XDP");
-        let out = testrun::run(program, &frame).expect("a run").packet;
-        let mac = |which: &usize| out[..6] == mac_of(address(BACKENDS[*which].0));
-        (0..BACKENDS.len()).find(mac)
+        segment(program(&self.ebpf), port, open)
     }
 
     fn open(&mut self, count: u16) -> Vec<Flow> {
@@ -321,4 +312,22 @@ impl Bench {
         let progress = keys.iter().filter_map(|key| dataplane.progress(key));
         progress.map(|progress| progress.unsettled()).sum()
     }
+}
+
+fn program(ebpf: &Ebpf) -> &Xdp {
+    ebpf.program("lb").expect("it").try_into().expect("XDP")
+}
+
+/// The backend that a segment goes to: one that opens a connection, or its next.
+fn segment(program: &Xdp, port: u16, open: bool) -> Option<usize> {
+    let mut tcp = syn(port, 80);
+    if !open {
+        tcp.syn = false;
+        tcp.ack = true;
+        tcp.sequence_number = tcp.sequence_number.wrapping_add(1);
+    }
+    let frame = tcp_in(ip(SERVICES[service_of(port)]), tcp, PAYLOAD);
+    let out = testrun::run(program, &frame).expect("a run").packet;
+    let mac = |which: &usize| out[..6] == mac_of(address(BACKENDS[*which].0));
+    (0..BACKENDS.len()).find(mac)
 }

@@ -1,6 +1,7 @@
 //! Two CPUs at once.
 
-use std::sync::Barrier;
+use std::cell::Cell;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use lb_common::layout::FlowCounters;
@@ -8,8 +9,9 @@ use lb_common::rule::State::{Contested, Established, Unconfirmed};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use xlb::datapath::simulate::Simulator;
+use xlb::datapath::sweep;
 
-use super::{Bench, data, syn};
+use super::{Bench, data, now_ns, syn};
 
 const FLOWS: u16 = 1000;
 
@@ -121,5 +123,88 @@ fn a_forged_syn_at_the_same_moment() {
             }
         }
         println!("the segment was first {data_first} times, the SYN {syn_first} times");
+    });
+}
+
+/// A port is used again after the sweep read its entry and before it takes it out: the entry stays.
+#[test]
+fn a_port_is_used_again_between_the_sweeps_reading_and_taking_out() {
+    Bench::tcp(|bench| {
+        let mut bench = bench.moved();
+        let (b, begun_ns) = (bench.b, now_ns());
+        for port in 0..FLOWS {
+            // Seen last when the machine started.
+            bench.write_entry(port, bench.hash(port), b, Established);
+        }
+        let mut view = bench.world.dataplane.view(&now_ns);
+        let service = view.services.get_mut(&bench.index).expect("the service");
+        service.idle_ns = 1;
+        let view = Arc::new(view);
+        let mut flows = bench.world.dataplane.maps.flows.try_clone().expect("the table");
+        let used = Cell::new(false);
+        // It is asked for after a batch was read and before any of its entries is judged.
+        let look = || {
+            if !used.replace(true) {
+                for port in (0..FLOWS).step_by(2) {
+                    bench.world.run(&bench.frame(data(port, 77))).expect("a run");
+                }
+            }
+            Arc::clone(&view)
+        };
+        let report = sweep::sweep(&mut flows, &look, &|| begun_ns, &|| true);
+        let report = report.expect("a scan").expect("all of it");
+        assert_eq!((report.removed, report.lost), (u64::from(FLOWS) / 2, 0));
+        for port in 0..FLOWS {
+            let expected = (port % 2 == 0).then_some((b, Established));
+            assert_eq!(bench.known(port), expected, "{port}");
+        }
+    });
+}
+
+/// The same, whenever it happens: packets on one CPU, on another sweeps that want every entry gone.
+#[test]
+fn ports_are_used_all_the_time_while_the_sweep_takes_out() {
+    let Some(cpus) = two_cpus() else { return };
+    Bench::tcp(|bench| {
+        let mut bench = bench.moved();
+        let (b, begun_ns) = (bench.b, now_ns());
+        for port in 0..FLOWS {
+            bench.write_entry(port, bench.hash(port), b, Established);
+        }
+        let mut view = bench.world.dataplane.view(&now_ns);
+        view.services.get_mut(&bench.index).expect("the service").idle_ns = 1;
+        let view = Arc::new(view);
+        let mut flows = bench.world.dataplane.maps.flows.try_clone().expect("the table");
+        let frames: Vec<_> = (0..FLOWS).map(|port| bench.frame(data(port, 77))).collect();
+        let barrier = Barrier::new(2);
+        let report = thread::scope(|scope| {
+            let packets = scope.spawn(|| {
+                run_on(cpus[1]);
+                barrier.wait();
+                // The other way round, so that they meet.
+                for frame in frames.iter().rev() {
+                    bench.world.run(frame).expect("a run");
+                }
+            });
+            run_on(cpus[0]);
+            barrier.wait();
+            let report = sweep::sweep(&mut flows, &|| Arc::clone(&view), &|| begun_ns, &|| true);
+            packets.join().expect("a thread");
+            report.expect("a scan").expect("all of it")
+        });
+        // Those that were swept first have an entry for A, others their old one; what was seen is known.
+        let (mut kept, mut anew) = (0, 0);
+        for port in 0..FLOWS {
+            match bench.known(port) {
+                Some((backend, Established)) if backend == b => kept += 1,
+                Some((backend, Established)) if backend == bench.a => anew += 1,
+                other => panic!("{port}: {other:?}"),
+            }
+        }
+        assert_eq!(report.lost, 0);
+        println!(
+            "{kept} kept, {} of them put back, {anew} made anew",
+            report.put_back
+        );
     });
 }

@@ -8,7 +8,9 @@ use crate::api::command::{Refusal, Reply};
 use crate::api::types::Done;
 use crate::config::{CheckKind, Config};
 use crate::control::BackendStatus;
+use crate::control::flap::Flaps;
 use crate::datapath::apply::Remembered;
+use crate::health::Steering;
 use crate::model::{BackendId, OperState};
 use crate::observe::Timestamp;
 use crate::state::{Checkpoint, KeptBackend};
@@ -21,7 +23,13 @@ const DISK_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Restored {
     pub statuses: BTreeMap<BackendId, BackendStatus>,
     pub observed: BTreeMap<BackendId, Observed>,
+    pub flaps: BTreeMap<BackendId, Flaps>,
+    /// What agents of backends said.
+    pub said: BTreeMap<BackendId, Steering>,
 }
+
+/// Counts of an earlier run go on where it ended no longer ago than this; else they begin anew.
+const COUNTS_LAST: Duration = Duration::from_secs(30);
 
 /// States as the last agent left them: the pins say, else the checkpoint. Backends without a check are UP.
 ///
@@ -31,6 +39,11 @@ pub(super) fn restore(
     pinned: &BTreeMap<BackendId, Remembered>,
     kept: Option<&Checkpoint>,
 ) -> Restored {
+    let now = Instant::now();
+    let age = kept.map_or(Duration::ZERO, |checkpoint| {
+        let written = checkpoint.written.system();
+        SystemTime::now().duration_since(written).unwrap_or_default()
+    });
     let kept: BTreeMap<BackendId, &KeptBackend> = kept
         .into_iter()
         .flat_map(|checkpoint| checkpoint.backends.iter().map(|backend| (backend.id(), backend)))
@@ -49,6 +62,12 @@ pub(super) fn restore(
                 status.state = OperState::Up;
                 status.ever_up = true;
             }
+            if let Some(flaps) = kept.and_then(|kept| kept.flaps.as_ref()) {
+                restored.flaps.insert(id, Flaps::restored(flaps, age, now));
+            }
+            if let Some(said) = kept.and_then(|kept| kept.agent.clone()) {
+                restored.said.insert(id, said);
+            }
             if let Some(kept) = kept.filter(|kept| kept.state == status.state) {
                 let changed = kept.changed.map(Timestamp::system);
                 if status.state == OperState::Down {
@@ -59,6 +78,11 @@ pub(super) fn restore(
                     check: kept.check.clone(),
                     changed,
                     hearsay: !pinned.contains_key(&id),
+                    counts: if age <= COUNTS_LAST {
+                        (kept.passes, kept.failures)
+                    } else {
+                        (0, 0)
+                    },
                     ..Observed::default()
                 };
                 restored.observed.insert(id, observed);
@@ -98,6 +122,7 @@ fn of_checkpoint(kept: &KeptBackend) -> BackendStatus {
 impl Agent {
     /// Everything that is kept.
     pub(super) fn checkpoint(&self) -> Checkpoint {
+        let now = Instant::now();
         let services = self.config.services.iter();
         let ids = services.flat_map(|s| s.backends.iter().map(|b| b.id(s.key)));
         let backends = ids.map(|id| {
@@ -119,6 +144,10 @@ impl Agent {
                 ever_up,
                 changed: observed.changed.map(Timestamp::of),
                 check: observed.check,
+                passes: observed.counts.0,
+                failures: observed.counts.1,
+                flaps: self.flaps.get(&id).map(|flaps| flaps.kept(now)),
+                agent: self.agents.said(&self.sharing.probed(&id)).cloned(),
             }
         });
         Checkpoint {
@@ -169,6 +198,7 @@ impl Agent {
 mod tests {
     use super::*;
     use crate::api::types::CheckStatus;
+    use crate::control::flap::FlapRules;
     use crate::model::{AdminState, CheckCode};
 
     fn config() -> Config {
@@ -213,6 +243,10 @@ mod tests {
                 code: CheckCode::L4ok,
                 ..CheckStatus::default()
             },
+            passes: 0,
+            failures: 2,
+            flaps: None,
+            agent: None,
         }
     }
 
@@ -242,6 +276,47 @@ mod tests {
             (OperState::Up, AdminState::Maint)
         );
         assert!(!restored.observed.contains_key(&ids[2]));
+    }
+
+    #[test]
+    fn counts_flaps_and_what_agents_said_go_on_for_as_long_as_they_mean_something() {
+        let config = config();
+        let ids = ids(&config);
+        let mut backend = kept(ids[0], OperState::Up, AdminState::Ready);
+        let said = Steering {
+            weight_percent: Some(50),
+            ..Steering::default()
+        };
+        let mut flaps = Flaps::default();
+        let rules = FlapRules {
+            limit: 1,
+            ..FlapRules::default()
+        };
+        let now = Instant::now();
+        for _ in 0..2 {
+            flaps.went_down(rules, now);
+        }
+        (backend.agent, backend.flaps) = (Some(said.clone()), Some(flaps.kept(now)));
+        let of = |ago: Duration| {
+            let checkpoint = Checkpoint {
+                written: Timestamp::of(SystemTime::now() - ago),
+                backends: vec![backend.clone()],
+                ..Checkpoint::default()
+            };
+            restore(&config, &BTreeMap::new(), Some(&checkpoint))
+        };
+        let fresh = of(Duration::from_secs(1));
+        assert_eq!(fresh.observed[&ids[0]].counts, (0, 2));
+        assert_eq!(fresh.said[&ids[0]], said);
+        assert!(fresh.flaps[&ids[0]].held_until(Instant::now()).is_some());
+        let old = of(Duration::from_secs(3600));
+        assert_eq!(old.observed[&ids[0]].counts, (0, 0));
+        assert_eq!(old.said[&ids[0]], said);
+        let held = old
+            .flaps
+            .get(&ids[0])
+            .and_then(|flaps| flaps.held_until(Instant::now()));
+        assert_eq!(held, None);
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::Agent;
 use crate::config::{Config, Service};
-use crate::model::{AdminState, BackendId, ServiceKey};
+use crate::control::BackendStatus;
+use crate::model::{BackendId, ServiceKey};
 
 /// Backends and services by their names, as of the last time that targets were set.
 #[derive(Debug, Default)]
@@ -39,11 +40,7 @@ impl Agent {
     /// Whether a backend is checked: it is in the configuration, or in the one that a reload waits with, and not
     /// in maintenance.
     pub(super) fn checks(&self, id: &BackendId) -> bool {
-        self.members.ids.contains(id)
-            && self
-                .statuses
-                .get(id)
-                .is_none_or(|status| status.admin_in_force() != AdminState::Maint)
+        self.members.ids.contains(id) && self.statuses.get(id).is_none_or(BackendStatus::is_probed)
     }
 
     /// A service of the configuration in force.

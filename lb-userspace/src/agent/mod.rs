@@ -17,6 +17,7 @@ mod doubt;
 mod hashkey;
 mod incident;
 mod keep;
+mod limits;
 mod measure;
 mod members;
 mod migrate;
@@ -84,6 +85,8 @@ struct Observed {
     changed: Option<std::time::SystemTime>,
     /// Its state is from before a reboot: the first result decides.
     hearsay: bool,
+    /// Results in a row that passed, and that failed.
+    counts: (u32, u32),
     /// Its last probes.
     trail: Trail,
     /// When it was last asked because its clients seemed to get no answer.

@@ -77,6 +77,7 @@ impl Agent {
         self.renew_allowances();
         self.end_incidents(Instant::now());
         self.judge_isolation();
+        self.look_who_is_full();
         if (self.ramping || self.behind) && !self.starting() {
             self.reconcile_or_log();
         }

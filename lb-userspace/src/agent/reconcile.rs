@@ -42,6 +42,10 @@ impl Agent {
             state: said,
             changed,
             sign,
+            passes,
+            failures,
+            rise,
+            fall,
             ..
         } = report;
         let state = self.damped(&id, said, changed, ended);
@@ -58,20 +62,8 @@ impl Agent {
         let observed = self.observed.entry(id).or_default();
         // A probe that could not be sent takes nothing back from what was known before a reboot.
         if state != OperState::Unknown || !observed.hearsay {
-            status.state = state;
+            status.found(state, ended, starting);
             observed.hearsay = false;
-        }
-        status.ever_up |= state == OperState::Up;
-        match (before.state, status.state) {
-            (OperState::Up | OperState::Unknown, OperState::Down) => {
-                (status.down_since, status.up_since) = (Some(ended), None);
-            }
-            (OperState::Down | OperState::Unknown, OperState::Up) => {
-                status.down_since = None;
-                // What is UP when the agent starts does not start with it.
-                status.up_since = (!starting).then_some(ended);
-            }
-            _ => {}
         }
         // An answer says so at once; silence is looked into.
         if matches!(sign, Sign::Passed | Sign::Refused) {
@@ -85,6 +77,16 @@ impl Agent {
         };
         let cause = format!("{} {}", check.code, check.detail);
         observed.check = check;
+        // More than a verdict needs means nothing.
+        let counts = (passes.min(rise), failures.min(fall));
+        let against = |(passes, failures)| match after.state {
+            OperState::Up => failures,
+            _ => passes,
+        };
+        if against(counts) != against(observed.counts) {
+            self.keeper.mark();
+        }
+        observed.counts = counts;
         observed.trail.note(probe);
         self.meter.result(&id, result.code, result.latency);
         if after != before {

@@ -9,7 +9,8 @@ use super::Agent;
 use crate::api::command::Refusal;
 use crate::api::frozen;
 use crate::api::types::{
-    AgentStatus, BackendStats, BackendStatus, InterfaceStatus, ServiceStats, ServiceStatus, Stats, Status,
+    AgentCheckStatus, AgentStatus, BackendStats, BackendStatus, InterfaceStatus, ServiceStats, ServiceStatus,
+    Stats, Status,
 };
 use crate::control::DesiredService;
 use crate::control::slow_start::STEPS;
@@ -132,7 +133,13 @@ impl Agent {
                 doubted: want.doubted || self.doubted(&id),
                 unresolved: want.unresolved.clone(),
                 check: observed.check,
-                agent_check: self.agents.status(&self.sharing.probed(&id)),
+                agent_check: self
+                    .agents
+                    .status(&self.sharing.probed(&id))
+                    .map(|said| AgentCheckStatus {
+                        full: want.status.steer.full,
+                        ..said
+                    }),
                 share_percent: if slots == 0 {
                     0.0
                 } else {

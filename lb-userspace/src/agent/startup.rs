@@ -28,8 +28,8 @@ use crate::datapath::maps::Maps;
 use crate::datapath::pins::{AGENT_META, PinDir};
 use crate::datapath::{self, attach};
 use crate::health::prober::Network;
-use crate::health::{CheckSpec, Forwarder, Prober, Target};
-use crate::model::{AdminState, BackendId, Forward, OperState};
+use crate::health::{CheckSpec, Forwarder, Previous, Prober, Target};
+use crate::model::{BackendId, Forward, OperState};
 use crate::net::netlink::Netlink;
 use crate::net::{Resolver, link};
 use crate::observe::incident::Follower;
@@ -109,7 +109,12 @@ impl Agent {
 
         let warm = !dataplane.remembered().is_empty();
         let kept = Checkpoint::load(&config.agent.state_dir);
-        let Restored { statuses, observed } = keep::restore(&config, &dataplane.remembered(), kept.as_ref());
+        let Restored {
+            statuses,
+            observed,
+            flaps,
+            said,
+        } = keep::restore(&config, &dataplane.remembered(), kept.as_ref());
         let counters = Arc::new(CounterMaps::open(&pins)?);
         let archive = Archive::open(&config.agent.state_dir);
         let events = archive.bus().clone();
@@ -128,7 +133,7 @@ impl Agent {
         let (doubts, heard) = Doubts::new(config.agent.witness);
         let mut agent = Self {
             prober: Prober::with_network(network, reports),
-            agents: Agents::new(),
+            agents: Agents::new(said),
             resolver,
             netlink,
             pins,
@@ -153,7 +158,7 @@ impl Agent {
             members: Members::default(),
             signs_known: Vec::new(),
             sharing: Sharing::default(),
-            flaps: BTreeMap::new(),
+            flaps,
             doubts,
             chosen: BTreeMap::new(),
             ramping: false,
@@ -243,7 +248,7 @@ impl Agent {
                 for backend in &service.backends {
                     let id = backend.id(service.key);
                     let status = self.statuses.get(&id).copied().unwrap_or_default();
-                    if status.admin_in_force() == AdminState::Maint || self.sharing.probed(&id) != id {
+                    if !status.is_probed() || self.sharing.probed(&id) != id {
                         continue;
                     }
                     targets.entry(id).or_insert_with(|| Target {
@@ -252,7 +257,7 @@ impl Agent {
                         port: backend.port,
                         forward: service.forward,
                         check: CheckSpec::of(&backend.check),
-                        previous: Some(status.state).filter(|_| self.first_hand(&id)),
+                        previous: self.previous(&id),
                     });
                 }
             }
@@ -260,14 +265,19 @@ impl Agent {
         targets.into_values().collect()
     }
 
-    /// Whether the state of a backend is a verdict of checks that go on: one of this boot.
-    fn first_hand(&self, id: &BackendId) -> bool {
-        let hearsay = self.observed.get(id).is_some_and(|observed| observed.hearsay);
-        let known = self
-            .statuses
-            .get(id)
-            .is_some_and(|status| status.state != OperState::Unknown);
-        known && !hearsay
+    /// Where the checks of a backend go on, where its state is a verdict of this boot.
+    fn previous(&self, id: &BackendId) -> Option<Previous> {
+        let observed = self.observed.get(id);
+        let state = self.statuses.get(id)?.state;
+        if state == OperState::Unknown || observed.is_some_and(|observed| observed.hearsay) {
+            return None;
+        }
+        let (passes, failures) = observed.map_or((0, 0), |observed| observed.counts);
+        Some(Previous {
+            state,
+            passes,
+            failures,
+        })
     }
 
     /// Writes down that we live.

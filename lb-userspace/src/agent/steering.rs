@@ -20,17 +20,21 @@ pub(super) struct Agents {
     prober: AgentProber,
     reports: mpsc::Receiver<AgentReport>,
     said: BTreeMap<BackendId, AgentReport>,
+    /// What they said to the agent before this one, until they are asked.
+    before: BTreeMap<BackendId, Steering>,
     /// Never asked to the end yet: a round of checks waits for them too.
     unheard: BTreeSet<BackendId>,
 }
 
 impl Agents {
-    pub fn new() -> Self {
+    /// `before`: what agents said to an earlier run.
+    pub fn new(before: BTreeMap<BackendId, Steering>) -> Self {
         let (sender, reports) = mpsc::channel(1024);
         Self {
             prober: AgentProber::new(sender),
             reports,
             said: BTreeMap::new(),
+            before,
             unheard: BTreeSet::new(),
         }
     }
@@ -42,6 +46,18 @@ impl Agents {
 
     pub fn all_heard(&self) -> bool {
         self.unheard.is_empty()
+    }
+
+    /// What the agent of a backend said, to us or to the run before.
+    pub fn said(&self, id: &BackendId) -> Option<&Steering> {
+        let said = self.said.get(id).map(|report| &report.steering);
+        said.or_else(|| self.before.get(id))
+    }
+
+    /// How many connections backends take, where their agents said so.
+    pub fn limits(&self) -> impl Iterator<Item = (BackendId, u32)> {
+        let said = self.said.iter();
+        said.filter_map(|(id, report)| Some((*id, report.steering.max_connections?)))
     }
 
     /// What status tells of the agent of a backend; `None`: it has none.
@@ -60,6 +76,7 @@ impl Agents {
             admin,
             weight_percent,
             max_connections,
+            full: false,
             problem: report.problem.clone(),
         })
     }
@@ -70,6 +87,7 @@ fn steer(said: &Steering) -> Steer {
         down: said.health.is_some_and(|health| health != AgentHealth::Up),
         admin: said.admin.unwrap_or_default(),
         weight_percent: said.weight_percent,
+        full: false,
     }
 }
 
@@ -95,6 +113,7 @@ impl Agent {
                         id,
                         address: SocketAddr::new(check.address.unwrap_or(backend.address), check.port),
                         check: check.clone(),
+                        said: self.agents.said(&id).cloned().unwrap_or_default(),
                     }),
                 );
             }
@@ -109,6 +128,7 @@ impl Agent {
     pub(super) fn set_agents(&mut self, targets: BTreeMap<BackendId, AgentTarget>) {
         let agents = &mut self.agents;
         agents.said.retain(|id, _| targets.contains_key(id));
+        agents.before.retain(|id, _| targets.contains_key(id));
         agents.unheard = targets
             .keys()
             .filter(|id| !agents.said.contains_key(id))
@@ -136,6 +156,8 @@ impl Agent {
         }
         let steering = report.steering.clone();
         self.agents.said.insert(id, report);
+        self.agents.before.remove(&id);
+        self.keeper.mark();
         // What the agent of a backend of a pool says holds in all its services.
         let mut stopped = false;
         for id in self.sharing.with(&id) {
@@ -153,7 +175,10 @@ impl Agent {
         let cause = describe(steering);
         let status = self.statuses.entry(id).or_default();
         let was = *status;
-        status.steer = steer;
+        status.steer = Steer {
+            full: status.steer.full,
+            ..steer
+        };
         if status.admin_in_force() == AdminState::Maint && was.admin_in_force() != AdminState::Maint {
             // Its checks stop: what they said is not known to hold.
             status.state = OperState::Unknown;
@@ -225,6 +250,7 @@ mod tests {
             down: true,
             admin: AdminState::Drain,
             weight_percent: Some(30),
+            full: false,
         };
         assert_eq!(steer(&said), expected);
         assert_eq!(describe(&said), "stopped # at noon, drain, 30%");

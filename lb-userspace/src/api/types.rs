@@ -250,8 +250,11 @@ pub struct AgentCheckStatus {
     pub admin: Option<AdminState>,
     /// Of the configuration's weight; in force where no weight was set at runtime.
     pub weight_percent: Option<u16>,
-    /// Not enforced.
+    /// How many connections it takes; kept to in services with `tracking = "full"`.
     pub max_connections: Option<u32>,
+    /// It has as many: it gets no new ones.
+    #[serde(default)]
+    pub full: bool,
     /// Why its last line, or a part of it, did not count.
     pub problem: Option<String>,
 }

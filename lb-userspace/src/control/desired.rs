@@ -171,6 +171,7 @@ impl DesiredBackend {
         Member {
             role: *role,
             may_serve: status.admin_in_force() == AdminState::Ready
+                && !status.steer.full
                 && self.effective_weight() > 0
                 && *record != Record::UNRESOLVED,
             healthy: status.state_in_force() == OperState::Up && (unresolved.is_none() || *doubted),

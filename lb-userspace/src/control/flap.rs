@@ -11,6 +11,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// The longest time a backend is held.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
 
@@ -39,6 +41,24 @@ impl Default for FlapRules {
 pub struct Flaps {
     downs: VecDeque<Instant>,
     hold: Option<Hold>,
+}
+
+/// [`Flaps`] as they are written down.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptFlaps {
+    /// How long ago it went DOWN.
+    pub downs: Vec<Duration>,
+    pub hold: Option<KeptHold>,
+}
+
+/// A hold as it is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptHold {
+    /// How long it still lasts; 0: it is over.
+    pub left: Duration,
+    pub over_for: Duration,
+    /// As a whole.
+    pub lasts: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +99,44 @@ impl Flaps {
         Some((flaps, until))
     }
 
+    /// What is to be kept at `now`, as ages and times to come.
+    #[must_use]
+    pub fn kept(&self, now: Instant) -> KeptFlaps {
+        KeptFlaps {
+            downs: self
+                .downs
+                .iter()
+                .map(|down| now.saturating_duration_since(*down))
+                .collect(),
+            hold: self.hold.map(|hold| KeptHold {
+                left: hold.until.saturating_duration_since(now),
+                over_for: now.saturating_duration_since(hold.until),
+                lasts: hold.lasts,
+            }),
+        }
+    }
+
+    /// What was kept, `age` before `now`. What lies further back than the clock can say is forgotten.
+    #[must_use]
+    pub fn restored(kept: &KeptFlaps, age: Duration, now: Instant) -> Self {
+        let ago = |past: Duration| now.checked_sub(past + age);
+        let hold = kept.hold.and_then(|hold| {
+            let until = match hold.left.checked_sub(age) {
+                Some(left) => now + left,
+                None => ago(hold.over_for)?.checked_add(hold.left)?,
+            };
+            Some(Hold {
+                until,
+                lasts: hold.lasts.min(LONGEST_HOLD),
+                released: hold.left.is_zero(),
+            })
+        });
+        Self {
+            downs: kept.downs.iter().filter_map(|down| ago(*down)).collect(),
+            hold,
+        }
+    }
+
     /// Until when it is held.
     #[must_use]
     pub fn held_until(&self, now: Instant) -> Option<Instant> {
@@ -104,6 +162,30 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_is_kept_goes_on_after_a_restart() {
+        // Far enough from the beginning of the clock.
+        let begin = Instant::now() + 1000 * SECOND;
+        let mut flaps = Flaps::default();
+        for second in [0, 1, 2] {
+            flaps.went_down(RULES, begin + second * SECOND);
+        }
+        let kept = flaps.kept(begin + 4 * SECOND);
+        let again = Flaps::restored(&kept, 3 * SECOND, begin + 7 * SECOND);
+        assert_eq!(again.held_until(begin + 7 * SECOND), Some(begin + 12 * SECOND));
+        assert_eq!(again.kept(begin + 7 * SECOND), flaps.kept(begin + 7 * SECOND));
+        // It ended meanwhile, and that is still to be told.
+        let mut late = Flaps::restored(&kept, 9 * SECOND, begin + 13 * SECOND);
+        assert_eq!(late.held_until(begin + 13 * SECOND), None);
+        assert!(late.release(begin + 13 * SECOND));
+        // Its next hold is twice as long.
+        for second in [20, 21] {
+            assert_eq!(late.went_down(RULES, begin + second * SECOND), None);
+        }
+        let held = late.went_down(RULES, begin + 22 * SECOND);
+        assert_eq!(held, Some((3, begin + 42 * SECOND)));
+    }
     const RULES: FlapRules = FlapRules {
         limit: 2,
         window: Duration::from_secs(60),

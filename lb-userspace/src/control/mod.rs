@@ -11,10 +11,11 @@ pub mod since;
 pub mod slow_start;
 mod steer;
 pub mod step;
+mod verdict;
 
 pub use desired::{
     BackendStatus, Desired, DesiredBackend, DesiredService, Earlier, HopView, Inputs, desired, owners,
 };
 pub use eligible::Why;
 pub use old_flows::{OldFlows, keeps_old_flows};
-pub use steer::Steer;
+pub use steer::{Steer, is_full};

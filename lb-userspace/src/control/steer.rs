@@ -13,6 +13,8 @@ pub struct Steer {
     pub admin: AdminState,
     /// Of the configured weight; in force where no operator set one.
     pub weight_percent: Option<u16>,
+    /// It has as many connections as it says it takes: no new ones.
+    pub full: bool,
 }
 
 impl Steer {
@@ -21,7 +23,23 @@ impl Steer {
         down: false,
         admin: AdminState::Ready,
         weight_percent: None,
+        full: false,
     };
+
+    /// The same, but for how many connections there are.
+    #[must_use]
+    pub fn said(self) -> Self {
+        Self { full: false, ..self }
+    }
+}
+
+/// Whether a backend with so many connections is full, where it takes `limit` of them and `was` full or not. One that was
+/// full takes new ones again when a tenth of them has ended.
+#[must_use]
+pub fn is_full(active: u64, limit: u32, was: bool) -> bool {
+    let limit = u64::from(limit);
+    let until = if was { limit - limit.div_ceil(10) } else { limit };
+    active >= until.max(1) || limit == 0
 }
 
 impl BackendStatus {
@@ -83,6 +101,23 @@ mod tests {
                 let expected = if operator == Ready { agent } else { operator };
                 assert_eq!(status(operator, steer).admin_in_force(), expected);
             }
+        }
+    }
+
+    #[test]
+    fn a_full_backend_takes_new_connections_again_when_a_tenth_has_ended() {
+        for (active, limit, was, full) in [
+            (29, 30, false, false),
+            (30, 30, false, true),
+            (29, 30, true, true),
+            (27, 30, true, true),
+            (26, 30, true, false),
+            (1, 1, false, true),
+            (0, 1, true, false),
+            (0, 0, false, true),
+            (5, 0, true, true),
+        ] {
+            assert_eq!(is_full(active, limit, was), full, "{active} of {limit}, {was}");
         }
     }
 

@@ -6,7 +6,7 @@
 //! | word | what it does |
 //! |---|---|
 //! | `75%` | the weight: so much of the configured one |
-//! | `maxconn:30` | how many connections it takes (shown, not enforced: there is no limit on connections yet) |
+//! | `maxconn:30` | how many connections it takes (kept to where all flows are remembered) |
 //! | `ready`, `drain`, `maint` | its admin state, apart from the operator's, whose orders win |
 //! | `up` | it is up, if the checks say so too |
 //! | `down`, `stopped`, `fail` | it is DOWN at once, whatever the checks say; after `#` a description may follow |
@@ -14,6 +14,8 @@
 //! Only an agent takes back what it said: one that cannot be reached, or that sends no whole line, changes nothing.
 
 mod watch;
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::AdminState;
 
@@ -24,7 +26,7 @@ const MAX_LINE_BYTES: usize = 1024;
 const MAX_DESCRIPTION_CHARACTERS: usize = 120;
 
 /// What an agent has said so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steering {
     /// `None`: it never spoke of it.
     pub health: Option<AgentHealth>,
@@ -37,7 +39,8 @@ pub struct Steering {
 }
 
 /// How an agent says its backend is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum AgentHealth {
     Up,
     Down,

@@ -68,6 +68,24 @@ pub struct Policy {
     pub jitter_percent: u8,
 }
 
+/// Where an earlier run left a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Previous {
+    pub state: OperState,
+    /// Results in a row that passed, or failed; one of them is 0.
+    pub passes: u32,
+    pub failures: u32,
+}
+
+impl From<OperState> for Previous {
+    fn from(state: OperState) -> Self {
+        Self {
+            state,
+            ..Self::default()
+        }
+    }
+}
+
 /// A change of state: from, to.
 pub type Change = (OperState, OperState);
 
@@ -93,6 +111,22 @@ impl Machine {
             passes: 0,
             failures: 0,
             came_to_rest: false,
+        }
+    }
+
+    /// As [`Machine::new`], after so many results in a row that passed, or failed.
+    #[must_use]
+    pub fn resumed(policy: Policy, previous: Previous) -> Self {
+        let Previous {
+            state,
+            passes,
+            failures,
+        } = previous;
+        Self {
+            // One of them is 0.
+            passes: if failures > 0 { 0 } else { passes },
+            failures,
+            ..Self::new(policy, state)
         }
     }
 

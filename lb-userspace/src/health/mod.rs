@@ -42,7 +42,7 @@ mod way;
 pub use agent_check::{AgentProber, AgentReport, AgentTarget, Steering};
 pub use forward::Forwarder;
 pub use http::{HttpCheck, InvalidHttpCheck};
-pub use machine::{Machine, Policy};
+pub use machine::{Machine, Policy, Previous};
 pub use probe::{Probe, ProbeResult, Subject};
 pub use prober::{Prober, Report};
 pub use spec::{CheckKind, CheckSpec, ProbeSpec, Target};

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use super::doubt::{Answers, Run, Sign};
-use super::machine::{Change, Machine, Policy};
+use super::machine::{Change, Machine, Policy, Previous};
 use super::probe::{self, NO_CHECK, ProbeResult, Subject};
 use super::suspicion::Suspicion;
 use super::{Forwarder, Target};
@@ -232,11 +232,11 @@ impl<C: Checker> Prober<C> {
         &self,
         id: BackendId,
         spec: Spec,
-        previous: OperState,
+        previous: Previous,
         passive: bool,
         first_probe: TokioInstant,
     ) -> Running {
-        let machine = Machine::new(spec.policy, previous);
+        let machine = Machine::resumed(spec.policy, previous);
         let (spec_sender, spec_changes) = watch::channel(spec.clone());
         let (probe_now, suspected) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let watched = Watched {
@@ -339,6 +339,8 @@ impl<C: Checker> Watched<C> {
     async fn probe(&mut self, suspected: bool) -> Result<(), Gone> {
         let shared = Arc::clone(&self.shared);
         let permit = shared.under_way.acquire().await.map_err(|_| Gone)?;
+        // Who was taken away while it waited is not probed any more.
+        self.spec_changes.has_changed().map_err(|_| Gone)?;
         if self.take_changes() == Changed::Subject {
             return Ok(());
         }

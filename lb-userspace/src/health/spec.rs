@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::http::HttpCheck;
-use super::machine::Policy;
+use super::machine::{Policy, Previous};
 use super::probe::{Probe, Subject};
 use crate::config::{self, DnsCheck, ExecCheck, GrpcCheck, Require, TlsCheck, UdpCheck, Via};
-use crate::model::{BackendId, Forward, OperState};
+use crate::model::{BackendId, Forward};
 
 /// A backend to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Target {
     pub forward: Forward,
     pub check: CheckSpec,
     /// What an earlier run knew of it (a warm start). Only looked at when the target is added.
-    pub previous: Option<OperState>,
+    pub previous: Option<Previous>,
 }
 
 /// How a backend is checked.

@@ -19,6 +19,8 @@ use siphasher::sip::SipHasher13;
 
 use super::durable;
 use crate::api::types::CheckStatus;
+use crate::control::flap::KeptFlaps;
+use crate::health::Steering;
 use crate::model::{AdminState, BackendId, OperState, ServiceKey};
 use crate::observe::Timestamp;
 
@@ -58,6 +60,17 @@ pub struct KeptBackend {
     /// The last result.
     #[serde(default)]
     pub check: CheckStatus,
+    /// Results in a row that passed, or failed.
+    #[serde(default)]
+    pub passes: u32,
+    #[serde(default)]
+    pub failures: u32,
+    /// How often it went DOWN lately.
+    #[serde(default)]
+    pub flaps: Option<KeptFlaps>,
+    /// What its agent said.
+    #[serde(default)]
+    pub agent: Option<Steering>,
 }
 
 impl KeptBackend {

@@ -327,6 +327,7 @@ fn agent_note(agent: &AgentCheckStatus) -> Option<String> {
         admin,
         weight_percent,
         max_connections,
+        full,
         problem,
     } = agent;
     let unhealthy = health.as_ref().filter(|health| *health != "up");
@@ -345,7 +346,10 @@ fn agent_note(agent: &AgentCheckStatus) -> Option<String> {
         health,
         admin.map(|admin| admin.to_string().to_lowercase()),
         weight_percent.map(|percent| format!("{percent}%")),
-        max_connections.map(|limit| format!("maxconn:{limit}")),
+        max_connections.map(|limit| match full {
+            true => format!("maxconn:{limit} (reached: no new flows)"),
+            false => format!("maxconn:{limit}"),
+        }),
     ];
     let said = said.into_iter().flatten().collect::<Vec<_>>().join(", ");
     match (said.is_empty(), problem) {

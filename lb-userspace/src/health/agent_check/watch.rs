@@ -32,6 +32,15 @@ pub struct AgentTarget {
     /// Where it listens.
     pub address: SocketAddr,
     pub check: AgentCheck,
+    /// What it said to an earlier run. Only looked at when the target is added.
+    pub said: Steering,
+}
+
+impl AgentTarget {
+    /// Whether the same is asked in the same place.
+    fn asks_as(&self, other: &Self) -> bool {
+        (self.id, self.address, &self.check) == (other.id, other.address, &other.check)
+    }
 }
 
 /// What an agent has said, after it was asked once more: the first time, and when something changed.
@@ -86,7 +95,7 @@ impl AgentProber {
         let mut before = std::mem::take(&mut self.running);
         for target in targets {
             let running = match before.remove(&target.id) {
-                Some(running) if running.target == target => running,
+                Some(running) if running.target.asks_as(&target) => running,
                 _ => self.start(target),
             };
             self.running.insert(running.target.id, running);
@@ -117,7 +126,7 @@ impl Watch {
         let AgentCheck {
             interval, timeout, ..
         } = self.target.check;
-        let mut steering = Steering::default();
+        let mut steering = self.target.said.clone();
         let mut last = None;
         loop {
             let started = Instant::now();

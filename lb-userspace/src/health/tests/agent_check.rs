@@ -118,6 +118,7 @@ fn target(address: std::net::SocketAddr, send: &[u8]) -> AgentTarget {
             port: 80,
         },
         address,
+        said: Steering::default(),
         check: AgentCheck {
             port: address.port(),
             address: None,

@@ -26,9 +26,15 @@ const NOT_SENT: Answer = (Some(CheckCode::Sockerr), Duration::ZERO);
 struct FakeNetwork {
     answers: Mutex<HashMap<SocketAddr, Answer>>,
     under_way: Mutex<(usize, usize)>,
+    /// Probes that began, by address.
+    begun: Mutex<HashMap<SocketAddr, usize>>,
 }
 
 impl FakeNetwork {
+    fn begun(&self) -> HashMap<SocketAddr, usize> {
+        self.begun.lock().unwrap().clone()
+    }
+
     fn answer(&self, address: SocketAddr, answer: Answer) {
         self.answers.lock().unwrap().insert(address, answer);
     }
@@ -55,6 +61,12 @@ impl Drop for UnderWay<'_> {
 impl Checker for Arc<FakeNetwork> {
     async fn check(&self, subject: &Subject, timeout: Duration) -> ProbeResult {
         let _under_way = UnderWay::new(&self.under_way);
+        *self
+            .begun
+            .lock()
+            .unwrap()
+            .entry(subject.probes[0].address)
+            .or_default() += 1;
         let answer = self
             .answers
             .lock()
@@ -218,12 +230,31 @@ async fn a_warm_start_needs_a_full_verdict() {
     let mut lab = Lab::new();
     lab.network.answer(address(1), REFUSED);
     lab.prober.set_targets(vec![Target {
-        previous: Some(Up),
+        previous: Some(Up.into()),
         ..target(1)
     }]);
     for (time, state) in [(0, Up), (200, Up), (400, Down)] {
         assert_eq!(lab.line().await, (time, time, CheckCode::L4con, state));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_start_goes_on_counting() {
+    let mut lab = Lab::new();
+    lab.network.answer(address(1), REFUSED);
+    lab.network.answer(address(2), OK);
+    let resumed = |number, state, passes, failures| Target {
+        previous: Some(Previous {
+            state,
+            passes,
+            failures,
+        }),
+        ..target(number)
+    };
+    lab.prober.set_targets(vec![resumed(1, Up, 0, 2)]);
+    assert_eq!(lab.line().await, (0, 0, CheckCode::L4con, Down));
+    lab.prober.set_targets(vec![resumed(2, Down, 1, 0)]);
+    assert_eq!(lab.line().await, (0, 0, CheckCode::L4ok, Up));
 }
 
 #[tokio::test(start_paused = true)]
@@ -293,7 +324,7 @@ async fn an_unchanged_target_goes_on_as_if_nothing_were() {
     lab.prober.set_targets(vec![
         target(2),
         Target {
-            previous: Some(Down),
+            previous: Some(Down.into()),
             ..target(1)
         },
     ]);
@@ -560,4 +591,69 @@ async fn who_does_not_want_suspicions_has_none() {
     lab.prober.set_targets(vec![target.clone()]);
     assert!(lab.prober.suspect(&target.id, now()));
     assert_eq!(lab.line().await.0, 0);
+}
+
+/// What happens to three targets: for so many milliseconds these are probed (the others are in maintenance, or gone),
+/// and answer in this way.
+type Stretch = (u16, [bool; 3], [Option<bool>; 3]);
+
+fn any_stretch() -> impl proptest::strategy::Strategy<Value = Stretch> {
+    use proptest::prelude::*;
+    let answer = || prop_oneof![Just(Some(true)), Just(Some(false)), Just(None)];
+    (
+        0..4000_u16,
+        prop::array::uniform3(any::<bool>()),
+        prop::array::uniform3(answer()),
+    )
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+
+    /// Who is not among the targets is sent no probe from that moment on, whatever was under way, due, wanted at once or
+    /// suspected; and who is has probes in time.
+    #[test]
+    fn who_is_no_target_is_sent_no_probe(
+        stretches in proptest::collection::vec(any_stretch(), 1..12),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut lab = Lab::new();
+            for (ms, probed, answers) in stretches {
+                for (number, answer) in (1..).zip(answers) {
+                    lab.network.answer(address(number), match answer {
+                        Some(true) => OK,
+                        Some(false) => REFUSED,
+                        None => SILENT,
+                    });
+                }
+                let targets = (1..).zip(probed).filter(|(_, probed)| *probed);
+                lab.prober.set_targets(targets.map(|(number, _)| target(number)).collect());
+                for number in 1..=3 {
+                    let id = target(number).id;
+                    let wanted = probed[number as usize - 1];
+                    assert_eq!(lab.prober.probe_now(&id), wanted);
+                    assert!(!lab.prober.suspect(&id, now()) || wanted);
+                }
+                let before = lab.network.begun();
+                tokio::time::sleep(u32::from(ms) * MS).await;
+                let after = lab.network.begun();
+                for number in 1..=3 {
+                    let count = |begun: &HashMap<SocketAddr, usize>| begun.get(&address(number)).copied().unwrap_or(0);
+                    let sent = count(&after) - count(&before);
+                    if !probed[number as usize - 1] {
+                        assert_eq!(sent, 0, "target {number}");
+                    } else {
+                        // At rest every 2 s, and each takes 1 s at most.
+                        assert!(sent >= usize::from(ms) / 3000, "target {number}: {sent} in {ms} ms");
+                    }
+                }
+                while lab.reports.try_recv().is_ok() {}
+            }
+        });
+    }
 }

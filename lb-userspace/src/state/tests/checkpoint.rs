@@ -21,6 +21,17 @@ fn example() -> Checkpoint {
             latency_ms: Some(1.5),
             detail: "503".into(),
         },
+        passes: 0,
+        failures: 4,
+        flaps: Some(KeptFlaps {
+            downs: vec![std::time::Duration::from_millis(1500)],
+            hold: None,
+        }),
+        agent: Some(Steering {
+            weight_percent: Some(75),
+            admin: Some(AdminState::Drain),
+            ..Steering::default()
+        }),
     };
     Checkpoint {
         seq: 7,

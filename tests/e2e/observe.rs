@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -138,6 +139,27 @@ fn metric(text: &str, name: &str) -> anyhow::Result<f64> {
     Ok(value.parse()?)
 }
 
+/// The names of all metrics of a scrape, without the endings of counters.
+fn names_of(text: &str) -> BTreeSet<String> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    types
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+/// The metrics in the table of the documentation.
+fn documented() -> BTreeSet<String> {
+    let rows = include_str!("../../docs/operations.md")
+        .lines()
+        .filter(|line| line.starts_with("| `xlb_"));
+    let names = rows.flat_map(|line| line.split('|').nth(1).unwrap_or_default().split(','));
+    names
+        .map(|name| name.trim().trim_matches('`'))
+        .map(|name| name.strip_suffix("_total").unwrap_or(name).to_owned())
+        .collect()
+}
+
 #[test]
 fn metrics_and_notifications_say_what_status_says() -> anyhow::Result<()> {
     privileged!("metrics_and_notifications_say_what_status_says");
@@ -175,6 +197,11 @@ fn metrics_and_notifications_say_what_status_says() -> anyhow::Result<()> {
         );
         Ok(text)
     })?;
+    assert_eq!(
+        names_of(&text),
+        documented(),
+        "docs/operations.md has every metric"
+    );
     let of = |name: &str, backend: &str, more: &str| {
         metric(
             &text,

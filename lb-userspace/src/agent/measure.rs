@@ -53,6 +53,8 @@ impl Agent {
             Ok(remembered) => families.extend(remembered),
             Err(error) => log::error!("reading the counters of the cache of flows: {error}"),
         }
+        families.extend(self.of_flow_table());
+        families.push(self.of_migrations());
         let services = &self.config.services;
         let names = services
             .iter()
@@ -94,7 +96,70 @@ impl Agent {
             };
             attached.row([("interface", interface), ("mode", mode)], on);
         }
-        vec![build, started, writable, attached]
+        let help = "Whether everything is silent and the states are not believed.";
+        let mut isolated = Family::gauge("agent_isolated", help);
+        isolated.row([], self.doubts.isolated_since().is_some());
+        vec![build, started, writable, attached, isolated]
+    }
+
+    /// The flow table of slots that move; where its counters cannot be read, without them.
+    fn of_flow_table(&self) -> Vec<Family> {
+        let mut capacity = Family::gauge("flow_table_capacity", "Entries that the flow table has room for.");
+        let help = "Entries of the flow table, by state, at its last scan.";
+        let mut entries = Family::gauge("flow_table_entries", help);
+        let mut hits = Family::counter("flow_table_hits", "Packets that followed an entry.");
+        let help = "Entries made, by the kind of packet that made them.";
+        let mut inserts = Family::counter("flow_table_inserts", help);
+        let mut refusals = Family::counter("flow_table_refusals", "Entries not made, and why.");
+        let mut resets = Family::counter("resets_sent", "Resets in the name of backends that are DOWN.");
+        match self.flow_table_status() {
+            Ok(status) => {
+                capacity.row([], status.capacity);
+                for (state, count) in [
+                    ("unconfirmed", status.unconfirmed),
+                    ("established", status.established),
+                    ("closing", status.closing),
+                    ("contested", status.contested),
+                ] {
+                    entries.row([("state", state)], count);
+                }
+                hits.row([], status.hits);
+                for (by, count) in [
+                    ("syn", status.inserted_syn),
+                    ("data", status.inserted_data),
+                    ("udp", status.inserted_udp),
+                ] {
+                    inserts.row([("by", by)], count);
+                }
+                for (reason, count) in [
+                    ("allowance", status.refused_allowance),
+                    ("full", status.refused_full),
+                    ("occupied", status.refused_occupied),
+                ] {
+                    refusals.row([("reason", reason)], count);
+                }
+                resets.row([], status.resets);
+            }
+            Err(error) => log::warn!("reading the counters of the flow table: {error}"),
+        }
+        vec![capacity, entries, hits, inserts, refusals, resets]
+    }
+
+    fn of_migrations(&self) -> Family {
+        let help = "Slots on the move: open, settled, waiting for room.";
+        let mut moving = Family::gauge("service_moving_slots", help);
+        let migrations = self.migration_status();
+        for service in &self.config.services {
+            let name = ("service", service.name.as_str());
+            let of = migrations
+                .iter()
+                .find(|migration| migration.service == service.name);
+            let (open, settled, waiting) = of.map_or((0, 0, 0), |of| (of.open, of.settled, of.waiting));
+            for (state, count) in [("open", open), ("settled", settled), ("waiting", waiting)] {
+                moving.row([name, ("state", state)], count as u64);
+            }
+        }
+        moving
     }
 
     fn of_services(&self) -> Vec<Family> {

@@ -113,7 +113,8 @@ impl ServiceDoor {
 /// Where the lookup table of a service lies: one 64-bit word, so that one aligned store switches all packets
 /// from one generation to the next.
 ///
-/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 44..48 the [`Chooser`], 61 [`TableWord::HELD`], 62
+/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 44..48 the [`Chooser`], 60 [`TableWord::NAT`], 61
+/// [`TableWord::HELD`], 62
 /// [`TableWord::FULL`], 63 [`TableWord::RESIZING`]; the rest is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
@@ -123,6 +124,8 @@ impl TableWord {
     const FIELD: u64 = (1 << 17) - 1;
     const CHOOSER: u64 = 15 << 44;
 
+    /// Forward mode `nat` or `full-nat`: every flow has its entries in the table of [`crate::nat`].
+    pub const NAT: u64 = 1 << 60;
     /// Windows are about to end: a SYN whose entry is refused is dropped, see [`crate::rule::Place::held`].
     pub const HELD: u64 = 1 << 61;
     /// `tracking = "full"`: every flow of the service has an entry in the cache of flows.
@@ -180,7 +183,13 @@ impl TableWord {
     /// The same table without flags: which slots they are.
     #[must_use]
     pub const fn place(self) -> Self {
-        Self(self.0 & !(Self::CHOOSER | Self::HELD | Self::FULL | Self::RESIZING))
+        Self(self.0 & !(Self::CHOOSER | Self::NAT | Self::HELD | Self::FULL | Self::RESIZING))
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_nat(self) -> bool {
+        self.0 & Self::NAT != 0
     }
 
     #[inline(always)]
@@ -284,6 +293,10 @@ pub mod kind {
     pub const GUE_V4: u8 = 4;
     /// `dsr-gue` with an outer IPv6 header; the packet inside is IPv4 or IPv6.
     pub const GUE_V6: u8 = 5;
+    /// `nat`: the destination becomes the backend.
+    pub const NAT: u8 = 8;
+    /// `full-nat`: the source becomes an address of ours as well.
+    pub const FULL_NAT: u8 = 9;
 }
 
 /// The longest outer header: IPv6.
@@ -311,11 +324,20 @@ pub struct Backend {
     /// For [`kind::IPV4`] and [`kind::GUE_V4`]: sum of the outer header with its length and type of service as zero, see
     /// [`crate::checksum::ipv4_from_seed`].
     pub checksum_seed: u16,
-    /// The outer header as it goes on the wire, with lengths, traffic class and checksum left 0.
+    /// The outer header as it goes on the wire, with lengths, traffic class and checksum left 0. For [`kind::NAT`] and
+    /// [`kind::FULL_NAT`]: two words of address and one of the port, see [`Backend::translation`].
     pub outer: [u64; OUTER_LEN / 8],
 }
 
 impl Backend {
+    /// Address, and port in network order (0: that of the packet), that `nat` and `full-nat` translate to.
+    #[inline(always)]
+    #[must_use]
+    pub const fn translation(&self) -> ([u32; 4], u16) {
+        let [a, b, c, ..] = self.outer;
+        ([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32], c as u16)
+    }
+
     /// A backend that nothing can be sent to.
     pub const UNRESOLVED: Self = Self {
         kind: kind::UNRESOLVED,
@@ -395,7 +417,7 @@ impl Tags {
 }
 
 /// What identifies a flow in the flow table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FlowKey {
     /// Address of the client in network order; an IPv4 address is the last word, the others are 0.
@@ -642,7 +664,7 @@ pub struct ServiceMeta {
     pub key: ServiceKey,
     /// 0: this index is free.
     pub in_use: u8,
-    /// 1 `dsr-l2`, 2 `dsr-ipip`, 5 `dsr-gue`.
+    /// 1 `dsr-l2`, 2 `dsr-ipip`, 3 `nat`, 4 `full-nat`, 5 `dsr-gue`.
     pub forward: u8,
     /// 0 `none`, 1 `moved`, 2 `full`.
     pub tracking: u8,

@@ -13,6 +13,7 @@ pub mod decap;
 pub mod hash;
 pub mod layout;
 pub mod limit;
+pub mod nat;
 pub mod reason;
 pub mod reset;
 pub mod rule;

@@ -131,6 +131,19 @@ reasons! {
     ClientFlowLimit = 23, "client_flow_limit", Drop;
     /// A datagram beyond what the service takes from its client prefix in a second (`udp_packets_per_client`).
     ClientPacketLimit = 24, "client_packet_limit", Drop;
+    /// A backend's answer was sent on to the client by the interface it came in by (`nat`, `full-nat`).
+    NatReply = 25, "nat_reply", Tx;
+    /// A backend's answer was sent on to the client by another interface.
+    NatReplyRedirected = 26, "nat_reply_redirected", Redirect;
+    /// The table of translated flows is full: the new flow was refused.
+    NatRefused = 27, "nat_refused", Drop;
+    /// No address and port of ours is free towards the backend (`nat`: the client's own is taken): the new flow was
+    /// refused.
+    SnatPorts = 28, "snat_ports", Drop;
+    /// To be translated, but its TTL or hop limit is used up.
+    TtlExceeded = 29, "ttl_exceeded", Drop;
+    /// For a service of `nat` or `full-nat` while the part of the program that translates is missing.
+    Nat = 30, "nat", Drop;
 }
 
 const _: () = assert!(Reason::COUNT <= crate::layout::REASON_SLOTS as usize);

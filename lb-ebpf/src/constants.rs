@@ -48,6 +48,13 @@ pub static VLANS: Global<u8> = Global::new(0);
 /// Not 0: some service keeps its clients (`persistence_timeout`).
 #[unsafe(no_mangle)]
 pub static PERSISTENT: Global<u8> = Global::new(0);
+/// Not 0: some service has forward mode `nat` or `full-nat`.
+#[unsafe(no_mangle)]
+pub static NAT: Global<u8> = Global::new(0);
+
+/// Not 0: the kernel's routing table is asked for the way of replies.
+#[unsafe(no_mangle)]
+pub static NAT_ROUTES: Global<u8> = Global::new(0);
 
 /// Not 0: some service has an access list.
 #[unsafe(no_mangle)]

@@ -12,7 +12,7 @@ use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
 use crate::bounds::at;
-use crate::constants::{self, GUE, VLANS};
+use crate::constants::{self, GUE, NAT, VLANS};
 use crate::forward::{self, gue, ipip, l2};
 use crate::packet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP, UDP, frame_len, opens};
 use crate::service::{self, Door};
@@ -169,6 +169,9 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
         return None;
     }
     let table = service::table(service)?;
+    if NAT.load() != 0 && table.is_nat() {
+        return Some(Reason::Nat);
+    }
     if constants::choosers() && table.is_full() || table.is_resizing() {
         return None;
     }

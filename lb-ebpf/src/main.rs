@@ -32,6 +32,7 @@ mod full;
 mod guard;
 mod icmp;
 mod link;
+mod nat;
 mod packet;
 mod reset;
 mod rest;
@@ -63,10 +64,22 @@ mod entry {
     #[xdp]
     pub fn lb(ctx: XdpContext) -> u32 {
         super::stats::explain_anew();
-        match super::fast::steer(&ctx) {
-            Some(reason) => super::end(&ctx, reason),
-            None => super::rest::rest(ctx.ctx),
-        }
+        let reason = match super::fast::steer(&ctx) {
+            Some(reason) => super::nat::plain(reason),
+            None => match super::rest::rest(ctx.ctx) {
+                action if super::nat::is_left_over(action) => super::nat::left_over(action),
+                action => return action,
+            },
+        };
+        super::nat::hand_over(&ctx, reason);
+        super::end(&ctx, reason)
+    }
+
+    /// What `lb` hands packets over to, see [`super::nat`].
+    #[xdp]
+    pub fn nat(ctx: XdpContext) -> u32 {
+        let reason = super::nat::handle(&ctx);
+        super::end(&ctx, reason)
     }
 
     #[panic_handler]

@@ -10,10 +10,12 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::reason::Reason;
 
-use crate::constants::VLANS;
+use crate::constants::{NAT, VLANS};
 use crate::packet::{self, Ip, NoFlow};
 use crate::seen::{Found, Seen};
-use crate::{announce, end, flow, forward, fragment, guard, icmp, schedule, service, stats, suspect, vlan};
+use crate::{
+    announce, end, flow, forward, fragment, guard, icmp, nat, schedule, service, stats, suspect, vlan,
+};
 
 /// The packet that is at work on this CPU.
 #[btf_map]
@@ -34,19 +36,23 @@ fn work() -> Option<&'static mut Work> {
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
-/// The packet's way; gives back the XDP action.
+/// The packet's way; gives back the XDP action, or [`nat::leave_over`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn rest(ctx: *mut xdp_md) -> u32 {
     let ctx = &XdpContext::new(ctx);
-    let reason = if VLANS.load() == 0 {
-        steer(ctx)
-    } else {
-        match vlan::take(ctx) {
-            Ok(()) => vlan::put_back(ctx, steer(ctx)),
-            Err(reason) => reason,
-        }
-    };
+    if VLANS.load() != 0
+        && let Err(reason) = vlan::take(ctx)
+    {
+        return end(ctx, reason);
+    }
+    let reason = steer(ctx);
+    if nat::is_concerned(reason) {
+        return nat::leave_over(reason);
+    }
+    if VLANS.load() != 0 {
+        return end(ctx, vlan::put_back(ctx, reason));
+    }
     end(ctx, reason)
 }
 
@@ -150,6 +156,9 @@ fn balance(ctx: &XdpContext, ip: &Ip, seen: &Seen) -> Result<Reason, Reason> {
     guard::ask(&ip.source, service)?;
     guard::limit(&ip.source, flow, service)?;
     let table = service::table(service).ok_or(Reason::NoBackend)?;
+    if NAT.load() != 0 && table.is_nat() {
+        return Err(Reason::Nat);
+    }
     let hash = ip.hash(flow);
     let index = schedule::backend(ctx, ip, flow, service, table, hash).ok_or(Reason::NoBackend)?;
     stats::explain_backend(index);

@@ -113,6 +113,13 @@ fn owner(ctx: &XdpContext, ip: &Ip, flow: &Flow, at: &Place) -> Option<u32> {
     (backend != 0).then_some(backend)
 }
 
+/// The backend of a new flow of a service whose flows are all remembered elsewhere.
+#[inline(always)]
+pub fn fresh(ip: &Ip, table: TableWord, hash: u32) -> Option<u32> {
+    let backend = slot(table, slot_hash(ip, table, hash))?.current();
+    (backend != 0).then_some(backend)
+}
+
 /// The backend that takes new flows of a slot, by its number, which is below the size of the table; 0: nobody.
 #[inline(always)]
 pub fn current_at(table: TableWord, number: u32) -> u32 {

@@ -28,6 +28,12 @@ pub struct Found(u32);
 impl Found {
     pub const YES: Self = Self(u32::MAX);
 
+    /// What [`Found::YES`] or a reason is as a number.
+    #[inline(always)]
+    pub fn of_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     #[inline(always)]
     pub fn settled(reason: Reason) -> Self {
         Self(reason as u32)

@@ -61,11 +61,22 @@ pub fn put_for(ctx: &XdpContext, backend: u32) -> Result<(), Reason> {
     }
 }
 
+/// Puts these tags on.
+#[inline(always)]
+pub fn put_tags(ctx: &XdpContext, Tags(tags): Tags) -> Result<(), Reason> {
+    match vlan_put_tags(ctx.ctx, tags) {
+        DONE => Ok(()),
+        _ => Err(Reason::CannotSend),
+    }
+}
+
 /// Puts the tags that the frame came with back on, where it goes back or on to the kernel.
 #[inline(always)]
 pub fn put_back(ctx: &XdpContext, reason: Reason) -> Reason {
-    let settled = matches!(reason, Reason::Transmitted | Reason::Redirected)
-        || matches!(reason.verdict(), Verdict::Drop);
+    let settled = matches!(
+        reason,
+        Reason::Transmitted | Reason::Redirected | Reason::NatReply | Reason::NatReplyRedirected
+    ) || matches!(reason.verdict(), Verdict::Drop);
     // 0 is nobody's index.
     if settled || vlan_put(ctx.ctx, 0) == DONE {
         reason
@@ -157,6 +168,15 @@ pub extern "C" fn vlan_put(ctx: *mut xdp_md, backend: u32) -> u32 {
     }
 }
 
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vlan_put_tags(ctx: *mut xdp_md, tags: u64) -> u32 {
+    match insert(&XdpContext::new(ctx), Tags(tags)) {
+        Some(()) => DONE,
+        None => LOST,
+    }
+}
+
 #[inline(always)]
 fn insert(ctx: &XdpContext, tags: Tags) -> Option<()> {
     if tags.is_none() {
@@ -178,6 +198,12 @@ fn insert(ctx: &XdpContext, tags: Tags) -> Option<()> {
     Some(())
 }
 
+/// Notes that the frame came without tags.
+#[inline(always)]
+pub fn take_none() {
+    note(Tags::NONE);
+}
+
 #[inline(always)]
 fn note(tags: Tags) {
     if let Some(place) = TAGS_AT_WORK.get_ptr_mut(0) {
@@ -186,8 +212,9 @@ fn note(tags: Tags) {
     }
 }
 
+/// The tags that were taken off.
 #[inline(always)]
-fn taken() -> Tags {
+pub fn taken() -> Tags {
     // SAFETY: as above.
     TAGS_AT_WORK
         .get_ptr(0)

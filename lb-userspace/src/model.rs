@@ -97,6 +97,12 @@ pub enum Forward {
     /// The same behind a UDP header (GUE, variant 1).
     #[serde(rename = "dsr-gue")]
     DsrGue,
+    /// The destination becomes the backend; its answers come back by way of the load balancer.
+    #[serde(rename = "nat")]
+    Nat,
+    /// The source becomes an address of the load balancer as well.
+    #[serde(rename = "full-nat")]
+    FullNat,
 }
 
 impl Forward {
@@ -111,10 +117,16 @@ impl Forward {
     pub fn overhead(self, backend: IpAddr) -> u32 {
         let ip = if backend.is_ipv4() { 20 } else { OUTER_LEN as u32 };
         match self {
-            Self::DsrL2 => 0,
+            Self::DsrL2 | Self::Nat | Self::FullNat => 0,
             Self::DsrIpip => ip,
             Self::DsrGue => ip + UDP_LEN as u32,
         }
+    }
+
+    /// Whether addresses are translated, both ways, so that every flow has an entry.
+    #[must_use]
+    pub fn translates(self) -> bool {
+        matches!(self, Self::Nat | Self::FullNat)
     }
 }
 
@@ -124,6 +136,8 @@ impl fmt::Display for Forward {
             Self::DsrL2 => "dsr-l2",
             Self::DsrIpip => "dsr-ipip",
             Self::DsrGue => "dsr-gue",
+            Self::Nat => "nat",
+            Self::FullNat => "full-nat",
         })
     }
 }

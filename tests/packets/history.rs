@@ -109,6 +109,7 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
         vlans: config.has_vlans(),
+        interfaces: None,
         now: Instant::now(),
     })
 }

@@ -26,6 +26,10 @@ const FEATURES: &[fn(&mut Features)] = &[
     |features| features.guards = true,
     |features| features.limits = true,
     |features| features.persistent = true,
+    |features| {
+        features.nat = true;
+        features.nat_routes = true;
+    },
 ];
 
 /// How large the maps are made.
@@ -35,6 +39,7 @@ pub const SIZES: Sizes = Sizes {
     flows: 1024,
     cached_flows: 1024,
     clients: 1024,
+    nat_flows: 1024,
 };
 
 /// The features that the bits of a number switch on.

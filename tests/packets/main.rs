@@ -19,6 +19,7 @@ mod limits;
 mod load;
 mod malformed;
 mod model;
+mod nat;
 mod out;
 mod parser;
 mod pass;

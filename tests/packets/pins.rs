@@ -42,6 +42,7 @@ pub const SIZES: Sizes = Sizes {
     flows: 262_144,
     cached_flows: 4096,
     clients: 4096,
+    nat_flows: 1024,
 };
 pub const KEY: HashKey = HashKey([5; 8]);
 
@@ -264,6 +265,7 @@ pub fn desired(config: &Config, dataplane: &Dataplane) -> control::Desired {
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
         vlans: config.has_vlans(),
+        interfaces: None,
         now: Instant::now(),
     })
 }

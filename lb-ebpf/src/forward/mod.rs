@@ -89,6 +89,18 @@ pub fn away(ctx: &XdpContext, backend: &Backend, index: u32, bytes: u64, opens: 
     }
 }
 
+/// Sends the frame by an interface; whether that is another one than it came in by.
+#[inline(always)]
+pub fn leave(ctx: &XdpContext, ifindex: u32) -> Result<bool, Reason> {
+    if ifindex as usize == ctx.ingress_ifindex() {
+        return Ok(false);
+    }
+    match EGRESS.redirect(ifindex, u64::from(xdp_action::XDP_DROP)) {
+        Ok(_) => Ok(true),
+        Err(_) => Err(Reason::CannotSend),
+    }
+}
+
 /// A number that differs where packets for this index would go another way.
 #[inline(always)]
 pub fn fingerprint(index: u32) -> u64 {

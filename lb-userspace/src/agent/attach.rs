@@ -11,7 +11,7 @@ use super::startup::{PROGRAM, features};
 use super::{Agent, Unconfirmed, trace};
 use crate::config::Announce;
 use crate::datapath::attach::{self, Target};
-use crate::datapath::{Error, load};
+use crate::datapath::{Error, load, parts};
 use crate::net::announce::{self, frames};
 use crate::net::link::{self, Link, LinkChange, LinkEvent, XdpMode};
 use crate::net::{neighbor, route};
@@ -49,6 +49,8 @@ impl Agent {
         if interfaces.is_empty() {
             return Ok(Vec::new());
         }
+        // What the program jumps to has to be held before the program is anywhere.
+        parts::pin(&self.ebpf, &self.pins)?;
         let mut fresh = Vec::new();
         for interface in interfaces {
             let before = self.pins.link(&interface).exists();
@@ -65,6 +67,7 @@ impl Agent {
             }
         }
         attach::pin_program(&mut self.ebpf, PROGRAM, &self.pins)?;
+        parts::unpin_others(&self.ebpf, &self.pins)?;
         match self.options.attach_confirm.take() {
             Some(_) if fresh.is_empty() => {
                 log::info!("the program was attached before: there is nothing to confirm");
@@ -97,6 +100,7 @@ impl Agent {
     pub(super) fn forget_attachment(&mut self, interface: &str) {
         self.watches.retain(|watch| watch.interface != interface);
         if let Some(attached) = self.attachments.remove(interface) {
+            self.dataplane.drop_egress(attached.ifindex);
             // There is room for few interfaces, and one that is made again has another index.
             if let Err(error) = self.dataplane.maps.interfaces.remove(&attached.ifindex) {
                 log::debug!("interface {interface} was not among those that are answered on: {error}");
@@ -126,6 +130,7 @@ impl Agent {
             ifindex: link.ifindex,
             present: link.xdp.map(|xdp| (xdp.program_id, xdp.mode != XdpMode::Generic)),
         };
+        self.dataplane.add_egress(link.ifindex)?;
         let fresh = !self.pins.link(interface).exists();
         let done = attach::attach(
             &mut self.ebpf,

@@ -55,6 +55,7 @@ impl Agent {
         }
         families.extend(self.of_flow_table());
         families.push(self.of_migrations());
+        families.extend(self.of_nat());
         let services = &self.config.services;
         let names = services
             .iter()
@@ -160,6 +161,35 @@ impl Agent {
             }
         }
         moving
+    }
+
+    /// Nothing where no service translates.
+    fn of_nat(&self) -> Vec<Family> {
+        let status = match self.nat_status() {
+            Ok(Some(status)) => status,
+            Ok(None) => return Vec::new(),
+            Err(error) => {
+                log::warn!("reading the counters of translated flows: {error}");
+                return Vec::new();
+            }
+        };
+        let mut flows = Family::gauge("nat_flows", "Translated flows, by the last scan.");
+        flows.row([], status.flows);
+        let mut room = Family::gauge("nat_flows_capacity", "Translated flows that there is room for.");
+        room.row([], status.capacity);
+        let help = "Ports in use, by address that sources are rewritten to.";
+        let mut ports = Family::gauge("nat_ports_in_use", help);
+        for snat in &status.ports {
+            ports.row([("address", &snat.address.to_string())], snat.in_use);
+        }
+        let mut opened = Family::counter("nat_flows_opened", "Flows that were translated.");
+        opened.row([], status.opened);
+        let mut replies = Family::counter("nat_replies", "Packets of backends sent on to clients.");
+        replies.row([], status.replies);
+        let mut refused = Family::counter("nat_flows_refused", "New flows refused, by cause.");
+        refused.row([("cause", "table_full")], status.refused_full);
+        refused.row([("cause", "no_port")], status.refused_ports);
+        vec![flows, room, ports, opened, replies, refused]
     }
 
     fn of_services(&self) -> Vec<Family> {

@@ -21,6 +21,7 @@ mod limits;
 mod measure;
 mod members;
 mod migrate;
+mod nat;
 mod orders;
 mod pool;
 mod reconcile;
@@ -186,6 +187,8 @@ struct Agent {
     moves_for: String,
     /// From the first tables on.
     sweeper: Option<sweeper::Sweeper>,
+    /// Of the table of translated flows; from the first service on that needs it.
+    nat: Option<nat::NatSweeper>,
     /// Held: the reader of the program's log ends with it.
     trace: Option<trace::Trace>,
 }

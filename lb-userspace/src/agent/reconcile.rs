@@ -204,6 +204,7 @@ impl Agent {
             earlier: &self.dataplane.earlier(),
             backups: &backups.map(|(key, _)| *key).collect(),
             vlans: self.config.has_vlans(),
+            interfaces: Some(&self.config.agent.interfaces),
             now: Instant::now(),
         })
     }

@@ -205,6 +205,9 @@ impl Agent {
         }
         self.moves_for = "the configuration was reloaded".into();
         self.dataplane.set_rates(super::startup::rates(&self.config));
+        if let Err(error) = self.dataplane.maps.nat.set_pools(&self.config.agent.snat) {
+            log::error!("writing what sources are rewritten to: {error}");
+        }
         let changes = self.reconcile()?;
         let mut done = describe(&changes, old, &self.config);
         done.changes.append(&mut self.attach_as_configured().await?);
@@ -279,7 +282,8 @@ impl Agent {
             max_backends,
             flow_table_size,
             flow_cache_size,
-            client_table_size
+            client_table_size,
+            nat_table_size
         );
         warnings
     }

@@ -62,6 +62,7 @@ impl Agent {
             migrations: self.migration_status(),
             flow_table: Some(self.flow_table_status().map_err(failed)?),
             flow_cache: self.flow_cache_status().map_err(failed)?,
+            nat: self.nat_status().map_err(failed)?,
         })
     }
 

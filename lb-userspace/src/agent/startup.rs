@@ -102,6 +102,7 @@ impl Agent {
         let maps = Maps::of(&mut ebpf, sizes, Some(&pins))?;
         let mut dataplane = Dataplane::adopt(maps, monotonic_ns())?;
         dataplane.set_rates(rates(&config));
+        dataplane.maps.nat.set_pools(&config.agent.snat)?;
         let trace = options
             .trace_drops
             .map(|count| trace::start(&mut ebpf, count))
@@ -173,6 +174,7 @@ impl Agent {
             migrations: BTreeMap::new(),
             moves_for: "the agent was started".into(),
             sweeper: None,
+            nat: None,
             trace,
             config,
             options,
@@ -348,6 +350,8 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         limits: config.has_limits(),
         vlans: config.has_vlans(),
         persistent: config.keeps_clients(),
+        nat: config.translates(),
+        nat_routes: true,
     }
 }
 

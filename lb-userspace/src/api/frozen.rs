@@ -22,7 +22,7 @@ use crate::datapath::apply::{self, Remembered};
 use crate::datapath::maps::{Maps, add};
 use crate::datapath::pins::PinDir;
 use crate::datapath::{self, attach, identity};
-use crate::model::{AdminState, CheckCode, Forward, OperState, Scheduler};
+use crate::model::{AdminState, CheckCode, Forward, OperState, Scheduler, Tracking};
 use crate::net::netlink::Netlink;
 use crate::net::{ethtool, link};
 
@@ -64,6 +64,7 @@ pub async fn status(pin_dir: &Path) -> Result<Status, Error> {
         migrations: Vec::new(),
         flow_table: None,
         flow_cache: None,
+        nat: None,
     })
 }
 
@@ -302,7 +303,12 @@ fn service_status(service: &Service) -> ServiceStatus {
         protocol: service.key.protocol,
         forward: apply::forward_of(&service.meta).unwrap_or(Forward::DsrL2),
         scheduler: Scheduler::Maglev,
-        tracking: apply::tracking_of(&service.meta).to_string(),
+        tracking: match apply::forward_of(&service.meta) {
+            // Not by its lookup table: every flow has its entries.
+            Some(forward) if forward.translates() => Tracking::Full,
+            _ => apply::tracking_of(&service.meta),
+        }
+        .to_string(),
         persistence: None,
         table_size: service.table_size,
         generation: service.meta.generation,

@@ -26,6 +26,9 @@ pub struct Status {
     /// `null` where no service remembers every flow, or no agent runs.
     #[serde(default)]
     pub flow_cache: Option<FlowCacheStatus>,
+    /// Translated flows; `null` without a service of `nat` or `full-nat`, and where no agent runs.
+    #[serde(default)]
+    pub nat: Option<NatStatus>,
 }
 
 /// The cache of flows of services with `tracking = "full"`.
@@ -90,6 +93,42 @@ pub struct MigrationStatus {
     pub stalled: bool,
     /// The table is being resized: every slot is open.
     pub resizing: bool,
+}
+
+/// The table of translated flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NatStatus {
+    /// Flows there is room for.
+    pub capacity: u64,
+    /// Flows there are, by the last scan.
+    pub flows: u64,
+    /// Of those: idle for ten seconds at least, and waiting for an answer, closing or closed.
+    pub fading: u64,
+    /// When that scan ended, in milliseconds ago; `null`: there was none yet.
+    pub scanned_ms_ago: Option<u64>,
+    /// Ports in use, by address that sources are rewritten to.
+    pub ports: Vec<SnatStatus>,
+    /// Flows that were translated. This and all that follow: since the maps were made, for services there are.
+    pub opened: u64,
+    /// Packets of backends that were sent on to clients.
+    pub replies: u64,
+    pub reply_bytes: u64,
+    /// New flows refused because the table was full.
+    pub refused_full: u64,
+    /// New flows refused because no port was free.
+    pub refused_ports: u64,
+    /// ICMP errors that were translated.
+    pub errors: u64,
+}
+
+/// One address that sources are rewritten to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnatStatus {
+    pub address: IpAddr,
+    /// Ports in use, over all backends.
+    pub in_use: u64,
+    /// Ports there are, towards each backend.
+    pub ports: u32,
 }
 
 /// The flow table, which remembers flows of slots on the move.

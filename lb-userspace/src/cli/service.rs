@@ -59,6 +59,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
         migrations: _,
         flow_table: _,
         flow_cache: _,
+        nat: _,
     } = block_on(source::status(&context.client, &pins.pin_dir))?;
     let answer = Answer {
         services: services.into_iter().map(Summary::from).collect(),

@@ -2,6 +2,7 @@
 
 mod check;
 mod movement;
+mod nat;
 mod remember;
 mod table;
 

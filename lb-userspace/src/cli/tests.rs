@@ -137,6 +137,7 @@ pub(super) fn example_status() -> Status {
         migrations: Vec::new(),
         flow_table: None,
         flow_cache: None,
+        nat: None,
     }
 }
 

@@ -71,7 +71,7 @@ impl Context<'_> {
             port: port.value,
             protocol: self.protocol?,
         };
-        refuse_misplaced_via(&check, &layers, service, report);
+        refuse_misplaced_via(&check, &layers, service, self.forward?, report);
         let also = check.also.iter().map(|probe| (&probe.kind, probe.port));
         let lacks_port = [(&check.kind, check.port)]
             .into_iter()
@@ -154,10 +154,10 @@ impl<'b> Backends<'b> {
             );
         }
 
-        port?;
+        let port = port?.map(|at| at.value);
         Ok(Backend {
             address: address?.value,
-            port: self.service.port?.value,
+            port: port.unwrap_or(self.service.port?.value),
             weight: weight?,
             role: if backup? { Role::Backup } else { Role::Primary },
             tags: tags?,
@@ -251,6 +251,7 @@ impl<'b> Backends<'b> {
                     "an IPv4 address, or `forward = \"dsr-ipip\"`, which carries IPv4 in IPv6"
                 }
                 (IpAddr::V4(_), Forward::DsrIpip | Forward::DsrGue) => "an IPv4 or IPv6 address",
+                (IpAddr::V4(_), Forward::Nat | Forward::FullNat) => "an IPv4 address",
                 (IpAddr::V6(_), _) => "an IPv6 address",
             };
             self.report.fault_with_rest(
@@ -266,18 +267,22 @@ impl<'b> Backends<'b> {
         }
     }
 
-    /// Ports are translated by `nat` alone: in the DSR modes the backend sees the client's packet.
+    /// Ports are translated by `nat` and `full-nat` alone: in the DSR modes the backend sees the client's packet.
     fn refuse_translation(&self, port: At<u16>) {
-        if let Ok(service_port) = self.service.port
+        if let (Ok(service_port), Ok(forward)) = (self.service.port, self.service.forward)
+            && !forward.translates()
             && service_port.value != port.value
         {
             self.report.fault_with_rest(
                 port.offset,
                 format!(
-                    "the backend's port is {}, the service's {}: port translation is not built yet",
+                    "the backend's port is {}, the service's {}: \"{forward}\" does not translate ports",
                     port.value, service_port.value
                 ),
-                format!("{} or no `port`", service_port.value),
+                format!(
+                    "{} or no `port`, or forward \"nat\" or \"full-nat\"",
+                    service_port.value
+                ),
             );
         }
     }

@@ -19,7 +19,7 @@ use super::types::{
 };
 use super::walk::Walk;
 use super::{keys, value};
-use crate::model::{Protocol, ServiceKey};
+use crate::model::{Forward, Protocol, ServiceKey};
 
 /// The word after `type =`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -322,6 +322,7 @@ pub(super) fn refuse_misplaced_via(
     check: &Check,
     layers: &[&Layer],
     service: ServiceKey,
+    forward: Forward,
     report: &Report<'_>,
 ) {
     let own = layers.iter().find_map(|layer| layer.specific.via);
@@ -345,6 +346,13 @@ pub(super) fn refuse_misplaced_via(
                 place.offset,
                 "`via` is \"forward\", and the check has an `address` or a `port` of its own",
                 "neither of them: such a probe goes to the address and port of the service",
+            );
+        }
+        if forward.translates() {
+            report.fault_with_rest(
+                place.offset,
+                format!("`via` is \"forward\", and the service's `forward` is \"{forward}\""),
+                "\"direct\": a probe of the backend's own address goes the same way",
             );
         }
         let (needed, name) = match kind {

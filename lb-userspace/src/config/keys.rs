@@ -137,6 +137,9 @@ pub static AGENT: Table = Table {
         &ENTRIES_BY_SYN,
         &ENTRIES_BY_DATA,
         &ENTRIES_BY_UDP,
+        &SNAT_ADDRESSES,
+        &SNAT_PORTS,
+        &NAT_TABLE_SIZE,
     ],
     planned: &[],
 };
@@ -290,6 +293,31 @@ pub static ENTRIES_BY_UDP: Key = Key::with_default(
     "20000",
     "How many flows a second UDP may have remembered, for each service.",
 );
+pub static SNAT_ADDRESSES: Key = Key::optional(
+    "snat_addresses",
+    Shape::List {
+        item: &Shape::Address,
+        unique: true,
+    },
+    "The addresses of ours that full-nat rewrites sources to, 16 of each family at most. Packets for them must come \
+     here. Addresses that nothing else uses; else `snat_ports` must keep off the machine's ip_local_port_range.",
+);
+pub static SNAT_PORTS: Key = Key::with_default(
+    "snat_ports",
+    Shape::Ports,
+    "\"1024-65535\"",
+    "The ports that full-nat rewrites source ports to.",
+);
+pub static NAT_TABLE_SIZE: Key = Key::with_default(
+    "nat_table_size",
+    Shape::Integer {
+        min: 1024,
+        max: 8_388_608,
+    },
+    "131072",
+    "How many flows of nat and full-nat there can be at once. 32 bytes each from the start, about 330 more for each \
+     that is there.",
+);
 
 pub static METRICS: Key = Key::optional(
     "metrics",
@@ -399,12 +427,14 @@ pub static PROTOCOL: Key = Key::required(
 pub static FORWARD: Key = Key::required(
     "forward",
     Shape::Choice {
-        built: &["dsr-l2", "dsr-ipip", "dsr-gue"],
-        planned: &["nat", "full-nat"],
+        built: &["dsr-l2", "dsr-ipip", "dsr-gue", "nat", "full-nat"],
+        planned: &[],
     },
     "How packets reach the backends. dsr-l2: the destination MAC is rewritten, the backend is on the same \
      layer 2 and holds the service address. dsr-ipip: encapsulated (IPv4 in IPv4, IPv6 in IPv6, IPv4 in \
-     IPv6). dsr-gue: the same behind a UDP header, which spreads over the receive queues of the backends.",
+     IPv6). dsr-gue: the same behind a UDP header, which spreads over the receive queues of the backends. \
+     nat: destination address and port are rewritten; the backends' route to the clients leads through this machine. \
+     full-nat: the source too, to one of `snat_addresses`; works in any network.",
 );
 pub static SCHEDULER: Key = Key::with_default(
     "scheduler",
@@ -602,7 +632,7 @@ pub static BACKEND_ADDRESS: Key = Key::required("address", Shape::Address, "The 
 pub static BACKEND_PORT: Key = Key::optional(
     "port",
     Shape::Integer { min: 0, max: 65535 },
-    "The port of the service: another one is not built yet.",
+    "The port of the backend; that of the service when absent. Another one needs `forward` \"nat\" or \"full-nat\".",
 );
 pub static WEIGHT: Key = Key::with_default(
     "weight",

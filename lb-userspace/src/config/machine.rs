@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
+use crate::net::sysctl;
+
 /// The interfaces and addresses of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     pub interfaces: BTreeSet<String>,
     pub addresses: BTreeSet<IpAddr>,
+    /// First and last port that the machine gives its own connections, where that is known.
+    pub local_ports: Option<(u16, u16)>,
 }
 
 impl Machine {
@@ -18,7 +22,10 @@ impl Machine {
     ///
     /// When the kernel does not tell (`getifaddrs(3)`).
     pub fn read() -> io::Result<Self> {
-        let mut machine = Self::default();
+        let mut machine = Self {
+            local_ports: sysctl::local_ports().ok(),
+            ..Self::default()
+        };
         for entry in nix::ifaddrs::getifaddrs()? {
             if let Some(address) = entry.address {
                 let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));

@@ -26,6 +26,7 @@ mod pools;
 mod schema;
 mod service;
 mod shape;
+mod snat;
 mod types;
 mod value;
 mod walk;
@@ -44,6 +45,6 @@ pub use schema::schema;
 pub use types::{
     Access, AccessList, Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck,
     EntryRates, ExecCheck, GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, Limits, OnAllDown, OnDown,
-    OnStop, Pattern, PoolRules, Probe, QueryType, Rcode, Require, Role, Service, StatusRange, StatusSet,
-    TlsCheck, UdpCheck, Via, Witness, XdpMode, describe_access_change,
+    OnStop, Pattern, PoolRules, Probe, QueryType, Rcode, Require, Role, Service, Snat, StatusRange,
+    StatusSet, TlsCheck, UdpCheck, Via, Witness, XdpMode, describe_access_change,
 };

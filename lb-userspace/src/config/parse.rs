@@ -14,6 +14,7 @@ use super::fault::{Faults, LoadError, Report, Reported};
 use super::keys;
 use super::machine::Machine;
 use super::service::Services;
+use super::snat;
 use super::types::{Agent, Config, EntryRates};
 use super::value;
 use super::walk::Walk;
@@ -171,6 +172,9 @@ fn root(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) -> 
     if let Ok(walk) = &agent_walk {
         services.refuse_too_many(walk);
     }
+    if let Ok(agent) = &agent {
+        services.judge_snat(&agent.snat);
+    }
     schema?;
     Ok(Config {
         agent: agent?,
@@ -197,6 +201,8 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
     let flow_table_size = walk.or_default(&keys::FLOW_TABLE_SIZE, value::integer);
     let flow_cache_size = walk.or_default(&keys::FLOW_CACHE_SIZE, value::integer);
     let client_table_size = walk.or_default(&keys::CLIENT_TABLE_SIZE, value::integer);
+    let snat = snat::read(walk, machine, report);
+    let nat_table_size = walk.or_default(&keys::NAT_TABLE_SIZE, value::integer);
     let by_syn = walk.or_default(&keys::ENTRIES_BY_SYN, value::integer);
     let by_data = walk.or_default(&keys::ENTRIES_BY_DATA, value::integer);
     let by_udp = walk.or_default(&keys::ENTRIES_BY_UDP, value::integer);
@@ -224,6 +230,8 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
             by_data: by_data?,
             by_udp: by_udp?,
         },
+        snat: snat?,
+        nat_table_size: nat_table_size?,
     })
 }
 

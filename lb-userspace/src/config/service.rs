@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::model::{Protocol, Scheduler, ServiceKey, Tracking};
+use crate::model::{Forward, Protocol, Scheduler, ServiceKey, Tracking};
 
 use super::access;
 use super::agent_check::AgentLayer;
@@ -15,6 +15,7 @@ use super::limit;
 use super::machine::Machine;
 use super::pool::RulesLayer;
 use super::pools::{Pool, Pools};
+use super::snat::Snat;
 use super::types::{Backend, Check, OnAllDown, PoolRules, Role, Service};
 use super::value;
 use super::walk::Walk;
@@ -30,6 +31,8 @@ pub(super) struct Services<'r> {
     /// Where each service, and each backend, begins.
     service_offsets: Vec<usize>,
     backend_offsets: Vec<usize>,
+    /// The addresses of services of `full-nat`, and where their `forward` stands.
+    full_nat: Vec<(IpAddr, usize)>,
 }
 
 impl<'r> Services<'r> {
@@ -41,6 +44,7 @@ impl<'r> Services<'r> {
             keys: HashMap::new(),
             service_offsets: Vec::new(),
             backend_offsets: Vec::new(),
+            full_nat: Vec::new(),
         }
     }
 
@@ -65,6 +69,31 @@ impl<'r> Services<'r> {
     pub fn refuse_too_many(&self, agent: &Walk<'_, '_>) {
         self.refuse_beyond(agent, &keys::MAX_SERVICES, "services", &self.service_offsets);
         self.refuse_beyond(agent, &keys::MAX_BACKENDS, "backends", &self.backend_offsets);
+    }
+
+    /// Reports services that need an address to rewrite sources to, and addresses that are a service's.
+    pub fn judge_snat(&self, snat: &Snat) {
+        for (address, offset) in &self.full_nat {
+            if snat.of_family(*address).next().is_none() {
+                let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+                self.report.fault_with_rest(
+                    *offset,
+                    format!(
+                        "`forward` is \"full-nat\", and [agent] has no {family} address to rewrite sources to"
+                    ),
+                    format!("an {family} address in `snat_addresses` of [agent]"),
+                );
+            }
+        }
+        for (key, offset) in &self.keys {
+            if snat.addresses.contains(&key.address) {
+                self.report.fault_with_rest(
+                    *offset,
+                    format!("{} is one of `snat_addresses` too", key.address),
+                    "another address for one of them",
+                );
+            }
+        }
     }
 
     fn refuse_beyond(&self, agent: &Walk<'_, '_>, limit_key: &Key, what: &str, offsets: &[usize]) {
@@ -149,7 +178,7 @@ impl<'r> Services<'r> {
             address: address.map(|at| at.value),
             port,
             protocol: checked,
-            forward: forward.map(|at| at.value),
+            forward: forward.as_ref().map(|at| at.value).map_err(|reported| *reported),
             table: if shared.is_some() { "pool" } else { "service" },
             ports_differ: shared.is_some_and(|pool| pool.ports_differ),
             defaults: defaults.check.layer.as_ref().map_err(|&reported| reported),
@@ -161,6 +190,30 @@ impl<'r> Services<'r> {
 
         if let (Ok(scheduler), Ok(rules), Some(offset)) = (&scheduler, &rules, walk.place(&keys::TRACKING)) {
             self.refuse_to_forget(*scheduler, rules, offset);
+        }
+        let mut rules = rules;
+        if let (
+            Ok(At {
+                value: forward,
+                offset,
+            }),
+            Ok(rules),
+        ) = (&forward, &mut rules)
+            && forward.translates()
+        {
+            if let (Ok(address), Forward::FullNat) = (&address, forward) {
+                self.full_nat.push((address.value, *offset));
+            }
+            if rules.persistence_timeout.is_some() {
+                self.report.fault_with_rest(
+                    walk.place(&keys::PERSISTENCE_TIMEOUT).unwrap_or(*offset),
+                    format!("`persistence_timeout` is not built yet for forward \"{forward}\""),
+                    "no `persistence_timeout`: scheduler \"sh\" keeps clients with their backend",
+                );
+            }
+            self.judge_translation(walk, *forward, scheduler, rules.tracking);
+            // Every flow has its entries.
+            rules.tracking = Tracking::Full;
         }
 
         layer?;
@@ -198,6 +251,34 @@ impl<'r> Services<'r> {
             self.report.fault(
                 offset,
                 format!("`tracking` is \"{tracking}\", but {why} has to remember every flow"),
+                "\"full\", or no `tracking`",
+            );
+        }
+    }
+
+    /// What does not go together with translated addresses.
+    fn judge_translation(
+        &self,
+        walk: &Walk<'_, '_>,
+        forward: Forward,
+        scheduler: Result<Scheduler, Reported>,
+        tracking: Tracking,
+    ) {
+        if let (Ok(scheduler), Some(offset)) = (scheduler, walk.place(&keys::SCHEDULER))
+            && scheduler.is_free()
+        {
+            self.report.fault(
+                offset,
+                format!("`scheduler` is \"{scheduler}\", which is not built yet for forward \"{forward}\""),
+                "\"maglev\" or \"sh\"",
+            );
+        }
+        if let Some(offset) = walk.place(&keys::TRACKING)
+            && tracking != Tracking::Full
+        {
+            self.report.fault(
+                offset,
+                format!("`tracking` is \"{tracking}\", but \"{forward}\" has an entry for every flow"),
                 "\"full\", or no `tracking`",
             );
         }

@@ -39,6 +39,8 @@ pub enum Shape {
     Interface,
     /// 64 bytes in hexadecimal.
     HashKey,
+    /// `FIRST-LAST`.
+    Ports,
     HttpPath,
     Host,
     /// An HTTP status or a range of them.
@@ -98,6 +100,7 @@ impl Shape {
                 "the name of a network interface: 1 to 15 bytes without `/`, `:` and spaces".to_owned()
             }
             Self::HashKey => "128 hexadecimal digits (64 bytes), not all zero".to_owned(),
+            Self::Ports => "a range of ports from 1 to 65535, such as \"1024-65535\"".to_owned(),
             Self::HttpPath => {
                 "a path that begins with `/`, of at most 2048 printable ASCII characters without spaces"
                     .to_owned()
@@ -143,6 +146,7 @@ impl Shape {
             Self::Name => json!({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"}),
             Self::Interface => json!({"type": "string", "pattern": "^[^/:\\s]{1,15}$"}),
             Self::HashKey => json!({"type": "string", "pattern": "^[0-9A-Fa-f]{128}$"}),
+            Self::Ports => json!({"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$"}),
             Self::HttpPath => json!({"type": "string", "pattern": "^/[!-~]*$", "maxLength": 2048}),
             Self::Host => json!({"type": "string", "pattern": "^[A-Za-z0-9._:\\[\\]-]+$", "maxLength": 259}),
             Self::Status => json!({"anyOf": [

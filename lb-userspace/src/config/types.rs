@@ -19,6 +19,7 @@ use lb_common::layout::Tags;
 use crate::control::flap::FlapRules;
 use crate::model::{BackendId, Forward, Protocol, Scheduler, ServiceKey, Tracking};
 
+pub use super::snat::Snat;
 pub use access::{Access, AccessList, describe_change as describe_access_change};
 pub use check::{
     AgentCheck, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, Header, HttpCheck, HttpMethod, Pattern,
@@ -68,6 +69,10 @@ pub struct Agent {
     pub client_table_size: u32,
     /// Entries of the flow table that packets of each service may make in a second.
     pub entry_rates: EntryRates,
+    /// What `full-nat` rewrites sources to.
+    pub snat: Snat,
+    /// Flows of `nat` and `full-nat`.
+    pub nat_table_size: u32,
 }
 
 /// Entries of the flow table that packets of a service may make in a second.
@@ -269,8 +274,15 @@ impl Config {
     #[must_use]
     pub fn has_choosers(&self) -> bool {
         self.services.iter().any(|service| {
-            service.scheduler.chooser() != Chooser::Flow || service.tracking() == Tracking::Full
+            service.scheduler.chooser() != Chooser::Flow
+                || service.tracking() == Tracking::Full && !service.forward.translates()
         })
+    }
+
+    /// Whether the program has to translate addresses.
+    #[must_use]
+    pub fn translates(&self) -> bool {
+        self.services.iter().any(|service| service.forward.translates())
     }
 
     /// Whether some service keeps its clients.
@@ -365,7 +377,7 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     pub address: IpAddr,
-    /// The service's.
+    /// The service's, unless `nat` translates it.
     pub port: u16,
     pub weight: u16,
     pub role: Role,

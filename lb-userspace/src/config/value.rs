@@ -165,6 +165,17 @@ pub(super) fn listen(key: &Key, _: &Shape, value: &DeValue<'_>) -> Result<Socket
         .ok_or_else(|| format!("`{}` is {}", key.name, quoted(text)))
 }
 
+/// A range of ports.
+pub(super) fn ports(key: &Key, _: &Shape, value: &DeValue<'_>) -> Result<(u16, u16), String> {
+    let text = string(key, value)?;
+    let range = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+    range
+        .filter(|(first, last)| *first > 0 && first <= last)
+        .ok_or_else(|| format!("`{}` is {}", key.name, quoted(text)))
+}
+
 /// An address that packets from the network can be sent to.
 pub(super) fn routable_address(key: &Key, shape: &Shape, value: &DeValue<'_>) -> Result<IpAddr, String> {
     let address = address(key, shape, value)?;

@@ -78,6 +78,8 @@ pub struct Inputs<'a> {
     pub backups: &'a BTreeSet<ServiceKey>,
     /// Frames may have VLAN tags: what leaves through a VLAN interface is sent on the one below, with its tags.
     pub vlans: bool,
+    /// Where the program is: what answers come in by has to be among them. `None`: everywhere.
+    pub interfaces: Option<&'a [String]>,
     pub now: Instant,
 }
 
@@ -238,7 +240,7 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         .map(|(backend, id)| {
             let status = inputs.statuses.get(id).copied().unwrap_or_default();
             let view = inputs.hops.get(&backend.address);
-            let mut resolved = resolve(service, backend, status, view, inputs.vlans);
+            let mut resolved = resolve(service, backend, status, view, inputs);
             resolved.steps = slow_start::steps(status.up_since, service.rules.slow_start, inputs.now);
             (*id, resolved)
         })
@@ -263,7 +265,12 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         name: service.name.clone(),
         forward: service.forward,
         scheduler: service.scheduler,
-        tracking: service.tracking(),
+        // Translated flows have their own table: slots can move at once.
+        tracking: if service.forward.translates() {
+            Tracking::None
+        } else {
+            service.tracking()
+        },
         access: service.access.clone(),
         limits: service.limits,
         idle_timeout: service.rules.idle_timeout(service.key.protocol),
@@ -299,8 +306,11 @@ fn resolve(
     backend: &config::Backend,
     status: BackendStatus,
     view: Option<&HopView>,
-    vlans: bool,
+    inputs: &Inputs<'_>,
 ) -> DesiredBackend {
+    let Inputs {
+        vlans, interfaces, ..
+    } = *inputs;
     let mut unresolved = match view.map(|view| &view.hop) {
         None => Some("its next hop was not looked up yet".to_owned()),
         Some(Err(why)) => Some(why.to_string()),
@@ -340,6 +350,22 @@ fn resolve(
                     });
                 }
                 packet_mtu = Some(hop.mtu.saturating_sub(service.forward.overhead(backend.address)));
+            }
+            (Forward::Nat | Forward::FullNat, _) => {
+                let full = service.forward == Forward::FullNat;
+                match interfaces {
+                    Some(known) if below.is_none() && !known.contains(&hop.interface) => {
+                        unresolved = Some(format!(
+                            "it is reached by {}, which is not among `interfaces`: its answers would not be \
+                             translated",
+                            hop.interface
+                        ));
+                    }
+                    _ => {
+                        record = record::nat(&way, backend.address, backend.port, full);
+                        packet_mtu = Some(hop.mtu);
+                    }
+                }
             }
         }
     }

@@ -88,6 +88,8 @@ pub struct Dataplane {
     dead_before: BTreeMap<u32, u64>,
     walks: remember::Walks,
     egress: BTreeSet<u32>,
+    /// Interfaces that answers leave by.
+    replies_by: BTreeSet<u32>,
     /// Interfaces that no backend is reached by, and since when.
     idle_egress: BTreeMap<u32, u64>,
     allocator: Allocator,
@@ -123,6 +125,12 @@ impl Dataplane {
     #[must_use]
     pub fn index_of(&self, id: &BackendId) -> Option<u32> {
         self.backends.get(id).copied()
+    }
+
+    /// The index of a service.
+    #[must_use]
+    pub fn service_index(&self, key: &ServiceKey) -> Option<u32> {
+        self.services.get(key).map(|installed| installed.index)
     }
 
     /// The backend with an index.
@@ -174,6 +182,7 @@ impl Dataplane {
     /// An interface is gone: the kernel took it out of the device map by itself.
     pub fn forget_interface(&mut self, ifindex: u32) {
         self.egress.remove(&ifindex);
+        self.replies_by.remove(&ifindex);
         self.idle_egress.remove(&ifindex);
     }
 
@@ -245,7 +254,8 @@ impl Dataplane {
             .values()
             .flat_map(|s| s.backends.values())
             .map(|b| b.record.ifindex);
-        let used: BTreeSet<u32> = used.filter(|i| *i != 0).collect();
+        let replies = self.replies_by.iter().copied();
+        let used: BTreeSet<u32> = used.chain(replies).filter(|i| *i != 0).collect();
         for ifindex in used.difference(&self.egress.clone()) {
             // An interface that cannot transmit XDP frames is refused here; its packets are then counted as
             // `cannot_send`.
@@ -265,6 +275,28 @@ impl Dataplane {
             }
         }
         Ok(())
+    }
+
+    /// Packets may leave by this interface although no backend is there: answers that are translated do.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn add_egress(&mut self, ifindex: u32) -> Result<(), Error> {
+        self.replies_by.insert(ifindex);
+        if !self.egress.contains(&ifindex) {
+            match self.put_egress(ifindex)? {
+                Ok(()) => drop(self.egress.insert(ifindex)),
+                Err(error) => {
+                    log::warn!("interface with index {ifindex} cannot be a target of redirection: {error}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes that back; the interface goes when nothing else needs it.
+    pub fn drop_egress(&mut self, ifindex: u32) {
+        self.replies_by.remove(&ifindex);
     }
 
     fn apply_service(

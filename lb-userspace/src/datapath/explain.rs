@@ -34,13 +34,14 @@ use super::{Error, apply, attach, check_system, identity, testrun};
 const PROGRAM: &str = "lb";
 
 /// The pinned maps that packets read and never write.
-const SHARED: [Pinned; 8] = [
+const SHARED: [Pinned; 9] = [
     pins::SERVICES,
     pins::BUCKETS,
     pins::RECORDS,
     pins::SLABS,
     pins::BACKENDS,
     pins::TAGS,
+    pins::SNAT_POOLS,
     pins::EGRESS,
     pins::INTERFACES,
 ];
@@ -66,6 +67,7 @@ pub fn explain(pin_dir: &Path, query: &Query) -> Result<Explanation, Error> {
         flows: FLOWS,
         cached_flows: FLOWS,
         clients: FLOWS,
+        nat_flows: FLOWS,
     };
     let mut ebpf = load::load_beside(features(&live)?, &key, sizes, &pins, &SHARED)?;
     attach::verify(&mut ebpf, PROGRAM)?;
@@ -164,6 +166,7 @@ fn features(live: &Maps) -> Result<Features, Error> {
             let table = live.records.table(index);
             features.wildcard |= meta.key.port == 0;
             features.persistent |= live.clients.settings(index).timeout_ns != 0;
+            features.nat |= table.is_nat();
             features.choosers |= table.is_full() || table.chooser() != Chooser::Flow;
         }
     }

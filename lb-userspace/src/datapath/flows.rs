@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use lb_common::layout::{FlowControl, FlowCounters, FlowEntry, FlowKey};
 
@@ -18,9 +19,12 @@ const BATCH: usize = 4096;
 
 const BPF_NOEXIST: u64 = 1;
 
-/// The flow table. The program changes it at any moment.
-pub struct Flows {
-    map: HashMap<MapData, FlowKey, FlowEntry>,
+/// The flow table.
+pub type Flows = Table<FlowKey, FlowEntry>;
+
+/// A hash map of flows. The program changes it at any moment.
+pub struct Table<K, V> {
+    map: HashMap<MapData, K, V>,
     /// The same map, for what the typed one cannot do.
     fd: OwnedFd,
     capacity: u32,
@@ -28,8 +32,8 @@ pub struct Flows {
     in_two_steps: AtomicBool,
 }
 
-impl Flows {
-    pub(super) fn new(map: Map) -> Result<Self, Error> {
+impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
+    pub(in crate::datapath) fn new(map: Map) -> Result<Self, Error> {
         let data = maps::data_of(&map)?;
         let capacity = data.info()?.max_entries();
         let fd = duplicate(data.fd())?;
@@ -57,7 +61,7 @@ impl Flows {
 
     /// # Errors
     /// [`Error::Map`].
-    pub fn get(&self, key: &FlowKey) -> Result<Option<FlowEntry>, Error> {
+    pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
         absent_is_none(self.map.get(key, 0))
     }
 
@@ -65,7 +69,7 @@ impl Flows {
     ///
     /// # Errors
     /// [`Error::Map`], also where the table is full.
-    pub fn set(&mut self, key: &FlowKey, entry: FlowEntry) -> Result<(), Error> {
+    pub fn set(&mut self, key: &K, entry: V) -> Result<(), Error> {
         Ok(self.map.insert(key, entry, 0)?)
     }
 
@@ -73,7 +77,7 @@ impl Flows {
     ///
     /// # Errors
     /// [`Error::Map`], also where the table is full.
-    pub fn add(&mut self, key: &FlowKey, entry: FlowEntry) -> Result<bool, Error> {
+    pub fn add(&mut self, key: &K, entry: V) -> Result<bool, Error> {
         match self.map.insert(key, entry, BPF_NOEXIST) {
             Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(false),
             result => Ok(result.map(|()| true)?),
@@ -86,9 +90,9 @@ impl Flows {
     ///
     /// # Errors
     /// [`Error::Map`], [`Error::Syscall`].
-    pub fn take(&mut self, key: &FlowKey) -> Result<Option<FlowEntry>, Error> {
+    pub fn take(&mut self, key: &K) -> Result<Option<V>, Error> {
         if !self.takes_in_two_steps() {
-            let mut entry = FlowEntry::default();
+            let mut entry = V::default();
             match sys::lookup_and_delete(self.fd.as_fd(), key, &mut entry) {
                 Ok(()) => return Ok(Some(entry)),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
@@ -116,7 +120,7 @@ impl Flows {
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn remove(&mut self, key: &FlowKey) -> Result<bool, Error> {
+    pub fn remove(&mut self, key: &K) -> Result<bool, Error> {
         Ok(absent_is_none(self.map.remove(key))?.is_some())
     }
 
@@ -125,7 +129,7 @@ impl Flows {
     ///
     /// # Errors
     /// [`Error::Syscall`].
-    pub fn read_batch(&self, cursor: &mut Cursor) -> Result<bool, Error> {
+    pub fn read_batch(&self, cursor: &mut Cursor<K, V>) -> Result<bool, Error> {
         loop {
             let Cursor {
                 position,
@@ -156,7 +160,7 @@ impl Flows {
     ///
     /// # Errors
     /// [`Error::Syscall`].
-    pub fn all(&self) -> Result<Vec<(FlowKey, FlowEntry)>, Error> {
+    pub fn all(&self) -> Result<Vec<(K, V)>, Error> {
         let mut cursor = Cursor::default();
         let mut all = Vec::new();
         loop {
@@ -171,20 +175,20 @@ impl Flows {
 
 /// How far a reading of the flow table has come, and its last batch.
 #[derive(Debug)]
-pub struct Cursor {
+pub struct Cursor<K = FlowKey, V = FlowEntry> {
     position: Option<u32>,
-    keys: Vec<FlowKey>,
-    entries: Vec<FlowEntry>,
+    keys: Vec<K>,
+    entries: Vec<V>,
     filled: usize,
 }
 
-impl Default for Cursor {
+impl<K: Pod + Default, V: Pod + Default> Default for Cursor<K, V> {
     fn default() -> Self {
         Self::with_room(BATCH)
     }
 }
 
-impl Cursor {
+impl<K: Pod + Default, V: Pod + Default> Cursor<K, V> {
     /// A cursor at the beginning, for batches of up to `room` entries, which may grow.
     #[must_use]
     pub fn with_room(room: usize) -> Self {
@@ -199,7 +203,7 @@ impl Cursor {
     }
 
     /// The entries of the last batch, as they were when it was read.
-    pub fn entries(&self) -> impl Iterator<Item = (FlowKey, FlowEntry)> + '_ {
+    pub fn entries(&self) -> impl Iterator<Item = (K, V)> + '_ {
         let pairs = self.keys.iter().zip(&self.entries).take(self.filled);
         pairs.map(|(key, entry)| (*key, *entry))
     }
@@ -209,13 +213,8 @@ impl Cursor {
     }
 
     fn resize(&mut self, room: usize) {
-        let key = FlowKey {
-            source: [0; 4],
-            ports: 0,
-            service: 0,
-        };
-        self.keys.resize(room, key);
-        self.entries.resize(room, FlowEntry::default());
+        self.keys.resize(room, K::default());
+        self.entries.resize(room, V::default());
     }
 }
 

@@ -8,7 +8,7 @@ use lb_common::limit::{CLIENT_BUCKETS, CLIENT_ROWS};
 use lb_common::suspect::SYN_PLACES;
 
 use super::pins::{self, PinDir, Pinned};
-use super::{Error, object};
+use super::{Error, object, parts};
 use crate::config::Agent;
 
 /// What the program is specialised by; what is off is not even verified.
@@ -42,6 +42,10 @@ pub struct Features {
     pub vlans: bool,
     /// Some service keeps its clients (`persistence_timeout`).
     pub persistent: bool,
+    /// Some service has forward mode `nat` or `full-nat`.
+    pub nat: bool,
+    /// The kernel's routing table says the way of its replies; else they go back where the flow came from.
+    pub nat_routes: bool,
 }
 
 /// What an agent lets each CPU send, as many as Linux itself in all (`net.ipv4.icmp_msgs_per_sec`).
@@ -60,6 +64,8 @@ pub struct Sizes {
     pub cached_flows: u32,
     /// Clients that are remembered (`persistence_timeout`): the same.
     pub clients: u32,
+    /// Flows of `nat` and `full-nat`; each has two entries. Their memory is taken in the same way.
+    pub nat_flows: u32,
 }
 
 impl Sizes {
@@ -72,6 +78,7 @@ impl Sizes {
             flows: agent.flow_table_size,
             cached_flows: agent.flow_cache_size,
             clients: agent.client_table_size,
+            nat_flows: agent.nat_table_size,
         }
     }
 }
@@ -121,7 +128,10 @@ fn load_with(
         limits,
         vlans,
         persistent,
+        nat,
+        nat_routes,
     } = features;
+    let (with_nat, nat_routes) = (flag(nat), flag(nat_routes));
     let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
     let (vlans, gue) = (flag(vlans), flag(gue));
     let (guarded, limited) = (flag(guards), flag(limits));
@@ -148,6 +158,8 @@ fn load_with(
         .override_global("GUARDED", &guarded, true)
         .override_global("PERSISTENT", &persistent, true)
         .override_global("LIMITED", &limited, true)
+        .override_global("NAT", &with_nat, true)
+        .override_global("NAT_ROUTES", &nat_routes, true)
         .override_global("HASH_KEY", &key.0, true)
         .override_global("SECOND_KEY", &second.0, true)
         .override_global("CACHE_LINES", &flow_lines, true)
@@ -160,6 +172,8 @@ fn load_with(
         .map_max_entries("SERVICES", sizes.services * 2)
         .map_max_entries("RECORDS", sizes.services)
         .map_max_entries("FLOWS", sizes.flows)
+        .map_max_entries("NAT_FLOWS", sizes.nat_flows * 2)
+        .map_max_entries("NAT_COUNTERS", sizes.services)
         .map_max_entries("FLOW_CONTROL", sizes.services)
         .map_max_entries("GUARDS", sizes.services)
         .map_max_entries("LISTS", sizes.services)
@@ -195,7 +209,11 @@ fn load_with(
     for (map, path) in &paths {
         loader.map_pin_path(map, path.as_path());
     }
-    Ok(loader.load(object::LB)?)
+    let mut ebpf = loader.load(object::LB)?;
+    if nat {
+        parts::fill(&mut ebpf)?;
+    }
+    Ok(ebpf)
 }
 
 /// Lines of a cache: those of the pinned one, else a power of two with room for so many.

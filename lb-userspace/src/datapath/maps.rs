@@ -21,6 +21,7 @@ use super::flows::{self, FlowControls, Flows};
 use super::guards::Guards;
 use super::load::Sizes;
 use super::mmap::Words;
+use super::nat::NatMaps;
 use super::pins::{self, PinDir, Pinned};
 use super::services::Services;
 use super::signs::Signs;
@@ -43,6 +44,7 @@ pub struct Maps {
     pub signs: Signs,
     pub guards: Guards,
     pub clients: Clients,
+    pub nat: NatMaps,
     flow_counters: PerCpuArray<MapData, FlowCounters>,
     pub egress: DevMapHash<MapData>,
     pub interfaces: HashMap<MapData, u32, Interface>,
@@ -106,6 +108,7 @@ impl Maps {
             flows: Flows::new(take(&pins::FLOWS)?)?,
             flow_control: FlowControls::map(control.fd(), max_entries(control))?,
             flow_counters: take(&pins::FLOW_COUNTERS)?.try_into()?,
+            nat: NatMaps::open(take)?,
             flow_cache: FlowCache::new(&take(&pins::CACHE)?, &take(&pins::NURSERY)?, &take(&pins::LOADS)?)?,
             guards: Guards::open(
                 &take(&pins::GUARDS)?,

@@ -18,6 +18,8 @@ pub mod load;
 pub mod maps;
 pub mod measure;
 pub mod mmap;
+pub mod nat;
+pub mod parts;
 pub mod pins;
 pub mod record;
 pub mod services;

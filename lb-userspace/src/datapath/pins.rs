@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo, MapType};
-use lb_common::{cache, client, layout, suspect};
+use lb_common::{cache, client, layout, nat, suspect};
 
 use super::Error;
 use super::sys;
@@ -51,6 +51,9 @@ pinned! {
     GUARDS: "GUARDS", "guards", Array, WORD, size_of::<layout::Guard>(), layout::MMAPABLE;
     LISTS: "LISTS", "lists", ArrayOfMaps, WORD, WORD, 0;
     GUARD_COUNTERS: "GUARD_COUNTERS", "guard_counters", PerCpuArray, WORD, size_of::<layout::GuardCounters>(), 0;
+    NAT_FLOWS: "NAT_FLOWS", "nat_flows", Hash, size_of::<nat::NatKey>(), size_of::<nat::NatEntry>(), NO_PREALLOC;
+    SNAT_POOLS: "SNAT_POOLS", "snat_pools", Array, WORD, size_of::<nat::SnatPool>(), 0;
+    NAT_COUNTERS: "NAT_COUNTERS", "nat_counters", PerCpuArray, WORD, size_of::<nat::NatCounters>(), 0;
     CACHE: "CACHE", "flow_cache", Array, WORD, size_of::<cache::Line>(), layout::MMAPABLE;
     NURSERY: "NURSERY", "nursery", Array, WORD, size_of::<cache::Opening>(), layout::MMAPABLE;
     LOADS: "LOADS", "loads", Array, WORD, size_of::<cache::Load>(), layout::MMAPABLE;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use lb_common::checksum;
 use lb_common::layout::{Backend, OUTER_LEN, kind};
 
+use super::identity;
 use crate::model::Forward;
 
 /// Where and how to send; what is needed of a next hop.
@@ -65,6 +66,17 @@ pub fn encapsulating(hop: &Hop, forward: Forward, source: IpAddr, destination: I
         }
         _ => Backend::UNRESOLVED,
     }
+}
+
+/// The record of a `nat` or `full-nat` backend.
+#[must_use]
+pub fn nat(hop: &Hop, address: IpAddr, port: u16, full: bool) -> Backend {
+    let kind = if full { kind::FULL_NAT } else { kind::NAT };
+    let mut record = base(hop, kind, 0);
+    let ([a, b, c, d], _) = identity::words(address);
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    record.outer = [pair(a, b), pair(c, d), u64::from(port.to_be()), 0, 0];
+    record
 }
 
 fn base(hop: &Hop, kind: u8, ethertype: u16) -> Backend {
@@ -154,6 +166,19 @@ mod tests {
         let record = l2(&HOP);
         let bytes: Vec<u8> = record.ethernet.iter().flat_map(|w| w.to_ne_bytes()).collect();
         assert_eq!(bytes, [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0, 0]);
+    }
+
+    #[test]
+    fn a_translation_gives_back_address_and_port() {
+        for (address, full) in [("10.0.1.11", true), ("2001:db8::11", false)] {
+            let address: IpAddr = address.parse().unwrap();
+            let record = nat(&HOP, address, 8080, full);
+            assert_eq!(
+                record.translation(),
+                (identity::words(address).0, 8080_u16.to_be())
+            );
+            assert_eq!(record.kind, if full { kind::FULL_NAT } else { kind::NAT });
+        }
     }
 
     #[test]

@@ -242,6 +242,9 @@ impl Simulator {
             limits: config.has_limits(),
             vlans: config.has_vlans(),
             persistent: config.keeps_clients(),
+            nat: config.translates(),
+            // The routes of this machine are not those of the simulated one.
+            nat_routes: false,
         };
         let configured = config
             .agent
@@ -267,6 +270,7 @@ impl Simulator {
             .interfaces
             .insert(INGRESS_IFINDEX, own, 0)
             .map_err(super::Error::from)?;
+        dataplane.maps.nat.set_pools(&config.agent.snat)?;
         let desired = desired(config, options, &dataplane);
         dataplane.apply(&desired, &monotonic_ns)?;
         let decision = ebpf
@@ -416,6 +420,7 @@ fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
         vlans: config.has_vlans(),
+        interfaces: None,
         now: Instant::now(),
     })
 }

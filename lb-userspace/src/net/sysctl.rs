@@ -45,6 +45,23 @@ pub fn bpf_jit() -> Option<bool> {
     number("core/bpf_jit_enable").ok().map(|value| value != 0)
 }
 
+/// The first and the last port that the machine gives its own connections (`ip_local_port_range`).
+///
+/// # Errors
+/// If `/proc` is not mounted.
+pub fn local_ports() -> io::Result<(u16, u16)> {
+    let name = "ipv4/ip_local_port_range";
+    let text = fs::read_to_string(Path::new("/proc/sys/net").join(name))?;
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok((first, last)),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{name}: {text:?}"),
+        )),
+    }
+}
+
 fn number(name: &str) -> io::Result<i64> {
     let text = fs::read_to_string(Path::new("/proc/sys/net").join(name))?;
     text.trim()

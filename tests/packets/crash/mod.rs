@@ -140,6 +140,7 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
         earlier: &dataplane.earlier(),
         backups: &BTreeSet::new(),
         vlans: config.has_vlans(),
+        interfaces: None,
         now: Instant::now(),
     });
     for service in desired.services.values_mut() {

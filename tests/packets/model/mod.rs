@@ -172,6 +172,7 @@ impl Model {
         let room = self.mtu
             - match (service.forward, backend) {
                 (Forward::DsrL2, _) => 0,
+                (Forward::Nat | Forward::FullNat, _) => unreachable!("a model of its own: {service:?}"),
                 (Forward::DsrIpip, IpAddr::V4(_)) => 20,
                 (Forward::DsrIpip, IpAddr::V6(_)) => 40,
                 (Forward::DsrGue, IpAddr::V4(_)) => 28,

@@ -317,6 +317,7 @@ fn fill(flows: u32) -> anyhow::Result<(u64, u64)> {
         flows,
         cached_flows: 4096,
         clients: 4096,
+        nat_flows: 1024,
     };
     let mut ebpf = load::load(Features::default(), &KEY, sizes, Some(&pins))?;
     let mut maps = Maps::of(&mut ebpf, sizes, Some(&pins))?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{counted, is_missing, movement, remember};
+use super::{counted, is_missing, movement, nat, remember};
 use crate::api::types::{
     AgentCheckStatus, AgentStatus, BackendStatus, CheckStatus, InterfaceStatus, ServiceStatus, Status,
 };
@@ -22,6 +22,7 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
         migrations,
         flow_table,
         flow_cache,
+        nat,
     } = status;
     let attached = interfaces.iter().any(|interface| interface.mode != "detached");
     let mut text = agent_lines(agent, attached, screen);
@@ -45,6 +46,9 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
     text += &flow_cache
         .as_ref()
         .map_or_else(String::new, remember::cache_lines);
+    if let Some(nat) = nat {
+        text += &nat::lines(nat);
+    }
     text
 }
 

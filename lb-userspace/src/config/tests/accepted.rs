@@ -51,6 +51,27 @@ fn the_least_service_has_the_defaults() {
 }
 
 #[test]
+fn full_nat_translates_ports_and_remembers_every_flow() {
+    let text = format!(
+        "{HEAD}snat_addresses = [\"10.0.1.5\"]\nsnat_ports = \"2000-2999\"\n{}{BACKEND}port = 8080\n",
+        WEB.replace("dsr-l2", "full-nat")
+    );
+    let Config { agent, services } = parsed(&text);
+    assert_eq!(
+        (agent.snat.first_port, agent.snat.last_port, agent.snat.ports()),
+        (2000, 2999, 1000)
+    );
+    let [service] = services.as_slice() else {
+        panic!("one service: {services:?}");
+    };
+    assert_eq!(
+        (service.forward, service.rules.tracking),
+        (Forward::FullNat, Tracking::Full)
+    );
+    assert_eq!(service.backends[0].port, 8080);
+}
+
+#[test]
 fn the_example_says_what_it_seems_to_say() {
     let config = parsed(&example());
     let [web, dns, api, shop, shop_tls] = config.services.as_slice() else {

@@ -86,6 +86,7 @@ fn wanted(
             .collect(),
         backups: &BTreeSet::new(),
         vlans: config.has_vlans(),
+        interfaces: None,
         now: Instant::now(),
     });
     desired.services[&service.key].clone()

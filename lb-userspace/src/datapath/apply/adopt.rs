@@ -45,6 +45,7 @@ impl Dataplane {
             dead_before: BTreeMap::new(),
             walks: super::remember::Walks::default(),
             egress: BTreeSet::new(),
+            replies_by: BTreeSet::new(),
             idle_egress: BTreeMap::new(),
             allocator: Allocator::default(),
             scan: std::sync::Arc::new(Report::default()),

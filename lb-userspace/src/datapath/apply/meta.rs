@@ -92,6 +92,8 @@ pub fn forward_of(meta: &ServiceMeta) -> Option<Forward> {
         1 => Some(Forward::DsrL2),
         2 => Some(Forward::DsrIpip),
         5 => Some(Forward::DsrGue),
+        3 => Some(Forward::Nat),
+        4 => Some(Forward::FullNat),
         _ => None,
     }
 }
@@ -101,6 +103,8 @@ pub(super) fn forward_code(forward: Forward) -> u8 {
         Forward::DsrL2 => 1,
         Forward::DsrIpip => 2,
         Forward::DsrGue => 5,
+        Forward::Nat => 3,
+        Forward::FullNat => 4,
     }
 }
 

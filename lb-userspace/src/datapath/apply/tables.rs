@@ -16,7 +16,7 @@ use crate::datapath::Error;
 use crate::datapath::clock::Clock;
 use crate::datapath::maps::Maps;
 use crate::maglev::Candidate;
-use crate::model::{BackendId, Scheduler, ServiceKey, Tracking};
+use crate::model::{BackendId, Forward, Scheduler, ServiceKey, Tracking};
 
 /// The tables of a service, and what they came from.
 #[derive(Debug, Default)]
@@ -38,6 +38,7 @@ pub(super) struct InForce {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Origin {
+    forward: Forward,
     scheduler: Scheduler,
     size: u32,
     candidates: Vec<Candidate>,
@@ -56,6 +57,7 @@ impl Origin {
             Some(_) => service.size,
         };
         Self {
+            forward: service.forward,
             scheduler: service.scheduler,
             size,
             candidates: service.candidates.clone(),
@@ -340,6 +342,9 @@ impl Dataplane {
         let mut next_word = place;
         if next_word != TableWord::NONE {
             next_word = next_word.chosen_by(service.scheduler.chooser());
+            if service.forward.translates() {
+                next_word = next_word.with(TableWord::NAT);
+            }
             if service.tracking == Tracking::Full {
                 next_word = next_word.with(TableWord::FULL);
             }

@@ -103,7 +103,9 @@ impl Dataplane {
         self.may_write()?;
         self.maps.clear_flow_counters(index)?;
         self.may_write()?;
-        self.maps.guards.clear_counters(index)
+        self.maps.guards.clear_counters(index)?;
+        self.may_write()?;
+        self.maps.nat.clear_counters(index)
     }
 
     pub(super) fn put_list(&mut self, index: u32, list: &AccessList) -> Result<(), Error> {

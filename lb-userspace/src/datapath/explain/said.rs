@@ -241,6 +241,8 @@ fn forward_of(record: &Backend) -> Option<Forward> {
         kind::L2 => Some(Forward::DsrL2),
         kind::IPV4 | kind::IPV6 => Some(Forward::DsrIpip),
         kind::GUE_V4 | kind::GUE_V6 => Some(Forward::DsrGue),
+        kind::NAT => Some(Forward::Nat),
+        kind::FULL_NAT => Some(Forward::FullNat),
         _ => None,
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn frame(segment: &Segment, forward: Forward, hop: &NextHop, backend:
 /// What encapsulation adds to a packet.
 pub(super) fn overhead(forward: Forward, backend: IpAddr) -> u16 {
     match (forward, backend) {
-        (Forward::DsrL2, _) => 0,
+        (Forward::DsrL2 | Forward::Nat | Forward::FullNat, _) => 0,
         (Forward::DsrIpip, IpAddr::V4(_)) => 20,
         (Forward::DsrIpip, IpAddr::V6(_)) => 40,
         (Forward::DsrGue, IpAddr::V4(_)) => 20 + UDP_LEN as u16,
@@ -56,6 +56,8 @@ pub(super) fn carry(inner: &[u8], forward: Forward, hop: &NextHop, backend: IpAd
             packet(hop.source, backend, protocol, inner)?
         }
         Forward::DsrGue => packet(hop.source, backend, UDP, &gue(inner)?)?,
+        // The answer would not come back to us: the configuration refuses it.
+        Forward::Nat | Forward::FullNat => return None,
     };
     let ether_type: u16 = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
     let mut frame = Vec::with_capacity(14 + packet.len());

@@ -111,6 +111,7 @@ fn maps(services: u32, backends: u32) -> anyhow::Result<Maps> {
         flows: 65_536,
         cached_flows: 4096,
         clients: 4096,
+        nat_flows: 1024,
     };
     let mut ebpf = load::load(Features::default(), &KEY, sizes, None)?;
     Ok(Maps::of(&mut ebpf, sizes, None)?)
@@ -213,6 +214,7 @@ impl World {
             earlier: &self.dataplane.earlier(),
             backups: &BTreeSet::new(),
             vlans: false,
+            interfaces: None,
             now: Instant::now(),
         })
     }

@@ -105,6 +105,16 @@ fn of_the_agent() {
                 &["unknown key `xdp-mode` in [agent], did you mean `xdp_mode`?"],
             ),
             (
+                "ports that are no range",
+                agent("snat_ports = ▶\"2000-1000\""),
+                &["`snat_ports` is \"2000-1000\"; expected a range of ports from 1 to 65535"],
+            ),
+            (
+                "an address of ours twice",
+                agent("snat_addresses = [\"10.0.0.5\", ▶\"10.0.0.5\"]"),
+                &["the address 10.0.0.5 is named twice"],
+            ),
+            (
                 "metrics without a port",
                 agent("metrics = ▶\"127.0.0.1\""),
                 &["`metrics` is \"127.0.0.1\"; expected an address with a port"],

@@ -116,8 +116,10 @@ fn of_backends() {
             (
                 "another port",
                 backend("address = \"10.0.0.1\"\nport = ▶8080"),
-                &["the backend's port is 8080, the service's 80: port translation \
-                     is not built yet; expected 80 or no `port`"],
+                &[
+                    "the backend's port is 8080, the service's 80: \"dsr-l2\" does not translate ports; \
+                     expected 80 or no `port`, or forward \"nat\" or \"full-nat\"",
+                ],
             ),
             (
                 "a port out of range",

@@ -8,7 +8,7 @@ use super::{agent, check, service, shaped};
 #[test]
 fn everything_at_once() {
     let text = "▶▶shema = 1\n[agent]\ninterfaces = [▶\"no/interface\"]\non_stop = ▶7\n\
-        ▶[[service]]\naddress = \"192.0.2.1\"\nport = ▶80000\nprotocol = \"tcp\"\nforward = ▶\"nat\"\n\
+        ▶[[service]]\naddress = \"192.0.2.1\"\nport = ▶80000\nprotocol = \"tcp\"\nforward = ▶\"dsr-gre\"\n\
         [service.check]\nrise = ▶0\n[[service.backend]]\naddress = ▶\"::1\"\nweight = ▶70000\n\
         ▶[[service]]\nname = \"b\"\naddress = \"2001:db8::1\"\nport = 80\nprotocol = \"udp\"\n\
         forward = \"dsr-ipip\"\n▶\"π\" = 1\n";
@@ -23,7 +23,7 @@ fn everything_at_once() {
                 "`on_stop`",
                 "`name` is missing",
                 "`port` is 80000",
-                "`forward = \"nat\"`",
+                "`forward` is \"dsr-gre\"",
                 "`rise` is 0",
                 "a loopback address",
                 "`weight` is 70000",
@@ -88,6 +88,7 @@ fn of_the_machine() {
     let machine = Machine {
         interfaces: BTreeSet::from(["eth0".to_owned(), "lo".to_owned()]),
         addresses: BTreeSet::from(["192.0.2.1".parse().unwrap(), "10.0.0.1".parse().unwrap()]),
+        local_ports: Some((32_768, 60_999)),
     };
     check(
         &[
@@ -98,6 +99,18 @@ fn of_the_machine() {
                     "the interface \"eth7\" does not exist; expected one of eth0, lo",
                     "`on_stop` is an integer",
                 ],
+            ),
+            (
+                "an address of the machine, with its own ports, to rewrite sources to",
+                "schema = 1\n[agent]\ninterfaces = [\"eth0\"]\nsnat_addresses = [▶\"10.0.0.1\", \"10.0.0.9\"]".to_owned(),
+                &["10.0.0.1 is an address of this machine, whose own connections use the ports 32768 to 60999"],
+            ),
+            (
+                "an address of the machine beside its own ports",
+                "schema = 1\n[agent]\ninterfaces = [\"eth0\"]\nsnat_addresses = [\"10.0.0.1\"]\n\
+                 snat_ports = \"1024-32767\"\non_stop = ▶1"
+                    .to_owned(),
+                &["`on_stop` is an integer"],
             ),
             (
                 "every port of an own address",

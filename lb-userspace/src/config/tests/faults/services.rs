@@ -150,14 +150,42 @@ fn of_services() {
                 &["`forward` is \"dsr_l2\", did you mean \"dsr-l2\"?"],
             ),
             (
-                "forward nat",
-                shaped("\"192.0.2.1\"", "80", "▶\"nat\"", "\"10.0.0.1\""),
-                &["`forward = \"nat\"` is not built yet; expected one of \"dsr-l2\", \"dsr-ipip\", \"dsr-gue\""],
+                "full-nat without an address of ours",
+                shaped("\"192.0.2.1\"", "80", "▶\"full-nat\"", "\"10.0.0.1\""),
+                &["[agent] has no IPv4 address to rewrite sources to; expected an IPv4 address in `snat_addresses`"],
             ),
             (
-                "forward full-nat",
-                shaped("\"192.0.2.1\"", "80", "▶\"full-nat\"", "\"10.0.0.1\""),
-                &["`forward = \"full-nat\"` is not built yet"],
+                "full-nat with an address of the other family",
+                shaped("\"192.0.2.1\"", "80", "▶\"full-nat\"", "\"10.0.0.1\"")
+                    .replace("[agent]\n", "[agent]\nsnat_addresses = [\"2001:db8::5\"]\n"),
+                &["[agent] has no IPv4 address to rewrite sources to"],
+            ),
+            (
+                "an address of ours that is a service's",
+                shaped("▶\"192.0.2.1\"", "80", "\"full-nat\"", "\"10.0.0.1\"")
+                    .replace("[agent]\n", "[agent]\nsnat_addresses = [\"192.0.2.1\"]\n"),
+                &["192.0.2.1 is one of `snat_addresses` too"],
+            ),
+            (
+                "nat from one family to the other",
+                shaped("\"192.0.2.1\"", "80", "\"nat\"", "▶\"2001:db8::1\""),
+                &["`forward` is \"nat\"; expected an IPv4 address"],
+            ),
+            (
+                "nat with a scheduler that has to be told of every flow, and without remembering",
+                shaped("\"192.0.2.1\"", "80", "\"nat\"\nscheduler = ▶\"lc\"", "\"10.0.0.1\""),
+                &["`scheduler` is \"lc\", which is not built yet for forward \"nat\"; expected \"maglev\" or \"sh\""],
+            ),
+            (
+                "nat without remembering",
+                shaped("\"192.0.2.1\"", "80", "\"nat\"\ntracking = ▶\"none\"", "\"10.0.0.1\""),
+                &["`tracking` is \"none\", but \"nat\" has an entry for every flow; expected \"full\", or no `tracking`"],
+            ),
+            (
+                "nat with a probe through the forward path",
+                shaped("\"192.0.2.1\"", "80", "\"nat\"", "\"10.0.0.1\"")
+                    + "[service.check]\ntype = \"tcp\"\nvia = ▶\"forward\"\n",
+                &["`via` is \"forward\", and the service's `forward` is \"nat\""],
             ),
             (
                 "a scheduler that has to remember, told not to",

@@ -27,7 +27,14 @@ pub fn sum(bytes: &[u8]) -> u32 {
 #[inline(always)]
 #[must_use]
 pub const fn ipv4_from_seed(seed: u16, tos_word: u16, total_length: u16) -> u16 {
-    !fold(seed as u32 + tos_word as u32 + total_length as u32)
+    ipv4_with(seed, tos_word, total_length, 0)
+}
+
+/// The same where one more word of the header had zeros in `seed` which now are `more`.
+#[inline(always)]
+#[must_use]
+pub const fn ipv4_with(seed: u16, tos_word: u16, total_length: u16, more: u16) -> u16 {
+    !fold(seed as u32 + tos_word as u32 + total_length as u32 + more as u32)
 }
 
 /// The checksum `check` after one 16-bit word it covers changed from `old` to `new` (RFC 1624, equation 3). All

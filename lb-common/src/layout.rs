@@ -324,8 +324,10 @@ pub struct Backend {
     /// For [`kind::IPV4`] and [`kind::GUE_V4`]: sum of the outer header with its length and type of service as zero, see
     /// [`crate::checksum::ipv4_from_seed`].
     pub checksum_seed: u16,
-    /// The outer header as it goes on the wire, with lengths, traffic class and checksum left 0. For [`kind::NAT`] and
-    /// [`kind::FULL_NAT`]: two words of address and one of the port, see [`Backend::translation`].
+    /// The outer header as it goes on the wire, with lengths, traffic class and checksum left 0. With `outer_sources`
+    /// the source address has zeros where bits of the flow's hash go, all within its last two bytes; a mask of them, in
+    /// memory order, is the low end of the last word for [`kind::IPV4`], `checksum_seed` for [`kind::IPV6`]. For
+    /// [`kind::NAT`] and [`kind::FULL_NAT`]: two words of address and one of the port, see [`Backend::translation`].
     pub outer: [u64; OUTER_LEN / 8],
 }
 
@@ -336,6 +338,16 @@ impl Backend {
     pub const fn translation(&self) -> ([u32; 4], u16) {
         let [a, b, c, ..] = self.outer;
         ([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32], c as u16)
+    }
+
+    /// Bits of the outer source address that follow the flow, in memory order.
+    #[must_use]
+    pub const fn outer_mask(&self) -> u16 {
+        match self.kind {
+            kind::IPV4 => self.outer[OUTER_LEN / 8 - 1] as u16,
+            kind::IPV6 => self.checksum_seed,
+            _ => 0,
+        }
     }
 
     /// A backend that nothing can be sent to.

@@ -15,6 +15,10 @@ pub static ANNOUNCE: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static GUE: Global<u8> = Global::new(0);
 
+/// Not 0: some service has `outer_sources`.
+#[unsafe(no_mangle)]
+pub static SPREAD: Global<u8> = Global::new(0);
+
 /// Not 0: every decision is written down for `simulate`.
 #[unsafe(no_mangle)]
 pub static EXPLAIN: Global<u8> = Global::new(0);

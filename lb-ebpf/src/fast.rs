@@ -234,7 +234,7 @@ fn send(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reaso
         suspect::look(ctx, u32::from(packet.opens), packet.transport(), hash, index);
     }
     let rewritten = match shape {
-        IPV4 if is_v4 => ipip::encapsulate_v4(ctx, packet.length, backend),
+        IPV4 if is_v4 => ipip::encapsulate_v4(ctx, packet.length, hash, backend),
         IPV6 => ipip::encapsulate_v6(ctx, is_v4, packet.length, hash, backend),
         L2 => l2::rewrite(ctx, packet.length, backend),
         GUE_V4 if GUE.load() != 0 && is_v4 => gue::encapsulate_v4(ctx, packet.length, hash, backend),

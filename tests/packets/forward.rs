@@ -281,3 +281,49 @@ fn source_ports_of_gue_follow_the_flow() {
         assert!(ports.len() > 900, "{} of 1000 flows", ports.len());
     }
 }
+
+/// With `outer_sources` packets of one flow come from one address of the prefix, those of many flows from many.
+#[test]
+fn outer_sources_follow_the_flow() {
+    let mut config = config(false);
+    for service in &mut config.services {
+        service.outer_sources = ["198.51.96.0/20", "2001:db8:ffff::/112"]
+            .map(|prefix| prefix.parse().expect("a prefix"))
+            .to_vec();
+    }
+    let Some(mut world) = world_with(&config, &crate::world::options()) else {
+        return;
+    };
+    for destination in ["192.0.2.20", "2001:db8::20", "192.0.2.30"] {
+        let mut sources = std::collections::BTreeSet::new();
+        for source_port in 1000..2000 {
+            let sent = |world: &mut xlb::datapath::simulate::Simulator, payload: &[u8]| {
+                let packet = tcp_in(crate::build::ip(destination), syn(source_port, 443), payload);
+                let outcome = world.packet(&packet).expect("a run");
+                assert_eq!(outcome.reason, Reason::Transmitted);
+                let outer = &outcome.out[14..];
+                let v4 = outer[0] >> 4 == 4;
+                if v4 {
+                    assert!(crate::out::sums_up(&[&outer[..20]]), "the outer checksum");
+                    assert_eq!((outer[12], outer[13], outer[14] >> 4), (198, 51, 6), "the prefix");
+                    assert_eq!(outer[20..], packet[14..]);
+                    outer[14..16].to_vec()
+                } else {
+                    let prefix = [0x20, 1, 0x0d, 0xb8, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
+                    assert_eq!(outer[8..22], prefix);
+                    assert_eq!(outer[40..], packet[14..]);
+                    outer[22..24].to_vec()
+                }
+            };
+            let first = sent(&mut world, &[]);
+            assert_eq!(sent(&mut world, b"later"), first, "one flow");
+            sources.insert(first);
+        }
+        // Of 1000 balls in 4096 bins chance alone leaves about 887 bins.
+        assert!(
+            sources.len() > 800,
+            "{destination}: {} sources of 1000 flows",
+            sources.len()
+        );
+    }
+}

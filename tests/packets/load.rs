@@ -3,6 +3,7 @@
 use aya::EbpfLoader;
 use aya::programs::Xdp;
 use lb_common::hash::HashKey;
+use lb_common::reason::Reason;
 use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::{attach, object};
 
@@ -23,6 +24,7 @@ const FEATURES: &[fn(&mut Features)] = &[
     |features| features.suspects = true,
     |features| features.vlans = true,
     |features| features.gue = true,
+    |features| features.spread = true,
     |features| features.guards = true,
     |features| features.limits = true,
     |features| features.persistent = true,
@@ -88,6 +90,19 @@ fn every_feature_alone_and_with_the_others_passes_the_verifier() {
     println!("largest program: {largest} instructions verified");
     // The kernel's limit; an older verifier may look at more of them.
     assert!(largest < 500_000, "{largest}");
+}
+
+#[test]
+fn every_reason_has_its_line_in_the_docs() {
+    let docs = include_str!("../../docs/failures.md");
+    for reason in Reason::ALL {
+        let line = format!("| `{}` | {} | ", reason.name(), reason.verdict().name());
+        assert_eq!(
+            docs.matches(&line).count(),
+            1,
+            "docs/failures.md, Reasons: {line}"
+        );
+    }
 }
 
 const HARNESS: &[&str] = &[

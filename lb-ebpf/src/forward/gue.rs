@@ -40,7 +40,7 @@ fn udp(hash: u32, length: u16) -> u64 {
 #[inline(always)]
 pub fn encapsulate_v4(ctx: &XdpContext, length: u32, hash: u32, backend: &Backend) -> Result<(), Reason> {
     let Behind { frame, length } =
-        put_v4::<OVERHEAD_V4, { OUTER + OVERHEAD_V4 + IPV4_LEN }>(ctx, length, backend)?;
+        put_v4::<OVERHEAD_V4, { OUTER + OVERHEAD_V4 + IPV4_LEN }>(ctx, length, hash, backend)?;
     // SAFETY: `put_v4` checked the bounds.
     unsafe { set_word::<u64, { OUTER + IPV4_LEN }>(frame, udp(hash, length)) };
     Ok(())

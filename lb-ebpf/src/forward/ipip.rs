@@ -8,6 +8,7 @@ use lb_common::checksum;
 use lb_common::layout::{Backend, OUTER_LEN};
 use lb_common::reason::Reason;
 
+use crate::constants::SPREAD;
 use crate::packet;
 use crate::word::{set_word, word};
 
@@ -22,8 +23,8 @@ const NEXT_HEADER_IPV6: u64 = 41;
 /// Puts Ethernet and outer IPv4 header before an IPv4 packet of `length` bytes. The packet is as it was where that
 /// cannot be done.
 #[inline(always)]
-pub fn encapsulate_v4(ctx: &XdpContext, length: u32, backend: &Backend) -> Result<(), Reason> {
-    put_v4::<IPV4_LEN, { OUTER + 2 * IPV4_LEN }>(ctx, length, backend).map(|_| ())
+pub fn encapsulate_v4(ctx: &XdpContext, length: u32, hash: u32, backend: &Backend) -> Result<(), Reason> {
+    put_v4::<IPV4_LEN, { OUTER + 2 * IPV4_LEN }>(ctx, length, hash, backend).map(|_| ())
 }
 
 /// Like [`encapsulate_v4`] with an outer IPv6 header, for either family. `hash` is that of the flow.
@@ -54,6 +55,7 @@ pub(super) struct Behind {
 pub(super) fn put_v4<const ADDED: usize, const WHOLE: usize>(
     ctx: &XdpContext,
     length: u32,
+    hash: u32,
     backend: &Backend,
 ) -> Result<Behind, Reason> {
     const { assert!(WHOLE >= OUTER + ADDED + IPV4_LEN) };
@@ -67,8 +69,10 @@ pub(super) fn put_v4<const ADDED: usize, const WHOLE: usize>(
     let first = unsafe { word::<u32, 0>(frame.add(OUTER + ADDED)) };
     let tos = first & 0xff00;
     let total = u16::from_be((first >> 16) as u16) + ADDED as u16;
-    let check = checksum::ipv4_from_seed(backend.checksum_seed, tos as u16, total.to_be());
-    let [a, b, c, ..] = backend.outer;
+    let [a, b, c, _, mask] = backend.outer;
+    let spread = spread(hash, mask as u16);
+    // The ready-made source has zeros where these bits go, so they add to the sum as they are.
+    let check = checksum::ipv4_with(backend.checksum_seed, tos as u16, total.to_be(), spread);
     let [low, high] = backend.ethernet_words();
     // Type of service, length and checksum are what the ready-made header has as 0. The end of the second word is
     // written over by the third.
@@ -77,7 +81,7 @@ pub(super) fn put_v4<const ADDED: usize, const WHOLE: usize>(
         set_word::<u64, 0>(frame, low);
         set_word::<u64, 8>(frame, high);
         set_word::<u64, OUTER>(frame, a | u64::from(tos | u32::from(total.to_be()) << 16));
-        set_word::<u64, { OUTER + 8 }>(frame, b | u64::from(check) << 16);
+        set_word::<u64, { OUTER + 8 }>(frame, b | u64::from(check) << 16 | u64::from(spread) << 48);
         set_word::<u32, { OUTER + 16 }>(frame, c as u32);
     }
     Ok(Behind {
@@ -116,6 +120,7 @@ pub(super) fn put_v6<const ADDED: usize, const WHOLE: usize>(
     let length = length + (ADDED - OUTER_LEN) as u16;
     // The flow label spreads flows over paths and receive queues (RFC 6438). 16 of its 20 bits are enough.
     let label = u64::from((hash as u16).to_be()) << 16;
+    let spread = spread(hash, backend.checksum_seed);
     let [a, b, c, d, e] = backend.outer;
     let [low, high] = backend.ethernet_words();
     let first = a | class | label | u64::from(length.to_be()) << 32 | next_header << 48;
@@ -125,11 +130,17 @@ pub(super) fn put_v6<const ADDED: usize, const WHOLE: usize>(
         set_word::<u64, 8>(frame, high);
         set_word::<u64, OUTER>(frame, first);
         set_word::<u64, { OUTER + 8 }>(frame, b);
-        set_word::<u64, { OUTER + 16 }>(frame, c);
+        set_word::<u64, { OUTER + 16 }>(frame, c | u64::from(spread) << 48);
         set_word::<u64, { OUTER + 24 }>(frame, d);
         set_word::<u64, { OUTER + 32 }>(frame, e);
     }
     Ok(Behind { frame, length })
+}
+
+/// Bits of the flow's hash for the end of the source address (`outer_sources`), where `mask`, in memory order, has ones.
+#[inline(always)]
+fn spread(hash: u32, mask: u16) -> u16 {
+    if SPREAD.load() == 0 { 0 } else { hash as u16 & mask }
 }
 
 /// Makes room for `LEN` bytes before the packet; gives back the start of the frame, which has `WHOLE` bytes then.

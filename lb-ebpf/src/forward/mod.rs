@@ -38,7 +38,10 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
     let is_v4 = ip.is_v4();
     let (rewritten, added) = match backend.kind {
         kind::L2 => (l2::rewrite(ctx, ip.length, backend), 0),
-        kind::IPV4 => (ipip::encapsulate_v4(ctx, ip.length, backend), ipip::IPV4_LEN),
+        kind::IPV4 => (
+            ipip::encapsulate_v4(ctx, ip.length, hash, backend),
+            ipip::IPV4_LEN,
+        ),
         kind::IPV6 => (
             ipip::encapsulate_v6(ctx, is_v4, ip.length, hash, backend),
             OUTER_LEN,

@@ -339,6 +339,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         wildcard: config.services.iter().any(|service| service.key.port == 0),
         announce: config.agent.announce == Announce::L2,
         gue: config.has(Forward::DsrGue),
+        spread: config.spreads(),
         explain: false,
         trace_drops,
         resets: config.answers_with_resets(),

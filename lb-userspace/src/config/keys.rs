@@ -378,6 +378,7 @@ pub static SERVICE: Table = Table {
         &SERVICE_PORT,
         &PROTOCOL,
         &FORWARD,
+        &OUTER_SOURCES,
         &SCHEDULER,
         &SERVICE_POOL,
         &ALLOW,
@@ -435,6 +436,16 @@ pub static FORWARD: Key = Key::required(
      IPv6). dsr-gue: the same behind a UDP header, which spreads over the receive queues of the backends. \
      nat: destination address and port are rewritten; the backends' route to the clients leads through this machine. \
      full-nat: the source too, to one of `snat_addresses`; works in any network.",
+);
+pub static OUTER_SOURCES: Key = Key::optional(
+    "outer_sources",
+    Shape::List {
+        item: &Shape::Prefix,
+        unique: true,
+    },
+    "dsr-ipip: prefixes that outer headers come from, at most one of each address family; the last bits, 16 at most, \
+     follow the flow, so that the backends' adapters spread packets over their receive queues. Nobody may have these \
+     addresses. When absent all come from the address of this machine.",
 );
 pub static SCHEDULER: Key = Key::with_default(
     "scheduler",

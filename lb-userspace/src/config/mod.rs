@@ -20,6 +20,7 @@ mod keys;
 mod limit;
 mod machine;
 mod nearest;
+mod outer;
 mod parse;
 mod pool;
 mod pools;

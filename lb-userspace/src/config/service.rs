@@ -13,6 +13,7 @@ use super::fault::{At, Report, Reported};
 use super::keys::{self, Key};
 use super::limit;
 use super::machine::Machine;
+use super::outer;
 use super::pool::RulesLayer;
 use super::pools::{Pool, Pools};
 use super::snat::Snat;
@@ -122,6 +123,7 @@ impl<'r> Services<'r> {
         let port = walk.need(&keys::SERVICE_PORT, value::integer);
         let protocol = walk.need(&keys::PROTOCOL, value::choice);
         let forward = walk.need(&keys::FORWARD, value::choice);
+        let outer_sources = outer::read(walk, &forward, self.report);
         let scheduler = walk.or_default(&keys::SCHEDULER, value::choice);
         let table_size = walk.maybe(&keys::TABLE_SIZE, value::integer);
         let sorry = walk.maybe(&keys::SORRY, value::routable_address);
@@ -225,6 +227,7 @@ impl<'r> Services<'r> {
                 protocol: protocol?.value,
             },
             forward: forward?.value,
+            outer_sources: outer_sources?,
             scheduler: scheduler?,
             table_size: table_size?.map(|at| at.value),
             rules: rules?,

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -145,6 +146,9 @@ pub struct Service {
     /// Unique among the services.
     pub key: ServiceKey,
     pub forward: Forward,
+    /// Prefixes that outer headers come from, at most one of each family; where there is none, from this machine's
+    /// own address.
+    pub outer_sources: Vec<IpNet>,
     pub scheduler: Scheduler,
     /// One of [`SIZES`](crate::maglev::SIZES); `None`: chosen when the service is first seen.
     pub table_size: Option<u32>,
@@ -224,6 +228,17 @@ impl Default for PoolRules {
     }
 }
 
+impl Service {
+    /// Where outer headers come from that would come from `own`.
+    #[must_use]
+    pub fn outer_source(&self, own: IpAddr) -> IpNet {
+        let mut prefixes = self.outer_sources.iter().copied();
+        prefixes
+            .find(|prefix| prefix.addr().is_ipv4() == own.is_ipv4())
+            .unwrap_or_else(|| own.into())
+    }
+}
+
 impl Config {
     /// Whether the program has to answer for dead backends.
     #[must_use]
@@ -255,6 +270,14 @@ impl Config {
             .filter(tcp)
             .flat_map(|service| &service.backends);
         backends.any(|backend| backend.check.passive && backend.check.kind != CheckKind::None)
+    }
+
+    /// Whether the outer headers of some service have different sources.
+    #[must_use]
+    pub fn spreads(&self) -> bool {
+        self.services
+            .iter()
+            .any(|service| !service.outer_sources.is_empty())
     }
 
     /// Whether some service has this forward mode.

@@ -15,7 +15,24 @@ impl Config {
         if self.services.is_empty() {
             return vec!["there is no service: every packet is passed".to_owned()];
         }
-        self.services.iter().flat_map(service_warnings).collect()
+        let hidden = self.services.iter().filter_map(|service| self.hides(service));
+        self.services
+            .iter()
+            .flat_map(service_warnings)
+            .chain(hidden)
+            .collect()
+    }
+
+    /// Whether a service takes a port away from one of all ports.
+    fn hides(&self, service: &Service) -> Option<String> {
+        let wide = self.services.iter().find(|wide| {
+            let (wide, own) = (wide.key, service.key);
+            wide.port == 0 && own.port != 0 && (wide.address, wide.protocol) == (own.address, own.protocol)
+        })?;
+        Some(format!(
+            "service {}: takes port {} out of service {}, which has every port of {}",
+            service.name, service.key.port, wide.name, service.key.address
+        ))
     }
 }
 

@@ -343,7 +343,12 @@ fn resolve(
                 packet_mtu = Some(hop.mtu);
             }
             (Forward::DsrIpip | Forward::DsrGue, _) => {
-                record = record::encapsulating(&way, service.forward, hop.source, backend.address);
+                record = record::encapsulating(
+                    &way,
+                    service.forward,
+                    service.outer_source(hop.source),
+                    backend.address,
+                );
                 if record == Record::UNRESOLVED {
                     unresolved.get_or_insert_with(|| {
                         format!("{} has no address of its family to send from", hop.interface)

@@ -34,7 +34,7 @@ use super::{Error, apply, attach, check_system, identity, testrun};
 const PROGRAM: &str = "lb";
 
 /// The pinned maps that packets read and never write.
-const SHARED: [Pinned; 9] = [
+const SHARED: [Pinned; 11] = [
     pins::SERVICES,
     pins::BUCKETS,
     pins::RECORDS,
@@ -42,6 +42,8 @@ const SHARED: [Pinned; 9] = [
     pins::BACKENDS,
     pins::TAGS,
     pins::SNAT_POOLS,
+    pins::GUARDS,
+    pins::LISTS,
     pins::EGRESS,
     pins::INTERFACES,
 ];
@@ -158,6 +160,7 @@ fn features(live: &Maps) -> Result<Features, Error> {
         explain: true,
         resets: true,
         icmp_echo: true,
+        guards: true,
         ..Features::default()
     };
     for index in 0..live.service_meta.len().min(live.records.room()) {
@@ -171,8 +174,9 @@ fn features(live: &Maps) -> Result<Features, Error> {
         }
     }
     for index in 1..live.backends.len() {
-        let Backend { kind, .. } = live.backends.get(&index, 0)?;
-        features.gue |= matches!(kind, kind::GUE_V4 | kind::GUE_V6);
+        let record: Backend = live.backends.get(&index, 0)?;
+        features.gue |= matches!(record.kind, kind::GUE_V4 | kind::GUE_V6);
+        features.spread |= record.outer_mask() != 0;
         features.vlans |= !live.tags.get(&index, 0)?.is_none();
     }
     Ok(features)

@@ -20,6 +20,8 @@ pub struct Features {
     pub announce: bool,
     /// Some service has `forward = "dsr-gue"`.
     pub gue: bool,
+    /// Some service has `outer_sources`.
+    pub spread: bool,
     /// Decisions are written down (`simulate`).
     pub explain: bool,
     /// Dropped packets can be logged.
@@ -117,6 +119,7 @@ fn load_with(
         wildcard,
         announce,
         gue,
+        spread,
         explain,
         trace_drops,
         resets,
@@ -136,6 +139,7 @@ fn load_with(
     let (vlans, gue) = (flag(vlans), flag(gue));
     let (guarded, limited) = (flag(guards), flag(limits));
     let persistent = flag(persistent);
+    let spread = flag(spread);
     let second = key.second();
     let flow_lines = lines(pins, &pins::CACHE, sizes.cached_flows)?;
     let client_lines = lines(pins, &pins::CLIENTS, sizes.clients)?;
@@ -147,6 +151,7 @@ fn load_with(
         .override_global("WILDCARD", &wildcard, true)
         .override_global("ANNOUNCE", &announce, true)
         .override_global("GUE", &gue, true)
+        .override_global("SPREAD", &spread, true)
         .override_global("EXPLAIN", &explain, true)
         .override_global("TRACE_DROPS", &trace, true)
         .override_global("RESETS", &resets, true)

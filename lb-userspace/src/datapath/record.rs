@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::checksum;
 use lb_common::layout::{Backend, OUTER_LEN, kind};
 
@@ -34,10 +35,13 @@ pub fn l2(hop: &Hop) -> Backend {
     base(hop, kind::L2, 0)
 }
 
-/// The record of a `dsr-ipip` or `dsr-gue` backend. `source` is the load balancer's address towards it; where the families
+/// The record of a `dsr-ipip` or `dsr-gue` backend. `source` is the load balancer's address towards it, or a prefix of
+/// addresses that flows are spread over; where the families
 /// differ nothing can be sent.
 #[must_use]
-pub fn encapsulating(hop: &Hop, forward: Forward, source: IpAddr, destination: IpAddr) -> Backend {
+pub fn encapsulating(hop: &Hop, forward: Forward, source: IpNet, destination: IpAddr) -> Backend {
+    let mask = spread_mask(source);
+    let source = source.network();
     let gue = forward == Forward::DsrGue;
     let mut outer = [0_u8; OUTER_LEN];
     match (source, destination) {
@@ -53,6 +57,7 @@ pub fn encapsulating(hop: &Hop, forward: Forward, source: IpAddr, destination: I
             let mut record = base(hop, if gue { kind::GUE_V4 } else { kind::IPV4 }, ETHERTYPE_IPV4);
             record.checksum_seed = checksum::fold(checksum::sum(&outer[..20]));
             record.outer = words(&outer);
+            record.outer[OUTER_LEN / 8 - 1] = u64::from(mask);
             record
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -62,6 +67,7 @@ pub fn encapsulating(hop: &Hop, forward: Forward, source: IpAddr, destination: I
             outer[24..40].copy_from_slice(&destination.octets());
             let mut record = base(hop, if gue { kind::GUE_V6 } else { kind::IPV6 }, ETHERTYPE_IPV6);
             record.outer = words(&outer);
+            record.checksum_seed = mask;
             record
         }
         _ => Backend::UNRESOLVED,
@@ -77,6 +83,14 @@ pub fn nat(hop: &Hop, address: IpAddr, port: u16, full: bool) -> Backend {
     let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
     record.outer = [pair(a, b), pair(c, d), u64::from(port.to_be()), 0, 0];
     record
+}
+
+/// The bits of a source address that follow the flow: those beyond the prefix, of the last two bytes; in memory order.
+fn spread_mask(source: IpNet) -> u16 {
+    let free = (source.max_prefix_len() - source.prefix_len()).min(16);
+    ((1_u32 << free) - 1).to_be_bytes()[2..]
+        .try_into()
+        .map_or(0, u16::from_ne_bytes)
 }
 
 fn base(hop: &Hop, kind: u8, ethertype: u16) -> Backend {
@@ -127,11 +141,31 @@ mod tests {
         mtu: 1500,
     };
 
+    fn net(text: &str) -> IpNet {
+        text.parse()
+            .unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into())
+    }
+
+    #[test]
+    fn what_a_prefix_leaves_free_follows_the_flow() {
+        let mask = |text| u16::from_be(spread_mask(net(text)));
+        assert_eq!(mask("10.0.0.1"), 0);
+        assert_eq!(mask("10.0.0.0/31"), 1);
+        assert_eq!(mask("10.0.0.0/24"), 0xff);
+        assert_eq!(mask("10.0.0.0/16"), 0xffff);
+        assert_eq!(mask("10.0.0.0/8"), 0xffff);
+        assert_eq!(mask("fd00::/64"), 0xffff);
+        assert_eq!(mask("fd00::1"), 0);
+        let of = |from, to: &str| encapsulating(&HOP, Forward::DsrIpip, net(from), to.parse().unwrap());
+        assert_eq!(of("10.255.0.0/20", "10.0.0.2").outer_mask(), 0x0fff_u16.to_be());
+        assert_eq!(of("fd00::/112", "fd01::2").outer_mask(), 0xffff);
+        assert_eq!(of("10.0.0.1", "10.0.0.2").outer_mask(), 0);
+        assert_eq!(of("fd00::1", "fd01::2").outer_mask(), 0);
+    }
+
     #[test]
     fn behind_udp_only_kind_and_protocol_are_others() {
-        let of = |forward, from: &str, to: &str| {
-            encapsulating(&HOP, forward, from.parse().unwrap(), to.parse().unwrap())
-        };
+        let of = |forward, from: &str, to: &str| encapsulating(&HOP, forward, net(from), to.parse().unwrap());
         let bytes =
             |record: &Backend| -> Vec<u8> { record.outer.iter().flat_map(|w| w.to_ne_bytes()).collect() };
         let v4 = |forward| of(forward, "10.0.0.1", "10.0.0.2");
@@ -155,7 +189,7 @@ mod tests {
         let record = encapsulating(
             &HOP,
             Forward::DsrIpip,
-            "10.0.0.1".parse().unwrap(),
+            net("10.0.0.1"),
             "2001:db8::1".parse().unwrap(),
         );
         assert_eq!(record, Backend::UNRESOLVED);

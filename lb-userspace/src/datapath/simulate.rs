@@ -230,6 +230,7 @@ impl Simulator {
             wildcard: config.services.iter().any(|service| service.key.port == 0),
             announce: config.agent.announce == Announce::L2,
             gue: config.has(Forward::DsrGue),
+            spread: config.spreads(),
             explain,
             trace_drops: false,
             // No packet can tell the difference unless a test marks a backend so.

@@ -34,6 +34,9 @@ pub const VIPS_V6: [Ipv6Addr; 2] = [
 ];
 
 /// The networks that the service addresses are of.
+/// Further addresses, of services with `dsr-gue`.
+pub const GUE_VIPS_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 60), Ipv4Addr::new(192, 0, 2, 61)];
+pub const GUE_VIP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x60);
 pub const VIPS_V4_NET: &str = "192.0.2.0/24";
 pub const VIPS_V6_NET: &str = "2001:db8::/64";
 
@@ -318,9 +321,13 @@ fn serve_addresses(netns: &Netns) -> anyhow::Result<()> {
     }
     // Decapsulated packets of one client come by another way than the answers go.
     netns.sysctl("net/ipv4/conf/eth0/rp_filter", "0")?;
-    let v4 = VIPS_V4.iter().map(|vip| format!("addr add {vip}/32 dev lo\n"));
+    let v4 = VIPS_V4
+        .iter()
+        .chain(&GUE_VIPS_V4)
+        .map(|vip| format!("addr add {vip}/32 dev lo\n"));
     let v6 = VIPS_V6
         .iter()
+        .chain([&GUE_VIP_V6])
         .map(|vip| format!("addr add {vip}/128 dev lo nodad\n"));
     netns
         .ip(&v4.chain(v6).collect::<String>())

@@ -76,7 +76,7 @@ fn states_weights_and_checks_are_read_as_they_were_written() {
     let ipip = record::encapsulating(
         &HOP,
         Forward::DsrIpip,
-        "10.0.0.1".parse().unwrap(),
+        "10.0.0.1/32".parse().unwrap(),
         "10.0.0.2".parse().unwrap(),
     );
     let mut backend = member("10.0.0.2:80", ipip);

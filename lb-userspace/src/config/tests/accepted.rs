@@ -419,6 +419,34 @@ fn a_pool_gives_its_services_the_same_backends_and_checks() {
 }
 
 #[test]
+fn a_port_taken_out_of_a_wider_service_is_said() {
+    let service = |name: &str, address: &str, port: u16, protocol: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\naddress = \"{address}\"\nport = {port}\nprotocol = \"{protocol}\"\n\
+             forward = \"dsr-l2\"\n[service.check]\ntype = \"none\"\n{BACKEND}"
+        )
+    };
+    let told = |services: &[String]| -> Vec<String> {
+        let told = parsed(&format!("{HEAD}{}", services.concat())).warnings();
+        told.into_iter()
+            .filter(|told| told.contains("takes port"))
+            .collect()
+    };
+    let all = service("all", "192.0.2.10", 0, "tcp");
+    let web = service("web", "192.0.2.10", 80, "tcp");
+    assert_eq!(
+        told(&[all.clone(), web]),
+        ["service web: takes port 80 out of service all, which has every port of 192.0.2.10"]
+    );
+    let others = [
+        all,
+        service("udp", "192.0.2.10", 80, "udp"),
+        service("elsewhere", "192.0.2.11", 80, "tcp"),
+    ];
+    assert_eq!(told(&others), Vec::<String>::new());
+}
+
+#[test]
 fn vlans_are_switched_on_by_a_backend_too() {
     let vlans = |agent: &str, backend: &str| {
         let config = Config::parse(&format!("{HEAD}{agent}{WEB}{BACKEND}{backend}")).unwrap();

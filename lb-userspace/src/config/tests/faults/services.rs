@@ -64,6 +64,17 @@ fn of_services() {
                 &["the service has no sorry backend; expected `sorry = \"ADDRESS\"`"],
             ),
             (
+                "outer sources of another mode",
+                format!("{HEAD}{WEB}outer_sources = [▶\"10.255.0.0/16\"]\n{BACKEND}"),
+                &["`outer_sources` is for `forward = \"dsr-ipip\"`, and `forward` is \"dsr-l2\""],
+            ),
+            (
+                "two prefixes of one family",
+                format!("{HEAD}{WEB}outer_sources = [\"10.255.0.0/16\", ▶\"10.254.0.0/16\"]\n{BACKEND}")
+                    .replace("dsr-l2", "dsr-ipip"),
+                &["10.254.0.0/16 is the second prefix of its address family; expected one of each"],
+            ),
+            (
                 "a provider's VLAN around none",
                 format!("{HEAD}{WEB}{BACKEND}vlan_outer = ▶200\n"),
                 &["`vlan_outer` is the tag around that of `vlan`, which is missing; expected `vlan` too"],

@@ -1,7 +1,8 @@
 //! Backends that services share, and backends that flap.
 //!
-//! A backend of a pool is one [`BackendId`] in each of its services, and one target of the prober: the first of them,
-//! or the one that is probed already. What the probes say, and what operators order, holds for all.
+//! A backend of a pool is one [`BackendId`] in each of its services, and one target of the prober: the one that is
+//! probed already, else the first of them that is probed through the forward path, else the first. What the
+//! probes say, and what operators order, holds for all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,6 +26,7 @@ impl Sharing {
     pub fn of(configs: &[&Config], before: &Self) -> Self {
         let probed: BTreeSet<BackendId> = before.groups.values().map(|group| group[0]).collect();
         let mut by_pool: BTreeMap<(&str, IpAddr), Vec<BackendId>> = BTreeMap::new();
+        let mut forward: BTreeSet<BackendId> = BTreeSet::new();
         for config in configs {
             for service in &config.services {
                 let Some(pool) = &service.pool else { continue };
@@ -32,6 +34,9 @@ impl Sharing {
                 for backend in service.backends.iter().filter(|backend| backend.in_pool()) {
                     let group = by_pool.entry((pool, backend.address)).or_default();
                     let id = backend.id(service.key);
+                    if backend.check.goes_forward() {
+                        forward.insert(id);
+                    }
                     if !group.contains(&id) {
                         group.push(id);
                     }
@@ -40,8 +45,8 @@ impl Sharing {
         }
         let mut groups = BTreeMap::new();
         for mut group in by_pool.into_values() {
-            // The sort is stable.
-            group.sort_by_key(|id| !probed.contains(id));
+            // Else the one that is probed the way of its clients' packets; the sort is stable.
+            group.sort_by_key(|id| (!probed.contains(id), !forward.contains(id)));
             for id in &group {
                 groups.insert(*id, group.clone());
             }
@@ -167,6 +172,18 @@ mod tests {
             [second[2]],
             "sorry backends are not shared"
         );
+    }
+
+    #[test]
+    fn the_way_of_clients_is_preferred() {
+        let config = config(&["192.0.2.1", "192.0.2.2"]);
+        let mut other = config.clone();
+        for backend in &mut other.services[0].backends {
+            backend.check.via = crate::config::Via::Direct;
+        }
+        let second = ids(&config, 1);
+        let sharing = Sharing::of(&[&other], &Sharing::default());
+        assert_eq!(sharing.probed(&second[0]), second[0]);
     }
 
     #[test]

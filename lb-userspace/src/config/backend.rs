@@ -9,7 +9,7 @@ use crate::model::{Forward, Protocol, ServiceKey};
 
 use super::agent_check::{self, AgentLayer};
 use super::check::{
-    CheckType, Layer, LayerRead, refuse_foreign_source, refuse_misfits, refuse_misplaced_via,
+    CheckType, Layer, LayerRead, refuse_foreign_source, refuse_misfits, refuse_misplaced_via, settle_via,
 };
 use super::fault::{At, Report, Reported};
 use super::keys;
@@ -57,21 +57,24 @@ impl Context<'_> {
         &self,
         layer: &Layer,
         address: Result<IpAddr, Reported>,
+        tagged: bool,
         report: &Report<'_>,
     ) -> Result<Check, Reported> {
-        let check = layer.over(&self.service_check()?);
+        let mut check = layer.over(&self.service_check()?);
         let layers = [layer, self.layer?, self.defaults?];
         refuse_misfits(&check, &layers, report);
-        if let Ok(address) = address {
-            refuse_foreign_source(&check, &layers, address, report);
-        }
         let port = self.port?;
         let service = ServiceKey {
             address: self.address?,
             port: port.value,
             protocol: self.protocol?,
         };
-        refuse_misplaced_via(&check, &layers, service, self.forward?, report);
+        let forward = self.forward?;
+        refuse_misplaced_via(&check, &layers, service, forward, report);
+        if let Ok(address) = address {
+            settle_via(&mut check, service, forward, address, tagged);
+            refuse_foreign_source(&check, &layers, address, report);
+        }
         let also = check.also.iter().map(|probe| (&probe.kind, probe.port));
         let lacks_port = [(&check.kind, check.port)]
             .into_iter()
@@ -136,7 +139,8 @@ impl<'b> Backends<'b> {
         }
         let check = layer.and_then(|layer| {
             let address = address.map(|at| at.value);
-            self.service.backend_check(&layer, address, self.report)
+            let tagged = matches!(vlan, Ok(Some(_)));
+            self.service.backend_check(&layer, address, tagged, self.report)
         });
         let agent_check = own_agent.and_then(|own| {
             let layers = [own.as_ref(), self.service.agent?];

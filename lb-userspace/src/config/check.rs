@@ -6,6 +6,7 @@
 //! layer stand in place of those below it.
 
 mod specific;
+mod via;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,13 +14,13 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use self::specific::{Specific, misfit};
+pub(super) use self::via::{refuse_misplaced_via, settle_via};
 use super::fault::{At, Report, Reported};
 use super::types::{
     Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, HttpCheck, Probe, Require, TlsCheck, UdpCheck, Via,
 };
 use super::walk::Walk;
 use super::{keys, value};
-use crate::model::{Forward, Protocol, ServiceKey};
 
 /// The word after `type =`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -194,7 +195,7 @@ impl Also {
             port: None,
             address: None,
             source: None,
-            via: Via::Direct,
+            via: Via::Auto,
         };
         self.specific.over(self.kind.value, &base)
     }
@@ -311,60 +312,6 @@ pub(super) fn refuse_foreign_source(check: &Check, layers: &[&Layer], address: I
                 place.offset,
                 format!("probes of {probed} cannot come from {source}"),
                 "two addresses of one family",
-            );
-        }
-    }
-}
-
-/// Reports probes through the forward path that are none: only what is asked of the port of the service can go that
-/// way.
-pub(super) fn refuse_misplaced_via(
-    check: &Check,
-    layers: &[&Layer],
-    service: ServiceKey,
-    forward: Forward,
-    report: &Report<'_>,
-) {
-    let own = layers.iter().find_map(|layer| layer.specific.via);
-    let also = layers.iter().find_map(|layer| layer.also.as_ref());
-    let places = also.into_iter().flatten().map(|also| also.specific.via);
-    let probes = check.also.iter().map(|probe| {
-        let elsewhere = probe.address.is_some() || probe.port.is_some();
-        (probe.via, &probe.kind, elsewhere)
-    });
-    let elsewhere = check.address.is_some() || check.port.is_some();
-    for ((via, kind, elsewhere), place) in [(check.via, &check.kind, elsewhere)]
-        .into_iter()
-        .chain(probes)
-        .zip([own].into_iter().chain(places))
-    {
-        let (Via::Forward, Some(place)) = (via, place) else {
-            continue;
-        };
-        if elsewhere {
-            report.fault_with_rest(
-                place.offset,
-                "`via` is \"forward\", and the check has an `address` or a `port` of its own",
-                "neither of them: such a probe goes to the address and port of the service",
-            );
-        }
-        if forward.translates() {
-            report.fault_with_rest(
-                place.offset,
-                format!("`via` is \"forward\", and the service's `forward` is \"{forward}\""),
-                "\"direct\": a probe of the backend's own address goes the same way",
-            );
-        }
-        let (needed, name) = match kind {
-            CheckKind::Udp(_) | CheckKind::Dns(_) => (Protocol::Udp, "UDP"),
-            _ => (Protocol::Tcp, "TCP"),
-        };
-        if service.protocol != needed || service.port == 0 {
-            let kind = CheckType::of(kind).name();
-            report.fault_with_rest(
-                place.offset,
-                format!("`via` of a check of type \"{kind}\" is \"forward\", and the service is {service}"),
-                format!("a service of one {name} port with it"),
             );
         }
     }

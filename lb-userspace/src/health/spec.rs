@@ -157,7 +157,7 @@ impl Target {
     pub(super) fn subject(&self) -> Subject {
         let probe = |spec: &ProbeSpec| Probe {
             kind: match spec.via {
-                Via::Direct => spec.kind.clone(),
+                Via::Direct | Via::Auto => spec.kind.clone(),
                 Via::Forward => CheckKind::Forwarded(Box::new(Forwarded {
                     service: SocketAddr::new(self.id.service.address, self.id.service.port),
                     forward: self.forward,

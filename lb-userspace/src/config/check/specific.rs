@@ -121,7 +121,7 @@ impl Specific {
     /// As the other keys that belong to a type.
     fn via_over(&self, check_type: CheckType, base: &Probe) -> Via {
         let same_type = CheckType::of(&base.kind) == check_type;
-        let inherited = if same_type { base.via } else { Via::Direct };
+        let inherited = if same_type { base.via } else { Via::Auto };
         self.via.map_or(inherited, |at| at.value)
     }
 

@@ -159,12 +159,12 @@ pub static SOURCE: Key = Key::optional(
 pub static VIA: Key = Key::with_default(
     "via",
     Shape::Choice {
-        built: &["direct", "forward"],
+        built: &["auto", "direct", "forward"],
         planned: &[],
     },
-    "\"direct\"",
-    "direct: to the backend's own address. forward: to the service address, the way clients' packets go, so that a \
-     backend without that address or without decapsulation is found DOWN.",
+    "\"auto\"",
+    "forward: to the service address, the way clients' packets go, so that a backend without that address or without \
+     decapsulation is found DOWN. direct: to the backend's own address. auto: forward wherever that can be.",
 );
 pub static METHOD: Key = Key::with_default(
     "method",

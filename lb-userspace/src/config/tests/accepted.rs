@@ -12,7 +12,7 @@ use super::super::{
 };
 use super::{BACKEND, HEAD, WEB, parsed};
 
-fn checks(config: &Config) -> Vec<&Check> {
+pub(super) fn checks(config: &Config) -> Vec<&Check> {
     let backends = config.services.iter().flat_map(|service| &service.backends);
     backends.map(|backend| &backend.check).collect()
 }
@@ -46,7 +46,11 @@ fn the_least_service_has_the_defaults() {
         backend.id(service.key).to_string(),
         "10.0.1.11:80 of 192.0.2.10:80/tcp"
     );
-    assert_eq!(backend.check, Check::built_in(Protocol::Tcp));
+    let expected = Check {
+        via: Via::Forward,
+        ..Check::built_in(Protocol::Tcp)
+    };
+    assert_eq!(backend.check, expected);
     assert_eq!(backend.check.kind, CheckKind::Tcp);
 }
 
@@ -185,6 +189,7 @@ fn layers_override_key_by_key() {
         interval: Duration::from_secs(5),
         rise: 6,
         fall: 9,
+        via: Via::Forward,
         ..Check::built_in(Protocol::Tcp)
     };
     assert_eq!(*check, expected);

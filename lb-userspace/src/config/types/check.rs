@@ -59,8 +59,10 @@ pub struct Probe {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Via {
-    /// To the backend's own address.
+    /// `Forward` where that can be, else `Direct`. No probe of a whole configuration has it.
     #[default]
+    Auto,
+    /// To the backend's own address.
     Direct,
     /// To the service address, as clients' packets go. Of checks without an address and a port of their own.
     Forward,
@@ -102,7 +104,7 @@ impl Check {
             port: None,
             address: None,
             source: None,
-            via: Via::Direct,
+            via: Via::Auto,
             also: Vec::new(),
             require: Require::All,
         }

@@ -60,12 +60,15 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// `None`: all ports are in use.
+    /// `None`: all ports are in use with this service. Others may have the same ones.
     pub fn open(engine: &Arc<Engine>, service: SocketAddr, protocol: u8, path: Path) -> Option<Self> {
-        let port = lock(&engine.ports).take()?;
         let (sender, events) = mpsc::channel(ROOM);
+        let mut talking = lock(&engine.talking);
+        let in_use = |port| talking.contains_key(&(service, protocol, port));
+        let port = lock(&engine.ports).take(in_use)?;
         let talk = (service, protocol, port);
-        lock(&engine.talking).insert(talk, sender);
+        talking.insert(talk, sender);
+        drop(talking);
         Some(Self {
             engine: Arc::clone(engine),
             talk,
@@ -103,7 +106,6 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         lock(&self.engine.talking).remove(&self.talk);
-        lock(&self.engine.ports).give_back(self.talk.2);
     }
 }
 

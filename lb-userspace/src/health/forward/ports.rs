@@ -7,11 +7,13 @@
 //! All ports are of one block of [`BLOCK`], so that one filter knows what is ours; a block outside of the range that the
 //! kernel takes ports from where there is one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{
     self as nix_socket, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
 };
@@ -25,10 +27,10 @@ pub(super) struct Ports {
     first: u16,
     /// Held, the first of the block among them.
     held: HashMap<u16, [OwnedFd; 2]>,
-    /// Not in use; the one that was longest so is taken first.
-    free: VecDeque<u16>,
-    /// The next one to be held.
-    next: u16,
+    /// How many of those behind the first may be held: each takes two descriptors.
+    room: u16,
+    /// The one taken last, counted from the first.
+    last: u16,
 }
 
 impl Ports {
@@ -41,8 +43,8 @@ impl Ports {
                     return Ok(Self {
                         first,
                         held: [(first, sockets)].into(),
-                        free: VecDeque::new(),
-                        next: 1,
+                        room: room(),
+                        last: 0,
                     });
                 }
                 Err(error) => refused = error,
@@ -56,23 +58,31 @@ impl Ports {
         self.first
     }
 
-    /// A port that nobody has; none where all of the block are in use.
-    pub fn take(&mut self) -> Option<u16> {
-        // While there are others, one is left alone for as long as can be: what comes late for it finds nobody.
-        while self.next < BLOCK {
-            let port = self.first + self.next;
-            self.next += 1;
-            if let Ok(sockets) = hold(port) {
-                self.held.insert(port, sockets);
-                return Some(port);
+    /// A port that is not `in_use`, the others in turn: so one is left alone for as long as can be, and what comes late
+    /// for it finds nobody. None where there is none.
+    pub fn take(&mut self, in_use: impl Fn(u16) -> bool) -> Option<u16> {
+        for _ in 0..self.room {
+            self.last = self.last % self.room + 1;
+            let port = self.first + self.last;
+            if in_use(port) {
+                continue;
             }
+            if let Entry::Vacant(vacant) = self.held.entry(port) {
+                let Ok(sockets) = hold(port) else { continue };
+                vacant.insert(sockets);
+            }
+            return Some(port);
         }
-        self.free.pop_front()
+        None
     }
+}
 
-    pub fn give_back(&mut self, port: u16) {
-        self.free.push_back(port);
-    }
+/// So many that they take a quarter of the open files we may have.
+fn room() -> u16 {
+    let open_files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _hard)| soft);
+    u16::try_from(open_files / 8)
+        .unwrap_or(u16::MAX)
+        .clamp(16, BLOCK - 1)
 }
 
 /// First ports of blocks, the best first.
@@ -132,13 +142,15 @@ mod tests {
     }
 
     #[test]
-    fn two_have_blocks_of_their_own_and_ports_come_back_in_turn() {
+    fn two_have_blocks_of_their_own_and_ports_are_taken_in_turn() {
         let (mut one, other) = (Ports::take_block().unwrap(), Ports::take_block().unwrap());
         assert_ne!(one.first(), other.first());
-        let port = one.take().unwrap();
-        assert_eq!(port & !(BLOCK - 1), one.first());
-        assert_ne!(port, one.first());
-        one.give_back(port);
-        assert_ne!(one.take().unwrap(), port, "not again at once");
+        one.room = 3;
+        let behind = |port: u16, first: u16| port - first;
+        let first = one.first();
+        let mut take = |in_use: &[u16]| one.take(|port| in_use.contains(&behind(port, first)));
+        let taken = [take(&[]), take(&[1, 2]), take(&[]), take(&[2]), take(&[1, 2, 3])];
+        let expected = [Some(1), Some(3), Some(1), Some(3), None];
+        assert_eq!(taken.map(|port| port.map(|port| behind(port, first))), expected);
     }
 }

@@ -86,21 +86,24 @@ fn serving_in(status: &Status, address: [IpAddr; 2]) -> Vec<String> {
     services.map(|service| service.name.clone()).collect()
 }
 
-/// Probes through the forward path: a backend without the service address (`dsr-l2`), or without decapsulation
-/// (`dsr-ipip`), is out, although it answers on its own address.
+/// Probes go through the forward path unless something else is said: a backend without the service address (`dsr-l2`),
+/// or without decapsulation (`dsr-ipip`, `dsr-gue`), is out, although it answers on its own address.
 #[test]
 fn black_holes_are_found_by_a_syn_through_the_forward_path() -> anyhow::Result<()> {
     privileged!("black_holes_are_found_by_a_syn_through_the_forward_path");
-    black_holes("type = \"tcp\"\n")
+    black_holes("type = \"tcp\"\n", Forward::DsrIpip)
 }
 
 #[test]
 fn black_holes_are_found_by_a_request_through_the_forward_path() -> anyhow::Result<()> {
     privileged!("black_holes_are_found_by_a_request_through_the_forward_path");
-    black_holes("type = \"http\"\npath = \"/healthz\"\nexpect_body = \"healthy\"\n")
+    black_holes(
+        "type = \"http\"\npath = \"/healthz\"\nexpect_body = \"healthy\"\n",
+        Forward::DsrGue,
+    )
 }
 
-fn black_holes(check: &str) -> anyhow::Result<()> {
+fn black_holes(check: &str, tunnel: Forward) -> anyhow::Result<()> {
     let lab = Lab::new(LabOptions {
         backends: 2,
         decap: true,
@@ -113,7 +116,10 @@ fn black_holes(check: &str) -> anyhow::Result<()> {
     ];
     let mut services = every_way(&lab.backends);
     for service in &mut services {
-        service.check = format!("{check}via = \"forward\"\n");
+        if service.forward.encapsulates() {
+            service.forward = tunnel;
+        }
+        service.check = check.to_owned();
         if service.name == "ipip-4in6" {
             service.check += &format!("source = \"{}\"\n", lab.lb.v4);
         }
@@ -184,7 +190,7 @@ fn datagrams_are_exchanged_through_the_forward_path() -> anyhow::Result<()> {
             protocol: Protocol::Udp,
             forward,
             more: String::new(),
-            check: format!("type = \"udp\"\nsend = \"hex:{request}\"\nvia = \"forward\"\n"),
+            check: format!("type = \"udp\"\nsend = \"hex:{request}\"\n"),
             backends: vec![Backend {
                 address: backend,
                 weight: 1,

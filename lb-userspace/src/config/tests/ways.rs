@@ -10,6 +10,7 @@ fn probes_go_the_way_of_packets_where_they_can() {
     let cases = [
         ("dsr-ipip", "10.0.1.11", "", Via::Forward),
         ("dsr-gue", "10.0.1.11", "", Via::Forward),
+        ("nat", "10.0.1.11", "", Via::Direct),
         ("dsr-l2", "10.0.1.11", "type = \"http\"", Via::Forward),
         ("dsr-l2", "10.0.1.11", "via = \"direct\"", Via::Direct),
         ("dsr-l2", "10.0.1.11", "port = 80", Via::Forward),

@@ -28,12 +28,12 @@ impl Verdict {
 }
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $index:literal, $name:literal, $verdict:ident;)+) => {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $index:literal, $name:literal, $verdict:ident;)+) => {
         /// The reason for a verdict; also the index of its counter.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[repr(u32)]
         pub enum Reason {
-            $($(#[$doc])* $variant = $index,)+
+            $($(#[doc = $doc])+ $variant = $index,)+
         }
 
         impl Reason {
@@ -47,6 +47,12 @@ macro_rules! reasons {
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it means, in a line.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
             }
 
             /// What happens to a packet with this reason.
@@ -80,7 +86,7 @@ macro_rules! reasons {
 
 reasons! {
     /// Sent to a backend by the interface it came in by. Not counted by reason but by backend, as is
-    /// [`Reason::Redirected`]: forwarded packets are counted once.
+    /// `redirected`: forwarded packets are counted once.
     Transmitted = 0, "transmitted", Tx;
     /// Sent to a backend by another interface.
     Redirected = 1, "redirected", Redirect;
@@ -166,5 +172,18 @@ mod tests {
             );
         }
         assert_eq!(Reason::from_index(Reason::COUNT as u32), None);
+    }
+
+    #[test]
+    fn meanings_are_a_line_that_needs_no_source_to_read() {
+        for reason in Reason::ALL {
+            let meaning = reason.meaning();
+            assert!(meaning.len() > 20 && !meaning.contains("[`"), "{meaning}");
+            assert!(
+                meaning.starts_with(|first: char| first.is_uppercase()),
+                "{meaning}"
+            );
+            assert!(!meaning.contains("  ") && !meaning.contains('\n'), "{meaning}");
+        }
     }
 }

@@ -29,6 +29,7 @@ impl Source for Scrape {
         let Measured {
             mut families,
             senders,
+            interfaces,
         } = measured
             .await
             .map_err(|_| stopping())?
@@ -36,6 +37,7 @@ impl Source for Scrape {
         let counters = Arc::clone(&self.counters);
         let text = tokio::task::spawn_blocking(move || {
             families.extend(metrics::read(&counters, &senders)?);
+            families.push(metrics::lost(&interfaces));
             Ok::<_, crate::datapath::Error>(metrics::text(families))
         });
         text.await
@@ -49,6 +51,10 @@ impl Agent {
         let mut families = self.of_the_agent();
         families.extend(self.of_services());
         families.extend(self.of_backends());
+        match self.of_what_is_refused() {
+            Ok(refused) => families.push(refused),
+            Err(error) => log::error!("reading the counters of refused clients: {error}"),
+        }
         match self.of_what_is_remembered() {
             Ok(remembered) => families.extend(remembered),
             Err(error) => log::error!("reading the counters of the cache of flows: {error}"),
@@ -64,7 +70,8 @@ impl Agent {
         families.extend(self.meter.families(names, backends));
         Measured {
             families,
-            senders: self.senders(),
+            senders: self.counted_senders(),
+            interfaces: self.senders(),
         }
     }
 
@@ -218,6 +225,21 @@ impl Agent {
         vec![info, all_down, generation]
     }
 
+    fn of_what_is_refused(&self) -> Result<Family, crate::datapath::Error> {
+        let help =
+            "Packets refused to clients by access list and limits; those of limits in a dry run passed.";
+        let mut refused = Family::counter("service_refused_packets", help);
+        for service in &self.config.services {
+            if service.access.is_none() && service.limits.is_none() {
+                continue;
+            }
+            for (reason, packets) in self.refused(&service.key)?.by_reason() {
+                refused.row([("service", &service.name), ("reason", reason.name())], packets);
+            }
+        }
+        Ok(refused)
+    }
+
     fn of_backends(&self) -> Vec<Family> {
         let help = "Operational state: 1 for the one it is in.";
         let mut states = Family::gauge("backend_state", help);
@@ -255,7 +277,7 @@ impl Agent {
         vec![states, admins, weights, latencies]
     }
 
-    fn senders(&self) -> Vec<Sender> {
+    fn counted_senders(&self) -> Vec<Sender> {
         let services = self.config.services.iter();
         let senders = services.map(|service| {
             let (_, retired) = self.dataplane.service_history(&service.key).unwrap_or_default();

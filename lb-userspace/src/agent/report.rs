@@ -9,13 +9,13 @@ use super::Agent;
 use crate::api::command::Refusal;
 use crate::api::frozen;
 use crate::api::types::{
-    AgentCheckStatus, AgentStatus, BackendStats, BackendStatus, InterfaceStatus, ServiceStats, ServiceStatus,
-    Stats, Status,
+    AgentCheckStatus, AgentStatus, BackendStats, BackendStatus, DriverStats, InterfaceStatus, RefusedStats,
+    ServiceStats, ServiceStatus, Stats, Status,
 };
 use crate::control::DesiredService;
 use crate::control::slow_start::STEPS;
 use crate::datapath::maps::add;
-use crate::model::{BackendId, OperState};
+use crate::model::{BackendId, OperState, ServiceKey};
 use crate::net::{ethtool, link};
 
 /// Who has how many slots of a service's table.
@@ -231,14 +231,45 @@ impl Agent {
                 backends.push(BackendStats::new(id.address, id.port, &counted));
             }
             sent = add(&sent, &total);
-            services.push(ServiceStats::new(service.name.clone(), key, &total, backends));
+            let refused = self.refused(&key).map_err(failed)?;
+            services.push(ServiceStats::new(
+                service.name.clone(),
+                key,
+                &total,
+                refused,
+                backends,
+            ));
         }
         let counts = self.dataplane.maps.reason_counts().map_err(failed)?;
         Ok(Stats {
             at_ms: now_ms(),
             services,
             reasons: frozen::reason_stats(counts, &sent),
+            // To ask drivers may take a while: who needs to know does it beside the loop.
+            drivers: self
+                .senders()
+                .into_iter()
+                .map(|interface| DriverStats {
+                    interface,
+                    lost: Vec::new(),
+                })
+                .collect(),
         })
+    }
+
+    /// The names of the interfaces that packets leave by.
+    pub(super) fn senders(&self) -> Vec<String> {
+        let attached = self.attachments.keys().cloned().collect();
+        frozen::senders(attached, self.dataplane.egress())
+    }
+
+    /// What was refused to clients of a service.
+    pub(super) fn refused(&self, key: &ServiceKey) -> Result<RefusedStats, crate::datapath::Error> {
+        let guards = &self.dataplane.maps.guards;
+        match self.dataplane.index_of_service(key) {
+            Some(index) => Ok(RefusedStats::new(&guards.counters(index)?, guards.asks(index))),
+            None => Ok(RefusedStats::default()),
+        }
     }
 }
 

@@ -14,8 +14,8 @@ use lb_common::layout::{AgentMeta, Backend, BackendMeta, Counters, ServiceMeta, 
 use lb_common::reason::Reason;
 
 use super::types::{
-    AgentStatus, BackendStats, BackendStatus, CheckStatus, InterfaceStatus, ReasonStats, ServiceStats,
-    ServiceStatus, Stats, Status,
+    AgentStatus, BackendStats, BackendStatus, CheckStatus, DriverStats, InterfaceStatus, LostStats,
+    ReasonStats, RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
 };
 use crate::config::Role;
 use crate::datapath::apply::{self, Remembered};
@@ -24,7 +24,7 @@ use crate::datapath::pins::PinDir;
 use crate::datapath::{self, attach, identity};
 use crate::model::{AdminState, CheckCode, Forward, OperState, Scheduler, Tracking};
 use crate::net::netlink::Netlink;
-use crate::net::{ethtool, link};
+use crate::net::{driver_counts, ethtool, link};
 
 /// Why the pins say nothing.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +72,15 @@ pub async fn status(pin_dir: &Path) -> Result<Status, Error> {
 ///
 /// # Errors
 /// [`Error`].
-pub fn stats(pin_dir: &Path) -> Result<(AgentStatus, Stats), Error> {
-    let (_, maps) = open(pin_dir)?;
+pub async fn stats(pin_dir: &Path) -> Result<(AgentStatus, Stats), Error> {
+    let (pins, maps) = open(pin_dir)?;
+    // Interfaces of another network namespace are others, whatever their names.
+    let here = interfaces(&pins).await?.into_iter();
+    let here: Vec<String> = here.filter(|i| i.mtu.is_some()).map(|i| i.name).collect();
+    let senders = match here.is_empty() {
+        true => Vec::new(),
+        false => senders(here, maps.egress.keys().filter_map(Result::ok)),
+    };
     let services = services(&maps)?;
     let sent = services
         .iter()
@@ -85,6 +92,7 @@ pub fn stats(pin_dir: &Path) -> Result<(AgentStatus, Stats), Error> {
         at_ms: u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
         services: services.iter().map(service_stats).collect(),
         reasons: reason_stats(maps.reason_counts()?, &sent),
+        drivers: driver_stats(&senders),
     };
     Ok((agent_status(&maps.agent_meta.get(&0, 0)?), stats))
 }
@@ -112,8 +120,34 @@ pub fn reason_stats(counts: Vec<(Reason, u64)>, sent: &Counters) -> Vec<ReasonSt
                 Reason::Redirected => sent.redirected,
                 _ => packets,
             },
+            meaning: reason.meaning().into(),
         })
         .collect()
+}
+
+/// The names of all interfaces that packets leave by: those `attached`, and those by their indices.
+#[must_use]
+pub fn senders(attached: Vec<String>, egress: impl Iterator<Item = u32>) -> Vec<String> {
+    let named = egress.filter_map(|ifindex| nix::net::if_::if_indextoname(ifindex).ok());
+    let all = attached
+        .into_iter()
+        .chain(named.filter_map(|name| name.into_string().ok()));
+    all.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// What the drivers of these interfaces lost, as they say at this moment. Asks the kernel, which may take a while.
+#[must_use]
+pub fn driver_stats(interfaces: &[String]) -> Vec<DriverStats> {
+    let of = |interface: &String| DriverStats {
+        interface: interface.clone(),
+        // Gone meanwhile, or without statistics: it counts nothing.
+        lost: driver_counts::lost(interface)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(counter, packets)| LostStats { counter, packets })
+            .collect(),
+    };
+    interfaces.iter().map(of).collect()
 }
 
 /// Opens the pins for reading, unless an agent works with them.
@@ -217,6 +251,7 @@ struct Service {
     meta: ServiceMeta,
     key: crate::model::ServiceKey,
     table_size: u32,
+    refused: RefusedStats,
     backends: Vec<Member>,
 }
 
@@ -258,6 +293,7 @@ fn services(maps: &Maps) -> Result<Vec<Service>, Error> {
                 meta,
                 key,
                 table_size: table.size(),
+                refused: RefusedStats::new(&maps.guards.counters(index)?, maps.guards.asks(index)),
                 backends: Vec::new(),
             },
         );
@@ -398,7 +434,13 @@ fn service_stats(service: &Service) -> ServiceStats {
         BackendStats::new(place.ip(), place.port(), counted)
     });
     let name = apply::name_of(&service.meta);
-    ServiceStats::new(name, service.key, &service.total(), backends.collect())
+    ServiceStats::new(
+        name,
+        service.key,
+        &service.total(),
+        service.refused,
+        backends.collect(),
+    )
 }
 
 #[cfg(test)]

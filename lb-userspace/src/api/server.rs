@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::{Command, Refusal, Reply};
 use super::connections::{self, ConnectionsQuery};
+use super::frozen;
 use super::types::{BackendOrder, Failure};
 use crate::observe::Archive;
 use crate::observe::history::Selection;
@@ -164,10 +165,7 @@ fn router(api: Api) -> Router {
             "/v1/status",
             get(|State(c): State<Commands>| ask(c, Command::Status)),
         )
-        .route(
-            "/v1/stats",
-            get(|State(c): State<Commands>| ask(c, Command::Stats)),
-        )
+        .route("/v1/stats", get(stats))
         .route(
             "/v1/reload",
             post(|State(c): State<Commands>| ask(c, Command::Reload)),
@@ -287,6 +285,17 @@ fn failure(status: StatusCode, error: String) -> Response {
     (status, Json(Failure { error, faults })).into_response()
 }
 
+async fn stats(State(commands): State<Commands>) -> Response {
+    let counted = command(commands, Command::Stats).await;
+    let Ok(mut stats) = counted else {
+        return answer(counted);
+    };
+    let interfaces: Vec<String> = stats.drivers.into_iter().map(|driver| driver.interface).collect();
+    let drivers = tokio::task::spawn_blocking(move || frozen::driver_stats(&interfaces)).await;
+    stats.drivers = drivers.unwrap_or_default();
+    answer(Ok(stats))
+}
+
 async fn order(
     State(commands): State<Commands>,
     body: Result<Json<BackendOrder>, axum::extract::rejection::JsonRejection>,
@@ -297,14 +306,18 @@ async fn order(
     }
 }
 
-async fn ask<T: serde::Serialize>(commands: Commands, command: impl FnOnce(Reply<T>) -> Command) -> Response {
+async fn ask<T: serde::Serialize>(commands: Commands, make: impl FnOnce(Reply<T>) -> Command) -> Response {
+    answer(command(commands, make).await)
+}
+
+/// What the loop answers.
+async fn command<T>(commands: Commands, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refusal> {
     let (reply, result) = oneshot::channel();
     let stopping = || Refusal::Failed("the agent is stopping".into());
-    let result = match commands.send(command(reply)).await {
+    match commands.send(make(reply)).await {
         Ok(()) => result.await.unwrap_or_else(|_| Err(stopping())),
         Err(_) => Err(stopping()),
-    };
-    answer(result)
+    }
 }
 
 fn answer<T: serde::Serialize>(result: Result<T, Refusal>) -> Response {

@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use lb_common::layout::Counters;
+use lb_common::layout::{Counters, Guard, GuardCounters};
+use lb_common::reason::Reason;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -305,6 +306,25 @@ pub struct Stats {
     pub at_ms: u64,
     pub services: Vec<ServiceStats>,
     pub reasons: Vec<ReasonStats>,
+    /// What drivers lost after the program had given packets to them.
+    #[serde(default)]
+    pub drivers: Vec<DriverStats>,
+}
+
+/// What the driver of one interface lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DriverStats {
+    pub interface: String,
+    /// None where its driver counts no such packets.
+    pub lost: Vec<LostStats>,
+}
+
+/// Packets that a driver could not send, counted by itself since the interface is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LostStats {
+    /// As the driver calls it (`ethtool -S`), with `N` for the numbers of queues, which are added up.
+    pub counter: String,
+    pub packets: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -317,7 +337,21 @@ pub struct ServiceStats {
     pub packets: u64,
     pub bytes: u64,
     pub new_flows: u64,
+    /// Its part of what was refused to clients, by reason.
+    #[serde(default)]
+    pub refused: RefusedStats,
     pub backends: Vec<BackendStats>,
+}
+
+/// Packets that the access list and the limits of one service refused. The fields have the names of reasons.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RefusedStats {
+    pub denied: u64,
+    pub flow_limit: u64,
+    pub client_flow_limit: u64,
+    pub client_packet_limit: u64,
+    /// The limits only count at present: what is over one passes, and is not among the reasons.
+    pub dry_run: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -333,7 +367,13 @@ pub struct BackendStats {
 impl ServiceStats {
     /// A service and everything it sent, to backends that it has no longer too.
     #[must_use]
-    pub fn new(name: String, key: ServiceKey, total: &Counters, backends: Vec<BackendStats>) -> Self {
+    pub fn new(
+        name: String,
+        key: ServiceKey,
+        total: &Counters,
+        refused: RefusedStats,
+        backends: Vec<BackendStats>,
+    ) -> Self {
         let ServiceKey {
             address,
             port,
@@ -353,8 +393,40 @@ impl ServiceStats {
             packets,
             bytes,
             new_flows,
+            refused,
             backends,
         }
+    }
+}
+
+impl RefusedStats {
+    /// What was counted for a service that asks this of its clients ([`Guard::asks`]).
+    #[must_use]
+    pub fn new(counted: &GuardCounters, asks: u64) -> Self {
+        let GuardCounters {
+            denied,
+            over_flows,
+            over_client_flows,
+            over_client_packets,
+        } = *counted;
+        Self {
+            denied,
+            flow_limit: over_flows,
+            client_flow_limit: over_client_flows,
+            client_packet_limit: over_client_packets,
+            dry_run: asks & Guard::LIMITS != 0 && asks & Guard::DRY_RUN != 0,
+        }
+    }
+
+    /// The counts with the names of their reasons.
+    #[must_use]
+    pub fn by_reason(&self) -> [(Reason, u64); 4] {
+        [
+            (Reason::Denied, self.denied),
+            (Reason::FlowLimit, self.flow_limit),
+            (Reason::ClientFlowLimit, self.client_flow_limit),
+            (Reason::ClientPacketLimit, self.client_packet_limit),
+        ]
     }
 }
 
@@ -384,6 +456,9 @@ pub struct ReasonStats {
     /// `tx`, `redirect`, `pass` or `drop`.
     pub verdict: String,
     pub packets: u64,
+    /// What the reason stands for, in a line.
+    #[serde(default)]
+    pub meaning: String,
 }
 
 /// `POST /v1/backends`: an order about a backend of one service, or of every service that has its address.

@@ -57,7 +57,7 @@ pub(super) async fn status(client: &Client, pin_dir: &Path) -> anyhow::Result<St
 /// The counts; with them the agent that is gone, where they come from its pins.
 pub(super) async fn stats(client: &Client, pin_dir: &Path) -> anyhow::Result<(Option<AgentStatus>, Stats)> {
     match client.stats().await {
-        Err(client::Error::NotRunning { .. }) => match frozen::stats(pin_dir) {
+        Err(client::Error::NotRunning { .. }) => match frozen::stats(pin_dir).await {
             Ok((agent, stats)) => Ok((Some(agent), stats)),
             Err(error) => Err(Unreachable::of(client, error).into()),
         },

@@ -5,6 +5,7 @@ mod rate;
 use std::time::Duration;
 
 use clap::Args;
+use lb_common::reason::Reason;
 use serde::Serialize;
 
 use super::args;
@@ -12,11 +13,14 @@ use super::grid::{Cell, Column, Grid, Tone};
 use super::outcome::{Context, Outcome, Screen};
 use super::source::{self, Pins};
 use super::{block_on, human};
-use crate::api::types::{AgentStatus, ReasonStats, ServiceStats, Stats};
+use crate::api::types::{
+    AgentStatus, DriverStats, LostStats, ReasonStats, RefusedStats, ServiceStats, Stats,
+};
 
 /// Show the counters: packets, bytes and new flows by service and backend, packets by reason.
 ///
-/// Counters begin when the maps are made, and outlive the agent. New flows are estimates (SYN seen).
+/// Counters begin when the maps are made, and outlive the agent; those of drivers begin with the interface. New flows
+/// are estimates (SYN seen).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,7 +30,7 @@ pub(super) struct Arguments {
     /// Read twice, so many seconds apart, and show what happens per second.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = args::seconds)]
     rate: Option<f64>,
-    /// Show every reason with its verdict and packets.
+    /// Show every reason with its verdict, packets and meaning, and what drivers lost after the verdict.
     #[arg(long)]
     reasons: bool,
     #[command(flatten)]
@@ -85,6 +89,7 @@ fn render(stats: &Stats, reasons: bool, screen: &Screen) -> String {
     if reasons {
         text += "\n";
         text += &render_reasons(&stats.reasons, screen);
+        text += &render_drivers(&stats.drivers, screen);
     }
     text
 }
@@ -108,9 +113,10 @@ fn render_services(services: &[ServiceStats], screen: &Screen) -> String {
             packets,
             bytes,
             new_flows,
+            refused,
             backends,
         } = service;
-        let mut row = |name: String, packets: u64, bytes: u64, new_flows: u64| {
+        let mut row = |name: String, packets: u64, bytes: u64, new_flows: u64, notes: Vec<String>| {
             let flows = human::flows(new_flows, *protocol);
             grid.row(
                 [
@@ -119,11 +125,17 @@ fn render_services(services: &[ServiceStats], screen: &Screen) -> String {
                     human::bytes(bytes).into(),
                     flows.into(),
                 ],
-                vec![],
+                notes,
             );
         };
         let place = human::service_place(*address, *port, *protocol);
-        row(format!("{name}  {place}"), *packets, *bytes, *new_flows);
+        row(
+            format!("{name}  {place}"),
+            *packets,
+            *bytes,
+            *new_flows,
+            refused_notes(refused),
+        );
         for backend in backends {
             let place = human::place(backend.address, backend.port);
             row(
@@ -131,10 +143,30 @@ fn render_services(services: &[ServiceStats], screen: &Screen) -> String {
                 backend.packets,
                 backend.bytes,
                 backend.new_flows,
+                vec![],
             );
         }
     }
     grid.render(screen, "")
+}
+
+/// A line about what the service refused to clients; none where it refused nothing.
+fn refused_notes(refused: &RefusedStats) -> Vec<String> {
+    let counts = refused
+        .by_reason()
+        .into_iter()
+        .filter(|(_, packets)| *packets > 0);
+    let counts: Vec<String> = counts
+        .map(|(reason, packets)| match reason {
+            Reason::Denied => format!("denied {}", human::count(packets)),
+            _ if refused.dry_run => format!("{} {} (dry run)", reason.name(), human::count(packets)),
+            _ => format!("{} {}", reason.name(), human::count(packets)),
+        })
+        .collect();
+    if counts.is_empty() {
+        return Vec::new();
+    }
+    vec![format!("refused: {}", counts.join(", "))]
 }
 
 fn render_reasons(reasons: &[ReasonStats], screen: &Screen) -> String {
@@ -142,11 +174,13 @@ fn render_reasons(reasons: &[ReasonStats], screen: &Screen) -> String {
         Column::left("REASON"),
         Column::left("VERDICT"),
         Column::right("PACKETS"),
+        Column::left("MEANING").dispensable(1),
     ]);
     for ReasonStats {
         reason,
         verdict,
         packets,
+        meaning,
     } in reasons
     {
         let tone = drop_tone(verdict, *packets > 0);
@@ -155,11 +189,38 @@ fn render_reasons(reasons: &[ReasonStats], screen: &Screen) -> String {
                 reason.into(),
                 Cell::toned(verdict, tone),
                 human::count(*packets).into(),
+                meaning.into(),
             ],
             vec![],
         );
     }
     grid.render(screen, "")
+}
+
+/// What no reason counts: the program gave these packets away. Nothing where no interface is known.
+fn render_drivers(drivers: &[DriverStats], screen: &Screen) -> String {
+    if drivers.is_empty() {
+        return String::new();
+    }
+    let mut grid = Grid::new(&[
+        Column::left("LOST AFTER THE VERDICT"),
+        Column::left("COUNTER OF THE DRIVER"),
+        Column::right("PACKETS"),
+    ]);
+    for DriverStats { interface, lost } in drivers {
+        if lost.is_empty() {
+            grid.row(
+                [interface.into(), "it has none for this".into(), "-".into()],
+                vec![],
+            );
+        }
+        for LostStats { counter, packets } in lost {
+            let tone = drop_tone("drop", *packets > 0);
+            let packets = Cell::toned(&human::count(*packets), tone);
+            grid.row([interface.into(), counter.into(), packets], vec![]);
+        }
+    }
+    format!("\n{}", grid.render(screen, ""))
 }
 
 /// Drops that happen stand out.

@@ -173,6 +173,11 @@ impl Dataplane {
         self.services.get(key).map(|s| (s.generation, s.retired))
     }
 
+    /// The interfaces that packets of backends leave by.
+    pub fn egress(&self) -> impl Iterator<Item = u32> {
+        self.egress.iter().copied()
+    }
+
     /// The addresses of all services.
     #[must_use]
     pub fn addresses(&self) -> BTreeSet<IpAddr> {

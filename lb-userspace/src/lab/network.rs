@@ -140,7 +140,7 @@ pub struct Lab {
     pub client: Host,
     pub lb: Host,
     pub backends: Vec<Host>,
-    _pass: Pass,
+    pass: Option<Pass>,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -226,7 +226,7 @@ impl Lab {
             client,
             lb,
             backends: hosts,
-            _pass: pass,
+            pass: Some(pass),
             _alone: alone,
         })
     }
@@ -245,6 +245,11 @@ impl Lab {
     /// Where `ip` fails.
     pub fn mend(&self, host: &str) -> anyhow::Result<()> {
         self.switch.ip(&format!("link set {host} up\n"))
+    }
+
+    /// Has no device on the switch take what XDP on its peer sends back, as a card does whose transmit queue is full.
+    pub fn refuse_transmissions(&mut self) {
+        self.pass = None;
     }
 
     /// Packets with a broken checksum that arrived anywhere. Frames that XDP forwards before their checksum was

@@ -13,6 +13,7 @@
 pub mod address;
 pub mod announce;
 pub mod doctor;
+pub mod driver_counts;
 pub mod ethtool;
 mod ioctl;
 pub mod link;

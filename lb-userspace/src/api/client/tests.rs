@@ -42,6 +42,7 @@ async fn answers_and_orders_go_through_the_socket() {
         at_ms: 7,
         services: Vec::new(),
         reasons: Vec::new(),
+        drivers: Vec::new(),
     };
     let answer = stats.clone();
     let (_folder, client) = served(

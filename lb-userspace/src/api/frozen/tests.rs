@@ -67,6 +67,7 @@ fn service(backends: Vec<Member>) -> Service {
         },
         key,
         table_size: 4000,
+        refused: RefusedStats::default(),
         backends,
     }
 }
@@ -204,5 +205,8 @@ async fn without_pins_there_is_nothing_to_say() {
     let folder = tempfile::tempdir().unwrap();
     let error = status(&folder.path().join("none")).await.unwrap_err();
     assert!(matches!(error, Error::NothingPinned { .. }), "{error:?}");
-    assert!(matches!(stats(folder.path()), Err(Error::NothingPinned { .. })));
+    assert!(matches!(
+        stats(folder.path()).await,
+        Err(Error::NothingPinned { .. })
+    ));
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::drop_tone;
-use crate::api::types::{BackendStats, ReasonStats, ServiceStats, Stats};
+use crate::api::types::{BackendStats, DriverStats, LostStats, ReasonStats, ServiceStats, Stats};
 use crate::cli::grid::{Cell, Column, Grid};
 use crate::cli::human;
 use crate::cli::outcome::Screen;
@@ -18,6 +18,19 @@ pub(super) struct Rates {
     pub interval_s: f64,
     pub services: Vec<ServiceRates>,
     pub reasons: Vec<ReasonRate>,
+    pub drivers: Vec<DriverRates>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct DriverRates {
+    pub interface: String,
+    pub lost: Vec<LostRate>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct LostRate {
+    pub counter: String,
+    pub packets_per_s: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -51,6 +64,7 @@ pub(super) struct ReasonRate {
     pub reason: String,
     pub verdict: String,
     pub packets_per_s: f64,
+    pub meaning: String,
 }
 
 /// Counts of one thing.
@@ -74,18 +88,41 @@ pub(super) fn rates(before: &Stats, after: &Stats) -> Rates {
             reason,
             verdict,
             packets,
+            meaning,
         } = after;
         let earlier = before.reasons.iter().find(|earlier| earlier.reason == *reason);
         ReasonRate {
             reason: reason.clone(),
             verdict: verdict.clone(),
             packets_per_s: per_second(earlier.map_or(0, |earlier| earlier.packets), *packets, interval_s),
+            meaning: meaning.clone(),
         }
+    });
+    let drivers = after.drivers.iter().map(|after| {
+        let earlier = before.drivers.iter();
+        let earlier = earlier.filter(|earlier| earlier.interface == after.interface);
+        let earlier: Vec<_> = earlier.flat_map(|earlier| &earlier.lost).collect();
+        driver_rates(&earlier, after, interval_s)
     });
     Rates {
         interval_s,
         services: services.collect(),
         reasons: reasons.collect(),
+        drivers: drivers.collect(),
+    }
+}
+
+fn driver_rates(before: &[&LostStats], after: &DriverStats, interval_s: f64) -> DriverRates {
+    let lost = after.lost.iter().map(|LostStats { counter, packets }| {
+        let earlier = before.iter().find(|earlier| earlier.counter == *counter);
+        LostRate {
+            counter: counter.clone(),
+            packets_per_s: per_second(earlier.map_or(0, |earlier| earlier.packets), *packets, interval_s),
+        }
+    });
+    DriverRates {
+        interface: after.interface.clone(),
+        lost: lost.collect(),
     }
 }
 
@@ -154,11 +191,13 @@ pub(super) fn render(rates: &Rates, reasons: bool, screen: &Screen) -> String {
             Column::left("REASON"),
             Column::left("VERDICT"),
             Column::right("PACKETS/S"),
+            Column::left("MEANING").dispensable(1),
         ]);
         for ReasonRate {
             reason,
             verdict,
             packets_per_s,
+            meaning,
         } in &rates.reasons
         {
             let tone = drop_tone(verdict, *packets_per_s > 0.0);
@@ -167,14 +206,39 @@ pub(super) fn render(rates: &Rates, reasons: bool, screen: &Screen) -> String {
                     reason.into(),
                     Cell::toned(verdict, tone),
                     human::rate(*packets_per_s, "").into(),
+                    meaning.into(),
                 ],
                 vec![],
             );
         }
         text += "\n";
         text += &grid.render(screen, "");
+        text += &render_drivers(&rates.drivers, screen);
     }
     text
+}
+
+fn render_drivers(drivers: &[DriverRates], screen: &Screen) -> String {
+    let mut grid = Grid::new(&[
+        Column::left("LOST AFTER THE VERDICT"),
+        Column::left("COUNTER OF THE DRIVER"),
+        Column::right("PACKETS/S"),
+    ]);
+    if drivers.iter().all(|driver| driver.lost.is_empty()) {
+        return String::new();
+    }
+    for DriverRates { interface, lost } in drivers {
+        for LostRate {
+            counter,
+            packets_per_s,
+        } in lost
+        {
+            let tone = drop_tone("drop", *packets_per_s > 0.0);
+            let rate = Cell::toned(&human::rate(*packets_per_s, ""), tone);
+            grid.row([interface.into(), counter.into(), rate], vec![]);
+        }
+    }
+    format!("\n{}", grid.render(screen, ""))
 }
 
 fn service_grid(services: &[ServiceRates]) -> Grid {

@@ -21,6 +21,12 @@ fn stats(at_ms: u64, packets: u64) -> Stats {
             packets,
             bytes: packets * 125,
             new_flows: packets / 10,
+            refused: RefusedStats {
+                denied: packets / 2,
+                client_flow_limit: 5,
+                dry_run: true,
+                ..RefusedStats::default()
+            },
             backends: vec![backend],
         }],
         reasons: vec![
@@ -28,11 +34,26 @@ fn stats(at_ms: u64, packets: u64) -> Stats {
                 reason: "not_service".into(),
                 verdict: "pass".into(),
                 packets,
+                meaning: "No service's".into(),
             },
             ReasonStats {
                 reason: "no_backend".into(),
                 verdict: "drop".into(),
                 packets: 0,
+                meaning: "Nobody takes it".into(),
+            },
+        ],
+        drivers: vec![
+            DriverStats {
+                interface: "eth0".into(),
+                lost: vec![LostStats {
+                    counter: "rx_queue_N_xdp_tx_errors".into(),
+                    packets: packets / 4,
+                }],
+            },
+            DriverStats {
+                interface: "eth1".into(),
+                lost: vec![],
             },
         ],
     }
@@ -45,12 +66,22 @@ fn counts_stand_by_service_and_backend() {
         "\
 SERVICE, BACKEND        PACKETS    BYTES  NEW FLOWS
 web  192.0.2.10:80/tcp   12,340  1.54 MB     ~1,234
+  refused: denied 6,170, client_flow_limit 5 (dry run)
   10.0.1.11:80           12,340  1.54 MB     ~1,234
 
-REASON       VERDICT  PACKETS
-not_service  pass      12,340
-no_backend   drop           0
+REASON       VERDICT  PACKETS  MEANING
+not_service  pass      12,340  No service's
+no_backend   drop           0  Nobody takes it
+
+LOST AFTER THE VERDICT  COUNTER OF THE DRIVER     PACKETS
+eth0                    rx_queue_N_xdp_tx_errors    3,085
+eth1                    it has none for this            -
 "
+    );
+    let narrow = render(&stats(0, 1), true, &screen(Some(40)));
+    assert!(
+        !narrow.contains("MEANING") && narrow.contains("not_service"),
+        "{narrow}"
     );
 }
 
@@ -75,9 +106,12 @@ SERVICE, BACKEND        PACKETS/S         RATE  NEW FLOWS/S
 web  192.0.2.10:80/tcp      1.00k  1.00 Mbit/s         ~100
   10.0.1.11:80              1.00k  1.00 Mbit/s         ~100
 
-REASON       VERDICT  PACKETS/S
-not_service  pass         1.00k
-no_backend   drop             0
+REASON       VERDICT  PACKETS/S  MEANING
+not_service  pass         1.00k  No service's
+no_backend   drop             0  Nobody takes it
+
+LOST AFTER THE VERDICT  COUNTER OF THE DRIVER     PACKETS/S
+eth0                    rx_queue_N_xdp_tx_errors        250
 "
     );
 }
@@ -120,4 +154,16 @@ fn json_says_whose_counts_they_are() {
     let json = serde_json::to_value(&rates).unwrap();
     assert_eq!(json["services"][0]["packets_per_s"], 8.0);
     assert_eq!(json["services"][0]["backends"][0]["bits_per_s"], 8000.0);
+}
+
+#[test]
+fn every_reason_has_a_line_in_the_docs() {
+    let docs = include_str!("../../../../docs/failures.md");
+    let (_, table) = docs.split_once("| reason | verdict | |\n").unwrap();
+    let lines: Vec<&str> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
+    for reason in Reason::ALL {
+        let start = format!("| `{}` | {} | ", reason.name(), reason.verdict().name());
+        assert!(lines.iter().any(|line| line.starts_with(&start)), "no line {start}");
+    }
+    assert_eq!(lines.len(), Reason::ALL.len(), "lines of reasons that there are none of");
 }

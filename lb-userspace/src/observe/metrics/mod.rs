@@ -23,7 +23,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 pub use meter::Meter;
-pub use traffic::{Sender, read};
+pub use traffic::{Sender, lost, read};
 
 /// What every name begins with.
 const PREFIX: &str = "xlb";
@@ -34,6 +34,8 @@ pub struct Measured {
     pub families: Vec<Family>,
     /// Whose packet counters are to be read.
     pub senders: Vec<Sender>,
+    /// Interfaces whose drivers are to be asked.
+    pub interfaces: Vec<String>,
 }
 
 /// Metrics of one name.

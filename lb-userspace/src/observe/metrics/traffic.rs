@@ -4,6 +4,7 @@ use lb_common::layout::Counters;
 
 use super::Family;
 use crate::api::frozen;
+use crate::api::types::{DriverStats, LostStats};
 use crate::datapath::counters::CounterMaps;
 use crate::datapath::maps::add;
 
@@ -66,4 +67,21 @@ pub fn read(maps: &CounterMaps, senders: &[Sender]) -> Result<Vec<Family>, crate
         flows,
         reasons,
     ])
+}
+
+/// What drivers lost after the program's verdict. Blocks for as long as they take.
+#[must_use]
+pub fn lost(interfaces: &[String]) -> Family {
+    let help = "Packets that a driver could not send after the program gave them to it, by its own counters.";
+    let mut lost = Family::counter("driver_lost_packets", help);
+    for DriverStats {
+        interface,
+        lost: counts,
+    } in frozen::driver_stats(interfaces)
+    {
+        for LostStats { counter, packets } in counts {
+            lost.row([("interface", &interface), ("counter", &counter)], packets);
+        }
+    }
+    lost
 }

@@ -160,10 +160,21 @@ fn json_says_whose_counts_they_are() {
 fn every_reason_has_a_line_in_the_docs() {
     let docs = include_str!("../../../../docs/failures.md");
     let (_, table) = docs.split_once("| reason | verdict | |\n").unwrap();
-    let lines: Vec<&str> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
+    let lines: Vec<&str> = table
+        .lines()
+        .skip(1)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
     for reason in Reason::ALL {
         let start = format!("| `{}` | {} | ", reason.name(), reason.verdict().name());
-        assert!(lines.iter().any(|line| line.starts_with(&start)), "no line {start}");
+        assert!(
+            lines.iter().any(|line| line.starts_with(&start)),
+            "no line {start}"
+        );
     }
-    assert_eq!(lines.len(), Reason::ALL.len(), "lines of reasons that there are none of");
+    assert_eq!(
+        lines.len(),
+        Reason::ALL.len(),
+        "lines of reasons that there are none of"
+    );
 }

@@ -106,7 +106,7 @@ fn names(path: &Path) -> io::Result<Vec<String>> {
 
 /// Whether an agent pins something of this name. Removing a folder of others' pins would take their programs away.
 fn is_ours(name: &str) -> bool {
-    let prefixed = ["link_", "slab_", "program"]
+    let prefixed = ["link_", "slab_", "program", "parts_"]
         .iter()
         .any(|prefix| name.starts_with(prefix));
     prefixed || pins::ALL.iter().any(|pin| pin.pin == name)
@@ -127,6 +127,7 @@ mod tests {
             "link_eth0",
             "program",
             "program_new",
+            "parts_17",
         ] {
             assert!(is_ours(name), "{name}");
         }

@@ -11,7 +11,7 @@
 //! Elements of a hash map are recycled under their readers. `tag` comes first in the value and is therefore written
 //! first: who finds his own tag before and after he read the rest, has read his own entry.
 
-use crate::layout::{FAMILY_V4, FAMILY_V6, Tags};
+use crate::layout::{FAMILY_V4, FAMILY_V6, FragmentKey, Tags};
 
 /// What identifies the packets of one direction of a flow: addresses, ports and protocol as they come in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -337,6 +337,8 @@ pub struct NatCounters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct NatFragment {
+    /// [`NatFragment::tag_of`] its key; first, as in [`NatEntry`].
+    pub tag: u64,
     /// Up to when this counts, `CLOCK_MONOTONIC`.
     pub until_ns: u64,
     pub source: [u32; 4],
@@ -354,13 +356,28 @@ pub struct NatFragment {
     pub tags: Tags,
 }
 
+impl NatFragment {
+    /// What the fragments of this datagram bear in front.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag_of(key: &FragmentKey) -> u64 {
+        NatKey {
+            source: key.source,
+            destination: key.destination,
+            ports: key.identification,
+            kind: key.kind,
+        }
+        .tag()
+    }
+}
+
 const _: () = {
     assert!(size_of::<NatKey>() == 40 && align_of::<NatKey>() == 4);
     assert!(size_of::<NatEntry>() == 104 && align_of::<NatEntry>() == 8);
     assert!(core::mem::offset_of!(NatEntry, tag) == 0);
     assert!(size_of::<SnatPool>() == 16 + 16 * MAX_SNAT_ADDRESSES);
     assert!(size_of::<NatCounters>() == 48);
-    assert!(size_of::<NatFragment>() == 80);
+    assert!(size_of::<NatFragment>() == 88);
 };
 
 #[cfg(feature = "user")]

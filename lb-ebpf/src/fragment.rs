@@ -162,6 +162,14 @@ fn follow(key: &FragmentKey, seen: &mut Seen) -> Result<(), Reason> {
     Ok(())
 }
 
+/// Whether the first fragment of a datagram was no service's.
+#[inline(always)]
+pub fn is_passed(key: &FragmentKey) -> bool {
+    // SAFETY: copied at once; an element that is recycled meanwhile is at worst another datagram's.
+    let place = unsafe { FRAGMENTS.get(key) };
+    place.is_some_and(|place| place.index == 0 && place.until_ns >= now_ns())
+}
+
 /// Remembers where the first fragment went that is at work on this CPU.
 #[inline(never)]
 pub fn record(service: u32, hash: u32, index: u32) -> u32 {

@@ -463,6 +463,20 @@ pub fn words(address: [u8; 16]) -> [u32; 4] {
 }
 
 impl Ip {
+    /// Nobody's.
+    pub const NONE: Self = Self {
+        family: 0,
+        destination: [0; 4],
+        source: [0; 4],
+        length: 0,
+        traffic_class: 0,
+        protocol: 0,
+        header_len: 0,
+        fragment: false,
+        fragment_offset: 0,
+        quiet: true,
+    };
+
     #[inline(always)]
     pub fn is_v4(&self) -> bool {
         self.family == FAMILY_V4

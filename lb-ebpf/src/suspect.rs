@@ -63,6 +63,15 @@ extern "C" fn suspect_syn(ctx: *mut xdp_md, transport: u32, hash: u32, backend: 
     0
 }
 
+/// Notes that a backend refused: something that only packets on their way back show.
+#[inline(always)]
+pub fn refused(backend: u32) {
+    if SUSPECTS.load() != 0 {
+        core::hint::cold_path();
+        sign(backend, now_ns());
+    }
+}
+
 #[inline(always)]
 fn sign(backend: u32, now_ns: u64) {
     let Some(at_ns) = SIGNS.get_ptr_mut(backend) else {

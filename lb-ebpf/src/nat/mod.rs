@@ -10,6 +10,7 @@
 //!  anything else       ─▶ table::reply     the entry of a backend's answer     ─▶ rewrite ─▶ to the client
 //!                                          none: not ours                                 ─▶ pass
 //!  ICMP errors         ─▶ error            the entry of the packet inside      ─▶ rewrite both
+//!  fragments           ─▶ fragment         what their first became             ─▶ rewrite
 //! ```
 //!
 //! As a router would, it takes one off the TTL or hop limit, in both directions; what has none left is dropped.
@@ -24,13 +25,13 @@ use aya_ebpf::btf_maps::ProgramArray;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::layout::{Backend, kind};
-use lb_common::nat::{self, NatEntry, NatKey, NatSeen, ifindex_of};
+use lb_common::nat::{self, FORWARD, NatEntry, NatKey, NatSeen, ifindex_of};
 use lb_common::reason::Reason;
 
 use crate::constants::{NAT, VLANS};
 use crate::packet::{self, Flow, Ip, NoFlow, TCP};
 use crate::seen::Found;
-use crate::{forward, reset, schedule, service, stats, toobig, vlan};
+use crate::{forward, reset, schedule, service, stats, suspect, toobig, vlan};
 
 /// The programs of this loaded version that are not the main one.
 #[btf_map]
@@ -107,15 +108,23 @@ pub fn handle(ctx: &XdpContext) -> Reason {
 
 #[inline(always)]
 fn translate(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
-    match ip.flow(ctx) {
-        Ok(flow) => match of_service(ip, &flow) {
-            Some(service) => request(ctx, ip, &flow, service),
-            None => reply(ctx, ip, &flow),
+    let (flow, is_first) = match ip.flow(ctx) {
+        Ok(flow) => (flow, false),
+        Err(NoFlow::Icmp | NoFlow::Icmpv6) => return error(ctx, ip),
+        Err(NoFlow::Fragment) => match fragment::look(ctx, ip)? {
+            fragment::Place::First => (table::work().ok_or(Reason::Fragment)?.flow, true),
+            fragment::Place::Later => return later(ctx, ip),
         },
-        Err(NoFlow::Icmp | NoFlow::Icmpv6) => error::translate(ctx, ip),
-        Err(NoFlow::Fragment) => fragment::translate(ctx, ip),
-        Err(why) => Err(service::judge(ip, why)),
+        Err(why) => return Err(service::judge(ip, why)),
+    };
+    let reason = match of_service(ip, &flow) {
+        Some(service) => request(ctx, ip, &flow, service)?,
+        None => reply(ctx, ip, &flow)?,
+    };
+    if is_first {
+        fragment::record();
     }
+    Ok(reason)
 }
 
 /// The service of this kind that a packet is for.
@@ -145,27 +154,45 @@ fn request(ctx: &XdpContext, ip: &Ip, flow: &Flow, service: u32) -> Result<Reaso
         }
         refused => Found::of_bits(refused).ok()?,
     }
-    to_backend(ctx, ip, flow, work)
+    if flow.opens != 0 {
+        suspect::look(ctx, flow.opens, flow.transport, ip.hash(flow), work.to.backend);
+    }
+    let backend = backend_of(ctx, ip, work)?;
+    let bytes = frame_len(ctx);
+    rewrite::packet(ctx, ip, flow, &work.to)?;
+    to_backend(ctx, backend, work.to.backend, bytes, flow.opens)
 }
 
-/// Sends a packet to the backend of the entry at hand.
+/// The backend of the entry at hand, if it can be reached and the packet fits the way to it.
 #[inline(always)]
-fn to_backend(ctx: &XdpContext, ip: &Ip, flow: &Flow, work: &table::Work) -> Result<Reason, Reason> {
-    let index = work.to.backend;
-    stats::explain_backend(index);
-    let backend = forward::backend(index).ok_or(Reason::NoBackend)?;
+fn backend_of(ctx: &XdpContext, ip: &Ip, work: &table::Work) -> Result<&'static Backend, Reason> {
+    stats::explain_backend(work.to.backend);
+    let backend = forward::backend(work.to.backend).ok_or(Reason::NoBackend)?;
     if !matches!(backend.kind, kind::NAT | kind::FULL_NAT) {
         return Err(Reason::NoNextHop);
     }
+    if !table::is_its(&work.to, backend) {
+        return Err(Reason::NoBackend);
+    }
     fits(ctx, ip, u32::from(backend.mtu))?;
-    let bytes = frame_len(ctx);
-    rewrite::packet(ctx, ip, flow, &work.to)?;
+    Ok(backend)
+}
+
+/// Sends a packet that was rewritten to a backend.
+#[inline(always)]
+fn to_backend(
+    ctx: &XdpContext,
+    backend: &Backend,
+    index: u32,
+    bytes: u64,
+    opens: u32,
+) -> Result<Reason, Reason> {
     towards(ctx, backend)?;
     if VLANS.load() != 0 {
         vlan::put_for(ctx, index)?;
     }
     let redirected = forward::leave(ctx, backend.ifindex)?;
-    stats::forwarded(index, bytes, flow.opens, redirected);
+    stats::forwarded(index, bytes, opens, redirected);
     Ok(if redirected {
         Reason::Redirected
     } else {
@@ -184,9 +211,52 @@ fn reply(ctx: &XdpContext, ip: &Ip, flow: &Flow) -> Result<Reason, Reason> {
     }
     stats::explain_service(work.to.service);
     stats::explain_backend(work.to.backend);
+    // The first that it says to the client.
+    if work.flags & NatSeen::RST != 0 && !work.to.seen.has(NatSeen::SOME) {
+        suspect::refused(work.to.backend);
+    }
     fits(ctx, ip, work.to.mtu)?;
     let bytes = frame_len(ctx);
     rewrite::packet(ctx, ip, flow, &work.to)?;
+    to_client(ctx, &work.to, bytes)
+}
+
+/// A fragment without ports, the way of its first.
+#[inline(always)]
+fn later(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
+    let work = table::work().ok_or(Reason::Fragment)?;
+    let quiet = Ip { quiet: true, ..*ip };
+    stats::explain_service(work.to.service);
+    let bytes = frame_len(ctx);
+    if work.to.direction == FORWARD {
+        let backend = backend_of(ctx, &quiet, work)?;
+        rewrite::fragment(ctx, ip, &work.to)?;
+        return to_backend(ctx, backend, work.to.backend, bytes, 0);
+    }
+    stats::explain_backend(work.to.backend);
+    fits(ctx, &quiet, work.to.mtu)?;
+    rewrite::fragment(ctx, ip, &work.to)?;
+    to_client(ctx, &work.to, bytes)
+}
+
+/// An ICMP error, to whom the flow's packets go.
+#[inline(always)]
+fn error(ctx: &XdpContext, ip: &Ip) -> Result<Reason, Reason> {
+    let quiet = Ip { quiet: true, ..*ip };
+    let bytes = frame_len(ctx);
+    error::translate(ctx, ip)?;
+    let work = table::work().ok_or(Reason::OtherProtocol)?;
+    stats::explain_service(work.to.service);
+    table::count(work.to.service, |counters| counters.errors += 1);
+    if work.to.direction == FORWARD {
+        let backend = backend_of(ctx, &quiet, work)?;
+        return to_backend(ctx, backend, work.to.backend, bytes, 0);
+    }
+    stats::explain_backend(work.to.backend);
+    if work.error.unreachable != 0 {
+        suspect::refused(work.to.backend);
+    }
+    fits(ctx, &quiet, work.to.mtu)?;
     to_client(ctx, &work.to, bytes)
 }
 

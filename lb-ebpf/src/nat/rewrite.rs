@@ -32,6 +32,12 @@ impl Delta {
         self.word(a, e).word(b, f).word(c, g).word(d, h)
     }
 
+    /// Both changes.
+    #[inline(always)]
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The checksum of what changed so.
     #[inline(always)]
     pub fn apply(self, check: u16) -> u16 {
@@ -57,7 +63,7 @@ pub fn packet(ctx: &XdpContext, ip: &Ip, flow: &Flow, to: &NatEntry) -> Result<(
     } else {
         tcp(ctx, transport, all, to.ports)?;
     }
-    header(ctx, ip, addresses, to)
+    header(ctx, ip.is_v4(), addresses, &to.source, &to.destination)
 }
 
 /// Whether the packet may be sent on: a router drops what has one hop left (RFC 1812 section 5.3.1, RFC 8200 section 3).
@@ -73,12 +79,30 @@ pub fn lives(ctx: &XdpContext, ip: &Ip) -> bool {
 
 /// The IP header: addresses and one hop less.
 #[inline(always)]
-pub fn header(ctx: &XdpContext, ip: &Ip, addresses: Delta, to: &NatEntry) -> Result<(), Reason> {
-    if ip.is_v4() {
-        header_v4(ctx, addresses, to.source[3], to.destination[3])
+pub fn header(
+    ctx: &XdpContext,
+    is_v4: bool,
+    addresses: Delta,
+    source: &[u32; 4],
+    destination: &[u32; 4],
+) -> Result<(), Reason> {
+    if is_v4 {
+        header_v4(ctx, addresses, source[3], destination[3])
     } else {
-        header_v6(ctx, &to.source, &to.destination)
+        header_v6(ctx, source, destination)
     }
+}
+
+/// Makes a fragment without ports what its first one became.
+#[inline(always)]
+pub fn fragment(ctx: &XdpContext, ip: &Ip, to: &NatEntry) -> Result<(), Reason> {
+    if !lives(ctx, ip) {
+        return Err(Reason::TtlExceeded);
+    }
+    let addresses = Delta::NONE
+        .address(&ip.source, &to.source)
+        .address(&ip.destination, &to.destination);
+    header(ctx, ip.is_v4(), addresses, &to.source, &to.destination)
 }
 
 #[inline(always)]
@@ -124,18 +148,28 @@ fn tcp(ctx: &XdpContext, transport: usize, all: Delta, ports: u32) -> Result<(),
     Ok(())
 }
 
-/// A checksum of 0 says that there is none (RFC 768), which IPv6 forbids (RFC 8200 section 8.1).
+/// The checksum of a datagram of which this changed; 0 says that there is none (RFC 768).
+#[inline(always)]
+pub fn of_datagram(check: u16, change: Delta) -> u16 {
+    if check == 0 {
+        return 0;
+    }
+    match change.apply(check) {
+        0 => 0xffff,
+        changed => changed,
+    }
+}
+
+/// IPv6 forbids datagrams without checksum (RFC 8200 section 8.1).
 #[inline(always)]
 fn udp(ctx: &XdpContext, ip: &Ip, transport: usize, all: Delta, ports: u32) -> Result<(), Reason> {
     let datagram = packet::at_anew::<[u16; 4]>(ctx, transport).ok_or(Reason::Malformed)?;
     // SAFETY: `at_anew` checked the bounds.
     let datagram = unsafe { &mut *datagram };
-    if datagram[3] != 0 {
-        let check = all.apply(datagram[3]);
-        datagram[3] = if check == 0 { 0xffff } else { check };
-    } else if !ip.is_v4() {
+    if datagram[3] == 0 && !ip.is_v4() {
         return Err(Reason::Malformed);
     }
+    datagram[3] = of_datagram(datagram[3], all);
     [datagram[0], datagram[1]] = halves(ports);
     Ok(())
 }

@@ -12,17 +12,18 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, xdp_md};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
-use lb_common::layout::{Tags, kind};
+use lb_common::layout::{Backend, FragmentKey, Tags, kind};
 use lb_common::nat::{
     self, FORWARD, MAX_SNAT_ADDRESSES, NatCounters, NatEntry, NatKey, NatSeen, PORT_TRIES, REPLY, SnatPool,
 };
 use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
-use super::route;
+use super::{error, route};
 use crate::clock::now_ns;
 use crate::constants::VLANS;
-use crate::{forward, packet, vlan};
+use crate::packet::{self, Flow};
+use crate::{forward, vlan};
 
 /// Two entries for each flow. Memory is taken as flows come; a table that is full refuses.
 #[btf_map]
@@ -59,6 +60,12 @@ pub struct Work {
     pub hash: u32,
     /// 1: a SYN.
     pub opens: u32,
+    /// 1: more fragments follow.
+    pub more: u32,
+    pub error: error::At,
+    /// Of a fragment: its flow, and the datagram that it is of.
+    pub flow: Flow,
+    pub fragment: FragmentKey,
 }
 
 /// The entry is in [`Work::to`].
@@ -108,10 +115,8 @@ fn judge(work: &mut Work) -> u32 {
             _ => Reason::NoNextHop as u32,
         };
     }
-    // The index may be another backend's by now.
-    let (address, port) = backend.translation();
-    let same_port = port == 0 || port == (work.to.ports >> 16) as u16;
-    if address != work.to.destination || !same_port {
+    let port = backend.translation().1;
+    if !is_its(&work.to, backend) || port != 0 && port != (work.to.ports >> 16) as u16 {
         return ABSENT;
     }
     match forward::standing(work.to.backend) {
@@ -123,6 +128,12 @@ fn judge(work: &mut Work) -> u32 {
         return ABSENT;
     }
     FOUND
+}
+
+/// Whether the record of a backend is still that of the one that an entry leads to: its index may be another's by now.
+#[inline(always)]
+pub fn is_its(to: &NatEntry, backend: &Backend) -> bool {
+    backend.translation().0 == to.destination
 }
 
 /// Whether the connection at hand has ended, so that a SYN begins another one.

@@ -4,6 +4,7 @@ use aya::maps::MapInfo;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::cache::WAYS;
 use lb_common::hash::HashKey;
+use lb_common::layout::MAX_FRAGMENTS;
 use lb_common::limit::{CLIENT_BUCKETS, CLIENT_ROWS};
 use lb_common::suspect::SYN_PLACES;
 
@@ -179,6 +180,7 @@ fn load_with(
         .map_max_entries("FLOWS", sizes.flows)
         .map_max_entries("NAT_FLOWS", sizes.nat_flows * 2)
         .map_max_entries("NAT_COUNTERS", sizes.services)
+        .map_max_entries("NAT_FRAGMENTS", if features.nat { MAX_FRAGMENTS } else { 1 })
         .map_max_entries("FLOW_CONTROL", sizes.services)
         .map_max_entries("GUARDS", sizes.services)
         .map_max_entries("LISTS", sizes.services)

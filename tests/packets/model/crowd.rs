@@ -30,8 +30,8 @@ const WAYS: [(&str, &str, u16, u16); 8] = [
 ];
 
 /// Packets for each way in the test run.
-const CROWD: u32 = 100_000;
-const SEED: u64 = 0x243F_6A88_85A3_08D3;
+pub(crate) const CROWD: u32 = 100_000;
+pub(crate) const SEED: u64 = 0x243F_6A88_85A3_08D3;
 
 /// A packet of a service, or nearly.
 fn packet(random: &mut StdRng, (_, address, tcp, udp): (&str, &str, u16, u16)) -> Vec<u8> {
@@ -73,7 +73,7 @@ fn packet(random: &mut StdRng, (_, address, tcp, udp): (&str, &str, u16, u16)) -
 }
 
 /// Changes some bits of its headers, cuts its end off, or makes it longer than the way is wide.
-fn spoil(random: &mut StdRng, frame: &mut Vec<u8>) {
+pub(crate) fn spoil(random: &mut StdRng, frame: &mut Vec<u8>) {
     match random.random_range(0..8) {
         0..=2 => {}
         3..=5 => {
@@ -133,7 +133,7 @@ fn found() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packets/model/found")
 }
 
-fn seed() -> Option<u64> {
+pub(crate) fn seed() -> Option<u64> {
     let text = std::env::var("XLB_FUZZ_SEED").ok()?;
     let digits = text.trim_start_matches("0x");
     Some(u64::from_str_radix(digits, 16).unwrap_or_else(|error| panic!("XLB_FUZZ_SEED={text}: {error}")))

@@ -1,7 +1,7 @@
 //! A small load balancer in plain Rust, written from the table of reasons and the RFCs, that says what must
 //! become of a frame.
 
-mod crowd;
+pub(crate) mod crowd;
 mod fragment;
 mod icmp;
 mod random;
@@ -54,14 +54,14 @@ impl From<Reason> for Expected {
 
 const MAX_EXTENSIONS: usize = 6;
 
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(crate) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
-const ICMPV6: u8 = 58;
+pub(crate) const ICMPV6: u8 = 58;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// The load balancer that packets are compared with.
@@ -339,16 +339,16 @@ impl Model {
 }
 
 /// A flow as its client sees it.
-struct Flow {
-    client: IpAddr,
-    service: IpAddr,
-    protocol: Protocol,
+pub(crate) struct Flow {
+    pub client: IpAddr,
+    pub service: IpAddr,
+    pub protocol: Protocol,
     /// Source and destination port as they are sent.
-    ports: [u8; 4],
+    pub ports: [u8; 4],
 }
 
 impl Flow {
-    fn hash(&self) -> u32 {
+    pub fn hash(&self) -> u32 {
         let ports = u32::from_le_bytes(self.ports);
         match self.client {
             IpAddr::V4(client) => hash::flow_v4(&KEY, u32::from_le_bytes(client.octets()), ports),
@@ -362,13 +362,13 @@ impl Flow {
 }
 
 /// Why extension headers cannot be followed.
-enum Walk {
+pub(crate) enum Walk {
     CutShort,
     TooDeep,
 }
 
 /// Follows IPv6 extension headers to what is none, or is a fragment header: its type and offset.
-fn walk(packet: &[u8], mut next: u8, mut offset: usize) -> Result<(u8, usize), Walk> {
+pub(crate) fn walk(packet: &[u8], mut next: u8, mut offset: usize) -> Result<(u8, usize), Walk> {
     let mut followed = 0;
     loop {
         let unit = match next {
@@ -393,7 +393,7 @@ fn walk(packet: &[u8], mut next: u8, mut offset: usize) -> Result<(u8, usize), W
 }
 
 /// Whether it can be the address of one host (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
-fn is_host(address: IpAddr) -> bool {
+pub(crate) fn is_host(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             let reserved = v4.octets()[0] >= 240;
@@ -403,16 +403,16 @@ fn is_host(address: IpAddr) -> bool {
     }
 }
 
-fn be(bytes: &[u8], offset: usize) -> usize {
+pub(crate) fn be(bytes: &[u8], offset: usize) -> usize {
     usize::from(u16::from_be_bytes([bytes[offset], bytes[offset + 1]]))
 }
 
-fn v4_at(bytes: &[u8], offset: usize) -> IpAddr {
+pub(crate) fn v4_at(bytes: &[u8], offset: usize) -> IpAddr {
     let octets: [u8; 4] = bytes[offset..offset + 4].try_into().expect("4 bytes");
     Ipv4Addr::from(octets).into()
 }
 
-fn v6_at(bytes: &[u8], offset: usize) -> IpAddr {
+pub(crate) fn v6_at(bytes: &[u8], offset: usize) -> IpAddr {
     let octets: [u8; 16] = bytes[offset..offset + 16].try_into().expect("16 bytes");
     Ipv6Addr::from(octets).into()
 }

@@ -1,0 +1,590 @@
+//! A translator in plain Rust, written from the table of reasons and the RFCs (3022, 5508, 1624): what must become of
+//! each frame, byte for byte. Of the program it learns one thing only: which address and port of the pool it gave to a
+//! flow; the model holds that against the pool and against all flows before.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::hash;
+use lb_common::reason::Reason;
+use xlb::datapath::simulate::{MTU, OWN_MAC, Outcome, Simulator};
+use xlb::model::Protocol;
+
+use super::rewriting::{Rewriting, Sockets};
+use super::world::Way;
+use crate::model::{self, FRAGMENT, ICMP, ICMPV6, TCP, UDP, be, is_host, v4_at, v6_at, walk};
+use crate::out;
+use crate::world::mac_of;
+
+/// A flow as its client's packets show it, or as its backend's do.
+pub type Key = (u8, Sockets);
+/// What the fragments of a datagram have in common; the protocol counts for IPv4 only.
+type Datagram = (IpAddr, IpAddr, u32, Option<u8>);
+
+/// What one side has done last.
+#[derive(Clone, Copy, Default)]
+struct Side {
+    fin: bool,
+    rst: bool,
+}
+
+impl Side {
+    fn sent(&mut self, flags: u8, syn: bool) {
+        self.rst = !syn && flags & 4 != 0;
+        self.fin |= !syn && flags & 1 != 0;
+    }
+}
+
+#[derive(Clone)]
+pub struct Flow {
+    pub client: SocketAddr,
+    pub backend: SocketAddr,
+    /// What the backend sees as the client; `None`: no packet has left so far.
+    pub seen_as: Option<SocketAddr>,
+    /// The first twelve bytes of the frame that opened it.
+    macs: [u8; 12],
+    sides: [Side; 2],
+}
+
+#[derive(Clone)]
+struct Fragmented {
+    to: (IpAddr, IpAddr),
+    macs: ([u8; 6], [u8; 6]),
+    forward: bool,
+}
+
+pub struct Model {
+    way: Way,
+    owners: Vec<IpAddr>,
+    pub flows: HashMap<Key, Flow>,
+    /// From the packets of backends to the flow.
+    replies: HashMap<Key, Key>,
+    fragments: HashMap<Datagram, Fragmented>,
+    passed: HashSet<Datagram>,
+    /// The flow that was noted last.
+    pub last_opened: Option<Key>,
+}
+
+/// A packet by its headers.
+struct Packet<'a> {
+    frame: &'a [u8],
+    /// From the IP header to its end by that header.
+    bytes: &'a [u8],
+    source: IpAddr,
+    destination: IpAddr,
+}
+
+/// What must become of a frame.
+enum Expected {
+    Settled(Reason),
+    /// Too long for the way to the backend.
+    TooLong {
+        quiet: bool,
+    },
+    Sent {
+        rewriting: Box<Rewriting>,
+        forward: bool,
+    },
+    /// Of a flow of which the model does not know all.
+    Unknown,
+}
+
+impl From<Reason> for Expected {
+    fn from(reason: Reason) -> Self {
+        Self::Settled(reason)
+    }
+}
+
+impl Model {
+    pub fn new(world: &Simulator, way: &Way) -> Self {
+        let service = &way.config().services[0];
+        let owner = |index: &u32| world.dataplane.backend_at(*index).expect("an owner").address;
+        Self {
+            way: way.clone(),
+            owners: world.dataplane.owners(&service.key).iter().map(owner).collect(),
+            flows: HashMap::new(),
+            replies: HashMap::new(),
+            fragments: HashMap::new(),
+            passed: HashSet::new(),
+            last_opened: None,
+        }
+    }
+
+    fn protocol(&self) -> u8 {
+        if self.way.udp { UDP } else { TCP }
+    }
+
+    fn is_ours(&self, address: IpAddr) -> bool {
+        address == self.way.service().ip()
+    }
+
+    /// Holds what the program did against what it must do.
+    pub fn judge(&mut self, frame: &[u8], outcome: &Outcome) -> Reason {
+        let reason = match self.expect(frame, outcome) {
+            Expected::Settled(reason) => reason,
+            Expected::TooLong { quiet } => self.too_long(frame, quiet),
+            Expected::Unknown => return outcome.reason,
+            Expected::Sent { rewriting, forward } => {
+                let reason = if forward {
+                    Reason::Transmitted
+                } else {
+                    Reason::NatReply
+                };
+                assert_eq!(outcome.reason, reason, "{frame:02x?}");
+                rewriting.check(frame, &outcome.out);
+                return reason;
+            }
+        };
+        assert_eq!(outcome.reason, reason, "{frame:02x?}");
+        out::check("a frame of the model", frame, outcome);
+        if reason == Reason::TooBigAnswered {
+            assert_eq!(out::told_mtu(&outcome.out), MTU as usize);
+        }
+        reason
+    }
+
+    fn too_long(&self, frame: &[u8], quiet: bool) -> Reason {
+        let source = if self.way.v6 {
+            v6_at(frame, 22)
+        } else {
+            v4_at(frame, 26)
+        };
+        if quiet || !is_host(source) || frame[0] & 1 != 0 {
+            Reason::TooBig
+        } else {
+            Reason::TooBigAnswered
+        }
+    }
+
+    fn expect(&mut self, frame: &[u8], outcome: &Outcome) -> Expected {
+        if frame.len() < 14 {
+            return Reason::NotIp.into();
+        }
+        let packet = &frame[14..];
+        match be(frame, 12) {
+            0x0800 if packet.len() >= 20 && packet[0] >> 4 == 4 => self.ipv4(packet, frame, outcome),
+            0x86dd if packet.len() >= 40 && packet[0] >> 4 == 6 => self.ipv6(packet, frame, outcome),
+            0x0800 | 0x86dd => Reason::BadHeader.into(),
+            0x8100 | 0x88a8 => Reason::Vlan.into(),
+            _ => Reason::NotIp.into(),
+        }
+    }
+
+    fn of_address(&self, address: IpAddr, ours: Reason, elsewhere: Reason) -> Expected {
+        if self.is_ours(address) { ours } else { elsewhere }.into()
+    }
+
+    fn ipv4(&mut self, bytes: &[u8], frame: &[u8], outcome: &Outcome) -> Expected {
+        let (source, destination) = (v4_at(bytes, 12), v4_at(bytes, 16));
+        let (header, total) = (usize::from(bytes[0] & 15) * 4, be(bytes, 2));
+        if total > bytes.len() || header < 20 || header > total {
+            return self.of_address(destination, Reason::Malformed, Reason::BadHeader);
+        }
+        let packet = Packet {
+            frame,
+            bytes: &bytes[..total],
+            source,
+            destination,
+        };
+        let (more, offset) = (bytes[6] & 0x20 != 0, be(bytes, 6) & 0x1fff);
+        if !more && offset == 0 {
+            return self.transport(&packet, bytes[9], header, outcome);
+        }
+        if !matches!(bytes[9], TCP | UDP) {
+            // To no service, of whatever protocol.
+            return self.of_address(destination, Reason::OtherProtocol, Reason::OtherProtocol);
+        }
+        let datagram = (source, destination, be(bytes, 4) as u32, Some(bytes[9]));
+        if offset != 0 {
+            return self.later(&packet, &datagram);
+        }
+        self.first(&packet, datagram, true, (bytes[9], header), outcome)
+    }
+
+    fn ipv6(&mut self, bytes: &[u8], frame: &[u8], outcome: &Outcome) -> Expected {
+        let (source, destination) = (v6_at(bytes, 8), v6_at(bytes, 24));
+        let total = 40 + be(bytes, 4);
+        if total > bytes.len() {
+            return self.of_address(destination, Reason::Malformed, Reason::BadHeader);
+        }
+        let packet = Packet {
+            frame,
+            bytes: &bytes[..total],
+            source,
+            destination,
+        };
+        match walk(packet.bytes, bytes[6], 40) {
+            Err(model::Walk::CutShort) => self.of_address(destination, Reason::Malformed, Reason::BadHeader),
+            Err(model::Walk::TooDeep) => {
+                self.of_address(destination, Reason::ExtensionHeaders, Reason::NotService)
+            }
+            Ok((FRAGMENT, offset)) => self.fragment_v6(&packet, offset, outcome),
+            Ok((next, offset)) => self.transport(&packet, next, offset, outcome),
+        }
+    }
+
+    fn fragment_v6(&mut self, packet: &Packet<'_>, offset: usize, outcome: &Outcome) -> Expected {
+        let Some(header) = packet.bytes.get(offset..offset + 8) else {
+            return self.of_address(packet.destination, Reason::Malformed, Reason::NotService);
+        };
+        let identification = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        let datagram = (packet.source, packet.destination, identification, None);
+        let (place, more) = (be(header, 2) >> 3, header[3] & 1 != 0);
+        if place != 0 {
+            return self.later(packet, &datagram);
+        }
+        match walk(packet.bytes, header[0], offset + 8) {
+            Ok((next @ (TCP | UDP), offset)) => self.first(packet, datagram, more, (next, offset), outcome),
+            Ok(_) => Reason::OtherProtocol.into(),
+            Err(_) => self.of_address(packet.destination, Reason::Malformed, Reason::NotService),
+        }
+    }
+
+    fn first(
+        &mut self,
+        packet: &Packet<'_>,
+        datagram: Datagram,
+        more: bool,
+        (protocol, offset): (u8, usize),
+        outcome: &Outcome,
+    ) -> Expected {
+        let least = if protocol == TCP { 20 } else { 8 };
+        if offset + least > packet.bytes.len() {
+            return self.of_address(packet.destination, Reason::Malformed, Reason::NotService);
+        }
+        let expected = self.transport(packet, protocol, offset, outcome);
+        match &expected {
+            Expected::Sent { rewriting, forward } if more => {
+                let kept = Fragmented {
+                    to: (rewriting.to.0.ip(), rewriting.to.1.ip()),
+                    macs: rewriting.macs,
+                    forward: *forward,
+                };
+                self.fragments.insert(datagram, kept);
+            }
+            Expected::Settled(Reason::NotService) if self.is_ours(packet.destination) => {
+                self.passed.insert(datagram);
+            }
+            _ => {}
+        }
+        expected
+    }
+
+    fn later(&self, packet: &Packet<'_>, datagram: &Datagram) -> Expected {
+        let Some(Fragmented { to, macs, forward }) = self.fragments.get(datagram).cloned() else {
+            if self.passed.contains(datagram) {
+                return Reason::NotService.into();
+            }
+            return self.of_address(packet.destination, Reason::Fragment, Reason::NotService);
+        };
+        if forward && packet.bytes.len() > MTU as usize {
+            return Expected::TooLong { quiet: true };
+        }
+        if packet.hops() < 2 {
+            return Reason::TtlExceeded.into();
+        }
+        let with = |ip| SocketAddr::new(ip, 0);
+        let rewriting = Rewriting {
+            macs,
+            to: (with(to.0), with(to.1)),
+            ports_at: None,
+            udp: false,
+            whole: None,
+            inside: None,
+        };
+        Expected::Sent {
+            rewriting: Box::new(rewriting),
+            forward,
+        }
+    }
+
+    fn transport(&mut self, packet: &Packet<'_>, protocol: u8, offset: usize, outcome: &Outcome) -> Expected {
+        let least = match (protocol, packet.source) {
+            (TCP, _) => 20,
+            (UDP, _) => 8,
+            (ICMP, IpAddr::V4(_)) | (ICMPV6, IpAddr::V6(_)) => return self.icmp(packet, offset),
+            _ => return Reason::OtherProtocol.into(),
+        };
+        let Some(header) = packet.bytes.get(offset..offset + least) else {
+            return self.of_address(packet.destination, Reason::Malformed, Reason::BadHeader);
+        };
+        let from = SocketAddr::new(packet.source, be(header, 0) as u16);
+        let to = SocketAddr::new(packet.destination, be(header, 2) as u16);
+        let flags = if protocol == TCP { header[13] } else { 0 };
+        let key = (protocol, (from, to));
+        let forward = protocol == self.protocol() && to == self.way.service();
+        let (socket, macs) = if forward {
+            self.request(packet, &key, flags);
+            if packet.bytes.len() > MTU as usize {
+                return Expected::TooLong { quiet: false };
+            }
+            let backend = self.flows[&key].backend;
+            if let Some(reason) = packet.refused(header, protocol) {
+                return reason.into();
+            }
+            let seen_as = self.seen_as(&key, packet, outcome, offset);
+            ((seen_as, backend), (mac_of(backend.ip()), OWN_MAC))
+        } else {
+            let Some(of) = self.replies.get(&key) else {
+                return Reason::NotService.into();
+            };
+            let flow = self.flows.get_mut(of).expect("its flow");
+            flow.sides[1].sent(flags, false);
+            if let Some(reason) = packet.refused(header, protocol) {
+                return reason.into();
+            }
+            let [d, s] = [0, 6].map(|at| <[u8; 6]>::try_from(&flow.macs[at..at + 6]).expect("6 bytes"));
+            ((self.way.service(), flow.client), (s, d))
+        };
+        let rewriting = Rewriting {
+            macs,
+            to: socket,
+            ports_at: Some(14 + offset),
+            udp: protocol == UDP,
+            whole: (!packet.is_fragment()).then_some(packet.bytes.len()),
+            inside: None,
+        };
+        Expected::Sent {
+            rewriting: Box::new(rewriting),
+            forward,
+        }
+    }
+
+    /// A packet of the client: its flow, the one there is or another one.
+    fn request(&mut self, packet: &Packet<'_>, key: &Key, flags: u8) {
+        let syn = flags & 0x12 == 2;
+        let over = self.flows.get(key).is_some_and(|flow| {
+            let [client, backend] = flow.sides;
+            client.rst || backend.rst || client.fin && backend.fin
+        });
+        if syn && over {
+            let old = self.flows.remove(key).expect("a flow");
+            if let Some(seen_as) = old.seen_as {
+                self.replies.remove(&(key.0, (old.backend, seen_as)));
+            }
+        }
+        if !self.flows.contains_key(key) {
+            let client = key.1.0;
+            let [a, b] = client.port().to_be_bytes();
+            let [c, d] = key.1.1.port().to_be_bytes();
+            let hashed = model::Flow {
+                client: client.ip(),
+                service: key.1.1.ip(),
+                protocol: if self.way.udp {
+                    Protocol::Udp
+                } else {
+                    Protocol::Tcp
+                },
+                ports: [a, b, c, d],
+            };
+            let slot = hash::slot(hashed.hash(), self.owners.len() as u32);
+            let backend = SocketAddr::new(self.owners[slot as usize], self.way.backend_port);
+            let flow = Flow {
+                client,
+                backend,
+                seen_as: None,
+                macs: packet.frame[..12].try_into().expect("12 bytes"),
+                sides: [Side::default(); 2],
+            };
+            self.flows.insert(*key, flow);
+            if !self.way.full {
+                self.note(key, client);
+            }
+        }
+        let flow = self.flows.get_mut(key).expect("a flow");
+        flow.sides[0].sent(flags, syn);
+    }
+
+    /// What the backend sees as the client: what it saw before, or else what the program chose.
+    fn seen_as(&mut self, key: &Key, packet: &Packet<'_>, outcome: &Outcome, offset: usize) -> SocketAddr {
+        if let Some(known) = self.flows[key].seen_as {
+            return known;
+        }
+        let out = &outcome.out;
+        assert!(out.len() >= packet.frame.len(), "{:02x?}", packet.frame);
+        let address = if self.way.v6 {
+            v6_at(out, 22)
+        } else {
+            v4_at(out, 26)
+        };
+        let chosen = SocketAddr::new(address, be(out, 14 + offset) as u16);
+        assert_eq!(address, self.way.snat(), "an address of the pool");
+        let (first, last) = self.way.ports;
+        assert!(
+            (first..=last).contains(&chosen.port()),
+            "a port of the pool: {chosen}"
+        );
+        self.note(key, chosen);
+        chosen
+    }
+
+    fn note(&mut self, key: &Key, seen_as: SocketAddr) {
+        let flow = self.flows.get_mut(key).expect("a flow");
+        flow.seen_as = Some(seen_as);
+        let before = self.replies.insert((key.0, (flow.backend, seen_as)), *key);
+        assert_eq!(before, None, "{seen_as} is another flow's");
+        self.last_opened = Some(*key);
+    }
+
+    fn icmp(&self, packet: &Packet<'_>, offset: usize) -> Expected {
+        let ours = self.is_ours(packet.destination);
+        let Some(message) = packet.bytes.get(offset..offset + 8) else {
+            return self.of_address(packet.destination, Reason::Malformed, Reason::OtherProtocol);
+        };
+        let v4 = packet.destination.is_ipv4();
+        let (kind, code) = (message[0], message[1]);
+        if ours && kind == if v4 { 8 } else { 128 } && code == 0 {
+            let plain = offset == if v4 { 20 } else { 40 };
+            let answered = plain && is_host(packet.source) && packet.frame[0] & 1 == 0;
+            return if answered {
+                Reason::EchoReply
+            } else {
+                Reason::OtherProtocol
+            }
+            .into();
+        }
+        if !if v4 {
+            matches!(kind, 3 | 11 | 12)
+        } else {
+            matches!(kind, 1..=4)
+        } {
+            return Reason::OtherProtocol.into();
+        }
+        match quoted(packet, offset + 8) {
+            Ok((protocol, transport)) => self.error(packet, (offset, transport), protocol),
+            Err(reason) if ours => reason.into(),
+            Err(_) => Reason::OtherProtocol.into(),
+        }
+    }
+
+    /// An error about a packet of ours, whose ports are at `transport` in the IP packet.
+    fn error(&self, packet: &Packet<'_>, (offset, transport): (usize, usize), protocol: u8) -> Expected {
+        let inner = offset + 8;
+        let to = if self.way.v6 {
+            v6_at(packet.bytes, inner + 24)
+        } else {
+            v4_at(packet.bytes, inner + 16)
+        };
+        let sent_from = SocketAddr::new(packet.destination, be(packet.bytes, transport) as u16);
+        let sent_to = SocketAddr::new(to, be(packet.bytes, transport + 2) as u16);
+        // What comes the other way.
+        let key = (protocol, (sent_to, sent_from));
+        let (forward, of) = match self.replies.get(&key) {
+            Some(of) => (false, of),
+            None => (true, &key),
+        };
+        let Some(flow) = self.flows.get(of) else {
+            let reason = if protocol == self.protocol() && sent_from == self.way.service() {
+                Reason::IcmpUnmatched
+            } else if self.is_ours(packet.destination) {
+                Reason::NotService
+            } else {
+                Reason::OtherProtocol
+            };
+            return reason.into();
+        };
+        let Some(seen_as) = flow.seen_as else {
+            return Expected::Unknown;
+        };
+        if packet.hops() < 2 {
+            return Reason::TtlExceeded.into();
+        }
+        if forward && packet.bytes.len() > MTU as usize {
+            return Expected::TooLong { quiet: true };
+        }
+        let [d, s] = [0, 6].map(|at| <[u8; 6]>::try_from(&flow.macs[at..at + 6]).expect("6 bytes"));
+        let (source, receiver, inside, macs) = if forward {
+            let source = if self.way.full {
+                seen_as.ip()
+            } else {
+                packet.source
+            };
+            (
+                source,
+                flow.backend,
+                (flow.backend, seen_as),
+                (mac_of(flow.backend.ip()), OWN_MAC),
+            )
+        } else {
+            let service = self.way.service();
+            (service.ip(), flow.client, (flow.client, service), (s, d))
+        };
+        let rewriting = Rewriting {
+            macs,
+            to: (SocketAddr::new(source, 0), receiver),
+            ports_at: None,
+            udp: protocol == UDP,
+            whole: Some(packet.bytes.len()),
+            inside: Some((14 + offset, 14 + transport, inside)),
+        };
+        Expected::Sent {
+            rewriting: Box::new(rewriting),
+            forward,
+        }
+    }
+}
+
+impl Packet<'_> {
+    fn hops(&self) -> u8 {
+        self.bytes[if self.source.is_ipv4() { 8 } else { 7 }]
+    }
+
+    fn is_fragment(&self) -> bool {
+        match self.source {
+            IpAddr::V4(_) => be(self.bytes, 6) & 0x3fff != 0,
+            IpAddr::V6(_) => matches!(walk(self.bytes, self.bytes[6], 40), Ok((FRAGMENT, _))),
+        }
+    }
+
+    /// Why a packet that fits is not sent on.
+    fn refused(&self, header: &[u8], protocol: u8) -> Option<Reason> {
+        if self.hops() < 2 {
+            return Some(Reason::TtlExceeded);
+        }
+        let bare = protocol == UDP && be(header, 6) == 0 && self.source.is_ipv6();
+        bare.then_some(Reason::Malformed)
+    }
+}
+
+/// Protocol and ports of the packet that an error quotes from `offset`, if the one it is sent to has sent that.
+fn quoted(packet: &Packet<'_>, offset: usize) -> Result<(u8, usize), Reason> {
+    const UNMATCHED: Reason = Reason::IcmpUnmatched;
+    let inner = &packet.bytes[offset..];
+    let is_v4 = packet.source.is_ipv4();
+    let (protocol, behind, later) = if is_v4 {
+        if inner.len() < 20 || inner[0] >> 4 != 4 || inner[0] & 15 < 5 {
+            return Err(UNMATCHED);
+        }
+        if v4_at(inner, 12) != packet.destination {
+            return Err(Reason::NotService);
+        }
+        (
+            inner[9],
+            usize::from(inner[0] & 15) * 4,
+            be(inner, 6) & 0x1fff != 0,
+        )
+    } else {
+        if inner.len() < 40 || inner[0] >> 4 != 6 {
+            return Err(UNMATCHED);
+        }
+        if v6_at(inner, 8) != packet.destination {
+            return Err(Reason::NotService);
+        }
+        let (mut next, mut behind) = walk(inner, inner[6], 40).map_err(|_| UNMATCHED)?;
+        if next == FRAGMENT {
+            let header = inner.get(behind..behind + 8).ok_or(UNMATCHED)?;
+            if be(header, 2) >> 3 != 0 {
+                return Err(UNMATCHED);
+            }
+            (next, behind) = walk(inner, header[0], behind + 8).map_err(|_| UNMATCHED)?;
+        }
+        (next, behind, false)
+    };
+    if !matches!(protocol, TCP | UDP) {
+        return Err(Reason::OtherProtocol);
+    }
+    if later || inner.len() < behind + 4 {
+        return Err(UNMATCHED);
+    }
+    Ok((protocol, offset + behind))
+}

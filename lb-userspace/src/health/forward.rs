@@ -27,6 +27,7 @@ use tokio::sync::{OnceCell, watch};
 
 use self::engine::{Engine, Event, Session};
 use self::segment::{RST, SYN, Segment};
+use self::stream::Taken;
 use super::probe::{Limit, Outcome, Probe};
 use super::socket::describe;
 use crate::model::{CheckCode, Forward};
@@ -86,17 +87,13 @@ impl Forwarder {
         let session = Session::open(&engine, service, segment::TCP, path).ok_or_else(no_port)?;
         let source = SocketAddr::new(source, session.port());
         let (verdict, stream) = stream::open(session, source, service, mtu, limit);
-        let taken = limit
-            .run(
-                verdict,
-                CheckCode::L4tout,
-                "no answer to the SYN through the forward path",
-            )
-            .await?;
+        let taken = limit.run(verdict, CheckCode::L4tout, SILENT).await?;
         match taken {
-            Ok(true) => Ok(stream),
-            Ok(false) => Err(Outcome::new(CheckCode::L4con, REFUSED)),
-            Err(_) => Err(Outcome::new(CheckCode::Sockerr, "cannot send the SYN")),
+            Ok(Taken::Accepted) => Ok(stream),
+            Ok(Taken::Refused) => Err(Outcome::new(CheckCode::L4con, REFUSED)),
+            Ok(Taken::NotSent) => Err(Outcome::new(CheckCode::Sockerr, "cannot send the SYN")),
+            // It gave up before us.
+            Err(_) => Err(limit.late(CheckCode::L4tout, SILENT)),
         }
     }
 
@@ -195,6 +192,7 @@ impl Datagrams {
 }
 
 const REFUSED: &str = "connection refused";
+const SILENT: &str = "no answer to the SYN through the forward path";
 
 fn not_sent(error: &std::io::Error) -> Outcome {
     Outcome::new(CheckCode::Sockerr, format!("cannot send: {}", describe(error)))
@@ -223,13 +221,7 @@ async fn ask(engine: &Engine, segment: &Segment, path: &Path, limit: Limit) -> O
     if let Err(outcome) = send(segment) {
         return outcome;
     }
-    let accepted = limit
-        .run(
-            awaited.answer(),
-            CheckCode::L4tout,
-            "no answer to the SYN through the forward path",
-        )
-        .await;
+    let accepted = limit.run(awaited.answer(), CheckCode::L4tout, SILENT).await;
     match accepted {
         Err(late) => late,
         Ok(false) => Outcome::new(CheckCode::L4con, REFUSED),

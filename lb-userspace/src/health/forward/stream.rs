@@ -76,8 +76,15 @@ impl Device for Wire {
     }
 }
 
-/// Whether the target took the connection; nothing where the SYN could not be sent.
-pub(super) type Verdict = oneshot::Receiver<bool>;
+/// What became of a SYN.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Taken {
+    Accepted,
+    Refused,
+    NotSent,
+}
+
+pub(super) type Verdict = oneshot::Receiver<Taken>;
 
 /// Begins a connection from `source` to `service`; `mtu` is that of the packets to it. Gives back whether it is taken, and
 /// what to talk over then.
@@ -170,12 +177,18 @@ impl Connection {
         packets.try_for_each(|packet| self.session.send(&packet))
     }
 
-    async fn run(mut self, verdict: oneshot::Sender<bool>, limit: Limit) {
+    async fn run(mut self, verdict: oneshot::Sender<Taken>, limit: Limit) {
         let mut verdict = Some(verdict);
-        let mut deadline = limit.deadline;
+        // Whoever talks over the connection gives up at the limit. It must not find it closed instead: that is another
+        // result.
+        let mut deadline = limit.deadline + GOODBYE;
         let mut buffer = vec![0; SEND_BYTES];
         loop {
-            if self.poll().is_err() && verdict.is_some() {
+            if self.poll().is_err()
+                && let Some(verdict) = verdict.take()
+            {
+                // The check may have given up.
+                let _ = verdict.send(Taken::NotSent);
                 return;
             }
             match self.socket().state() {
@@ -183,7 +196,10 @@ impl Connection {
                 state => {
                     if let Some(verdict) = verdict.take() {
                         // The check may have given up.
-                        let _ = verdict.send(state != State::Closed);
+                        let _ = verdict.send(match state {
+                            State::Closed => Taken::Refused,
+                            _ => Taken::Accepted,
+                        });
                     }
                     if matches!(state, State::Closed | State::TimeWait) {
                         return self.hand_over_rest(deadline).await;

@@ -9,7 +9,7 @@ use crate::limit::Rate;
 use crate::rule::State;
 
 /// Raised when the meaning of a map changes while its sizes stay the same.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Slots of one slab. A slab is one BPF array of this many 64-bit slots (1 MiB), memory-mapped by the agent;
 /// lookup tables lie in slabs side by side.
@@ -360,6 +360,43 @@ impl Backend {
         checksum_seed: 0,
         outer: [0; OUTER_LEN / 8],
     };
+
+    /// How many words it has.
+    pub const WORDS: usize = size_of::<Self>() / size_of::<u64>();
+
+    /// The record as it stands in memory.
+    #[must_use]
+    pub const fn words(&self) -> [u64; Self::WORDS] {
+        let [a, b, c, d, e] = self.outer;
+        let [low, high] = self.ethernet_words();
+        let first = self.kind as u64
+            | (self.standing as u64) << 8
+            | (self.mtu as u64) << 16
+            | (self.ifindex as u64) << 32;
+        [first, low, high, a, b, c, d, e]
+    }
+
+    /// The record that stands in memory so.
+    #[must_use]
+    pub const fn from_words([first, low, high, a, b, c, d, e]: [u64; Self::WORDS]) -> Self {
+        Self {
+            kind: first as u8,
+            standing: (first >> 8) as u8,
+            mtu: (first >> 16) as u16,
+            ifindex: (first >> 32) as u32,
+            ethernet: [
+                low as u16,
+                (low >> 16) as u16,
+                (low >> 32) as u16,
+                (low >> 48) as u16,
+                high as u16,
+                (high >> 16) as u16,
+                (high >> 32) as u16,
+            ],
+            checksum_seed: (high >> 48) as u16,
+            outer: [a, b, c, d, e],
+        }
+    }
 
     /// The Ethernet header as it stands in memory; the last two bytes belong to nothing.
     #[inline(always)]
@@ -808,6 +845,29 @@ mod pod {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_words_of_a_record_are_its_memory() {
+        let record = Backend {
+            kind: 1,
+            standing: 2,
+            mtu: 0x0403,
+            ifindex: 0x0807_0605,
+            ethernet: std::array::from_fn(|n| ((2 * n + 9) | (2 * n + 10) << 8) as u16),
+            checksum_seed: 0x1817,
+            outer: std::array::from_fn(|n| {
+                u64::from_le_bytes(std::array::from_fn(|m| (25 + 8 * n + m) as u8))
+            }),
+        };
+        // SAFETY: plain integers without padding, as the size shows, of the same size.
+        let memory: [u8; size_of::<Backend>()] = unsafe { core::mem::transmute(record) };
+        assert!(
+            (1..).zip(memory).all(|(n, byte): (u8, u8)| n == byte),
+            "{memory:?}"
+        );
+        assert_eq!(record.words().map(u64::to_ne_bytes).concat(), memory);
+        assert_eq!(Backend::from_words(record.words()), record);
+    }
 
     #[test]
     fn services_spread_over_their_buckets() {

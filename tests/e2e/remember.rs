@@ -2,8 +2,10 @@
 
 mod support;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use lb_tests::lab::DEVICE;
 use lb_tests::privileged;
 use lb_tests::wait::wait_until;
@@ -160,5 +162,76 @@ fn clients_stay_with_their_backend_until_it_is_drained() -> anyhow::Result<()> {
         assert!(turns.iter().any(|name| name == backend), "{turns:?}");
     }
     assert_eq!(persistence(&xlb)?, Value::Null);
+    Ok(())
+}
+
+/// Connections that say nothing.
+fn connect(world: &World, count: usize) -> anyhow::Result<Vec<TcpStream>> {
+    let to = SocketAddr::new(VIP.parse()?, 80);
+    let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(5)).context("a connection");
+    world
+        .lab
+        .client
+        .netns
+        .enter(|| (0..count).map(|_| connect()).collect())
+}
+
+/// `drain --wait` of the first backend: exit status, what it said last, and all that it said before.
+fn drain(xlb: &Xlb, world: &World, timeout: &str) -> anyhow::Result<(Option<i32>, String, String)> {
+    let address = world.lab.backends[0].v4.to_string();
+    let output = xlb.run(&[
+        "backend",
+        "drain",
+        "--wait",
+        "--timeout",
+        timeout,
+        "web",
+        &address,
+    ])?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+}
+
+#[test]
+fn a_drain_waits_until_idle_flows_have_shown_themselves() -> anyhow::Result<()> {
+    privileged!("a_drain_waits_until_idle_flows_have_shown_themselves");
+    let world = World::of(2)?;
+    let xlb = Xlb::started(&world.lab, "", &world.web("tcp_idle_timeout = \"3s\""))?;
+    let _connections = connect(&world, 20)?;
+    let begun = Instant::now();
+    let (code, last, _) = drain(&xlb, &world, "100ms")?;
+    assert_eq!(code, Some(1), "{last}");
+    assert!(
+        last.contains(" flows seen on it; idle ones may show until 20"),
+        "{last}"
+    );
+    let (code, last, before) = drain(&xlb, &world, "30s")?;
+    assert_eq!(code, Some(0), "{last}{before}");
+    assert!(begun.elapsed() >= Duration::from_secs(3), "{before}");
+    assert!(before.contains("idle ones may show until 20"), "{before}");
+    assert!(last.contains(" flows on it, and no others"), "{last}");
+    Ok(())
+}
+
+#[test]
+fn a_drain_waits_for_the_flows_that_are_known() -> anyhow::Result<()> {
+    privileged!("a_drain_waits_for_the_flows_that_are_known");
+    let world = World::of(2)?;
+    let keys = "scheduler = \"rr\"\ntcp_idle_timeout = \"1h\"";
+    let xlb = Xlb::started(&world.lab, "", &world.web(keys))?;
+    let connections = connect(&world, 20)?;
+    let (code, last, _) = drain(&xlb, &world, "100ms")?;
+    assert_eq!(code, Some(1), "{last}");
+    let flows = last
+        .split_once(" flows on it, and no others")
+        .context(last.clone())?
+        .0;
+    let flows: usize = flows.parse().with_context(|| last.clone())?;
+    // Each CPU takes turns by itself.
+    assert!((1..20).contains(&flows), "{last}");
+    drop(connections);
+    let (code, last, before) = drain(&xlb, &world, "30s")?;
+    assert_eq!(code, Some(0), "{last}{before}");
+    assert_eq!(last, "0 flows on it, and no others\n");
     Ok(())
 }

@@ -192,9 +192,9 @@ impl Replay {
             if self.standing[backend] != kernel.standing[backend] {
                 self.standing[backend] = kernel.standing[backend];
                 let index = self.indices[backend];
-                let mut record = maps.backends.get(&index, 0).expect("reading the map");
+                let mut record = maps.backends.get(index);
                 record.standing = kernel.standing[backend].bits();
-                maps.backends.set(index, record, 0).expect("writing the map");
+                maps.backends.set(index, &record);
             }
         }
         maps.flow_control.set(

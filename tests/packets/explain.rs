@@ -52,7 +52,7 @@ fn installed() -> Dataplane {
 /// Everything that packets change.
 fn traces(dataplane: &Dataplane) -> String {
     let maps = &dataplane.maps;
-    let sent: u64 = (0..maps.backends.len())
+    let sent: u64 = (0..maps.backends.room())
         .map(|index| maps.backend_counters(index).expect("counters").packets)
         .sum();
     let controls: Vec<FlowControl> = (0..64).map(|service| maps.flow_control.get(service)).collect();

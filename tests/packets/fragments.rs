@@ -160,10 +160,10 @@ fn an_index_that_is_another_backends_now_is_not_followed() {
             port: backend.port(),
         };
         let index = world.dataplane.index_of(&id).expect("its index");
-        let backends = &mut world.dataplane.maps.backends;
-        let mut record = backends.get(&index, 0).expect("its record");
+        let backends = &world.dataplane.maps.backends;
+        let mut record = backends.get(index);
         record.ethernet[2] ^= 0x0100;
-        backends.set(index, record, 0).expect("writing the map");
+        backends.set(index, &record);
         let last = pieces.last().expect("several").clone();
         check(&mut world, &[case("of the one before", last, Reason::Fragment)]);
     }

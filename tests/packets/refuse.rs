@@ -47,10 +47,7 @@ fn the_next_hop_is_unknown() {
             port: 80,
         };
         let index = world.dataplane.index_of(&id).expect("a backend of the service");
-        let backends = &mut world.dataplane.maps.backends;
-        backends
-            .set(index, Backend::UNRESOLVED, 0)
-            .expect("writing the map");
+        world.dataplane.maps.backends.set(index, &Backend::UNRESOLVED);
     }
     let packet = tcp("192.0.2.10", 80);
     let cases = [

@@ -257,7 +257,7 @@ fn bytes_are_those_of_the_frame_that_came() {
     let packet = tagged::with(&tcp("192.0.2.20", 443), &[0x81, 0, 0, 1]);
     let backend = world.packet(&packet).expect("a run").backend.expect("a backend");
     let total = |world: &Simulator| {
-        let room = world.dataplane.maps.backends.len();
+        let room = world.dataplane.maps.backends.room();
         let of_it = (0..room).filter(|index| {
             world
                 .dataplane

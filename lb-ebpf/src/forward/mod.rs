@@ -8,7 +8,7 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::{Array, DevMapHash};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
-use lb_common::layout::{Backend, MAX_INTERFACES, OUTER_LEN, kind};
+use lb_common::layout::{Backend, MAX_INTERFACES, MMAPABLE, OUTER_LEN, kind};
 use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
@@ -18,7 +18,7 @@ use crate::{reset, stats, toobig, vlan};
 
 /// Backends by their index; 0 is nobody.
 #[btf_map]
-static BACKENDS: Array<Backend, 4096> = Array::new();
+static BACKENDS: Array<Backend, 4096, { MMAPABLE as usize }> = Array::new();
 
 /// Interfaces to send by, keyed by their index.
 #[btf_map]

@@ -163,6 +163,7 @@ impl Agent {
             forward: service.forward,
             scheduler: service.scheduler,
             tracking: wanted.tracking.to_string(),
+            idle_timeout_ms: Some(u64::try_from(wanted.idle_timeout.as_millis()).unwrap_or(u64::MAX)),
             persistence: self.persistence_status(service)?,
             table_size: slots as u32,
             generation,

@@ -298,7 +298,7 @@ fn services(maps: &Maps) -> Result<Vec<Service>, Error> {
             },
         );
     }
-    for index in 1..maps.backend_meta.len().min(maps.backends.len()) {
+    for index in 1..maps.backend_meta.len().min(maps.backends.room()) {
         let meta = maps.backend_meta.get(&index, 0)?;
         let address = identity::address(meta.address, meta.family).filter(|_| meta.in_use != 0);
         let (Some(address), Some(service)) = (address, services.get_mut(&meta.service)) else {
@@ -307,7 +307,7 @@ fn services(maps: &Maps) -> Result<Vec<Service>, Error> {
         service.backends.push(Member {
             place: SocketAddr::new(address, u16::from_be(meta.port)),
             meta,
-            record: maps.backends.get(&index, 0)?,
+            record: maps.backends.get(index),
             counted: maps.backend_counters(index)?,
             slots: slots.get(&index).copied().unwrap_or(0),
         });
@@ -345,6 +345,7 @@ fn service_status(service: &Service) -> ServiceStatus {
             _ => apply::tracking_of(&service.meta),
         }
         .to_string(),
+        idle_timeout_ms: None,
         persistence: None,
         table_size: service.table_size,
         generation: service.meta.generation,

@@ -203,6 +203,9 @@ pub struct ServiceStatus {
     pub scheduler: Scheduler,
     /// Which flows are remembered: `none`, `moved`, `full`.
     pub tracking: String,
+    /// How long its flows may be idle before they are forgotten, in milliseconds; `null` where no agent runs.
+    #[serde(default)]
+    pub idle_timeout_ms: Option<u64>,
     /// `null` where it does not keep its clients, or no agent runs.
     #[serde(default)]
     pub persistence: Option<PersistenceStatus>,
@@ -259,8 +262,8 @@ pub struct BackendStatus {
     pub packets: u64,
     pub bytes: u64,
     pub new_flows: u64,
-    /// Flows of slots on the move that are remembered as its own, by the last scan of the flow table; `null` where no
-    /// agent runs.
+    /// Flows that are remembered as its own: those of slots on the move, by the last scan of the flow table; with
+    /// `tracking = "full"` all that have not ended. `null` where no agent runs.
     #[serde(default)]
     pub remembered_flows: Option<u64>,
     /// Until when flows may be idle on it that nobody has seen, in slots that it does not own any longer; RFC 3339,

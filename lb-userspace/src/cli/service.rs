@@ -84,6 +84,7 @@ impl From<ServiceStatus> for Summary {
             forward,
             scheduler,
             tracking,
+            idle_timeout_ms: _,
             persistence: _,
             table_size,
             generation,

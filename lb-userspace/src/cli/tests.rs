@@ -67,6 +67,7 @@ fn example_service(
         forward: Forward::DsrIpip,
         scheduler: Scheduler::Maglev,
         tracking: "none".into(),
+        idle_timeout_ms: Some(900_000),
         persistence: None,
         table_size: 4093,
         generation: 7,

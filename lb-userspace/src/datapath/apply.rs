@@ -96,6 +96,7 @@ pub struct Dataplane {
     /// The last full scan of the flow table.
     scan: Arc<Report>,
     allowances: allow::Allowances,
+    #[cfg_attr(not(debug_assertions), expect(dead_code, reason = "only tests count writes"))]
     budget: write::Budget,
 }
 
@@ -244,7 +245,7 @@ impl Dataplane {
         if backends > self.backend_indices.free() {
             return Err(Error::Full {
                 what: "backends",
-                room: self.maps.backends.len().saturating_sub(1),
+                room: self.maps.backends.room().saturating_sub(1),
                 needed: self.backends.len() + self.backend_indices.resting() + backends,
                 key: "max_backends",
             });

@@ -21,7 +21,7 @@ use aya::Ebpf;
 use aya::maps::Map;
 use lb_common::cache::Chooser;
 use lb_common::hash::{self, HashKey};
-use lb_common::layout::{Backend, Decision, FlowEntry, FlowKey, Slot, TableWord, kind};
+use lb_common::layout::{Decision, FlowEntry, FlowKey, Slot, TableWord, kind};
 use lb_common::reason::Reason;
 
 use super::clock::monotonic_ns;
@@ -65,7 +65,7 @@ pub fn explain(pin_dir: &Path, query: &Query) -> Result<Explanation, Error> {
     let key = maps::pinned_hash_key(&pins)?.ok_or(Error::MissingMap("hash_key"))?;
     let sizes = Sizes {
         services: live.records.room(),
-        backends: live.backends.len().saturating_sub(1),
+        backends: live.backends.room().saturating_sub(1),
         flows: FLOWS,
         cached_flows: FLOWS,
         clients: FLOWS,
@@ -173,8 +173,8 @@ fn features(live: &Maps) -> Result<Features, Error> {
             features.choosers |= table.is_full() || table.chooser() != Chooser::Flow;
         }
     }
-    for index in 1..live.backends.len() {
-        let record: Backend = live.backends.get(&index, 0)?;
+    for index in 1..live.backends.room() {
+        let record = live.backends.get(index);
         features.gue |= matches!(record.kind, kind::GUE_V4 | kind::GUE_V6);
         features.spread |= record.outer_mask() != 0;
         features.vlans |= !live.tags.get(&index, 0)?.is_none();

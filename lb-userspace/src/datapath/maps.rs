@@ -9,12 +9,13 @@ use aya_obj::generated::bpf_map_type;
 use lb_common::cache::Chooser;
 use lb_common::hash::HashKey;
 use lb_common::layout::{
-    AgentMeta, Backend, BackendMeta, Counters, FlowCounters, FlowKey, Interface, SLAB_SLOTS, ServiceMeta,
+    AgentMeta, BackendMeta, Counters, FlowCounters, FlowKey, Interface, SLAB_SLOTS, ServiceMeta,
     ServiceRecord, Slot, TableWord, Tags,
 };
 use lb_common::reason::Reason;
 
 use super::Error;
+use super::backends::Backends;
 use super::clients::Clients;
 use super::flow_cache::FlowCache;
 use super::flows::{self, FlowControls, Flows};
@@ -34,7 +35,7 @@ pub struct Maps {
     pub services: Services,
     pub records: Records,
     pub slabs: Slabs,
-    pub backends: Array<MapData, Backend>,
+    pub backends: Backends,
     pub tags: Array<MapData, Tags>,
     pub counters: PerCpuArray<MapData, Counters>,
     pub reasons: PerCpuArray<MapData, u64>,
@@ -101,7 +102,7 @@ impl Maps {
             services: Services::open(take(&pins::SERVICES)?, &take(&pins::BUCKETS)?)?,
             records: Records::map(&records)?,
             slabs: Slabs::open(take(&pins::SLABS)?, pins)?,
-            backends: take(&pins::BACKENDS)?.try_into()?,
+            backends: Backends::map(&take(&pins::BACKENDS)?)?,
             tags: take(&pins::TAGS)?.try_into()?,
             counters: take(&pins::COUNTERS)?.try_into()?,
             reasons: take(&pins::REASONS)?.try_into()?,

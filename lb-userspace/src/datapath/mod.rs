@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod attach;
+mod backends;
 mod btf;
 pub mod clients;
 pub mod clock;

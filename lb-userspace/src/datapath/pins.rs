@@ -41,7 +41,7 @@ pinned! {
     BUCKETS: "BUCKETS", "service_buckets", Array, WORD, size_of::<layout::ServiceBucket>(), layout::MMAPABLE;
     RECORDS: "RECORDS", "records", Array, WORD, size_of::<layout::ServiceRecord>(), layout::MMAPABLE;
     SLABS: "SLABS", "slabs", ArrayOfMaps, WORD, WORD, 0;
-    BACKENDS: "BACKENDS", "backends", Array, WORD, size_of::<layout::Backend>(), 0;
+    BACKENDS: "BACKENDS", "backends", Array, WORD, size_of::<layout::Backend>(), layout::MMAPABLE;
     TAGS: "TAGS", "backend_tags", Array, WORD, size_of::<layout::Tags>(), 0;
     COUNTERS: "COUNTERS", "counters", PerCpuArray, WORD, size_of::<layout::Counters>(), 0;
     REASONS: "REASONS", "reasons", PerCpuArray, WORD, size_of::<u64>(), 0;

@@ -63,11 +63,21 @@ impl Services {
     /// # Errors
     /// What the kernel says, a full map among it; nothing is changed then.
     pub fn insert(&mut self, key: ServiceKey, index: u32) -> Result<(), MapError> {
-        self.map.insert(key, index, 0)?;
-        if is_service(&key) {
-            self.open_door(&key, index);
-        }
+        self.note(key, index)?;
+        self.show(&key, index);
         Ok(())
+    }
+
+    /// The first half of [`Self::insert`]: what is true; packets do not find it yet unless their bucket is full.
+    pub(super) fn note(&mut self, key: ServiceKey, index: u32) -> Result<(), MapError> {
+        self.map.insert(key, index, 0)
+    }
+
+    /// The second half.
+    pub(super) fn show(&mut self, key: &ServiceKey, index: u32) {
+        if is_service(key) {
+            self.open_door(key, index);
+        }
     }
 
     /// Hides a service from packets.
@@ -75,11 +85,21 @@ impl Services {
     /// # Errors
     /// What the kernel says; the service is hidden all the same unless it has no door of its own.
     pub fn remove(&mut self, key: &ServiceKey) -> Result<(), MapError> {
+        self.shut(key);
+        self.forget(key)
+    }
+
+    /// The first half of [`Self::remove`].
+    pub(super) fn shut(&mut self, key: &ServiceKey) {
         if let Some(number) = self.door_of(key) {
             self.buckets
                 .set(place(key.bucket(), number) + WORDS_A_DOOR - 1, 0);
             self.resting.insert((key.bucket(), number), Instant::now());
         }
+    }
+
+    /// The second half.
+    pub(super) fn forget(&mut self, key: &ServiceKey) -> Result<(), MapError> {
         self.map.remove(key)
     }
 

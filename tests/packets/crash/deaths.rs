@@ -25,6 +25,14 @@ pub(super) fn changes() -> Vec<(&'static str, World, World)> {
         resets: true,
         ..first(SILENT)
     };
+    let elsewhere = World {
+        elsewhere: true,
+        ..BASE
+    };
+    let guarded = World {
+        guarded: true,
+        ..BASE
+    };
     let without = World { there: false, ..BASE };
     vec![
         ("a backend is added", BASE, added),
@@ -40,6 +48,10 @@ pub(super) fn changes() -> Vec<(&'static str, World, World)> {
         ("one is in maintenance", BASE, first(IN_MAINTENANCE)),
         ("one is replaced", BASE, replaced),
         ("the tables are resized", BASE, resized),
+        ("the backends are reached another way", BASE, elsewhere.clone()),
+        ("they are reached as before", elsewhere, BASE),
+        ("lists and limits are asked for", BASE, guarded.clone()),
+        ("they are not any longer", guarded, BASE),
         ("a service is removed", BASE, without.clone()),
         ("a service is added", without, BASE),
     ]

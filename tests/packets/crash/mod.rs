@@ -1,8 +1,11 @@
 //! The program and its pins under agents that come and go. The packets go through the loaded program, and the pins are what is left of the dead agent.
 
 mod deaths;
+mod ends;
+mod flood;
 mod leaks;
 mod million;
+mod reboot;
 mod switches;
 
 use std::cell::Cell;
@@ -10,18 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::programs::Xdp;
 use lb_common::layout::TableWord;
 use lb_tests::KEY;
-use xlb::config::OnDown;
+use xlb::config::{Access, AccessList, Limits, OnDown};
 use xlb::control::{self, BackendStatus, Desired, Inputs};
-use xlb::datapath::apply::Dataplane;
+use xlb::datapath::apply::{Dataplane, Progress};
 use xlb::datapath::attach;
 use xlb::datapath::clock::monotonic_ns;
-use xlb::datapath::load::{self, Features};
+use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::Maps;
 use xlb::datapath::pins::PinDir;
 use xlb::datapath::simulate::{Options, hops};
@@ -47,6 +50,8 @@ const UP: BackendStatus = BackendStatus {
     ..BackendStatus::UNSEEN
 };
 const SECOND: u64 = 1_000_000_000;
+/// How long flows may be idle.
+const WINDOW: u64 = 30 * SECOND;
 /// Longer than any window.
 const LONG: u64 = 1000 * SECOND;
 
@@ -60,6 +65,10 @@ struct World {
     size: Option<u32>,
     /// `on_down = "reset"`.
     resets: bool,
+    /// The backends are reached by another interface, and by another MAC address of ours.
+    elsewhere: bool,
+    /// There are an access list and limits, which let all packets in.
+    guarded: bool,
 }
 
 /// Three backends serve.
@@ -68,6 +77,8 @@ const BASE: World = World {
     there: true,
     size: None,
     resets: false,
+    elsewhere: false,
+    guarded: false,
 };
 
 const DRAINED: BackendStatus = BackendStatus {
@@ -145,6 +156,26 @@ fn desired(world: &World, dataplane: &Dataplane) -> Desired {
     });
     for service in desired.services.values_mut() {
         service.size = world.size.unwrap_or(service.size.min(4093));
+        service.idle_timeout = Duration::from_nanos(WINDOW);
+        if world.guarded {
+            let all = "0.0.0.0/0".parse().expect("a prefix");
+            service.access = Some(AccessList::new(BTreeMap::from([(all, Access::Allow)])));
+            service.limits = Some(Limits {
+                new_flows: Some(1_000_000),
+                new_flows_per_client: None,
+                udp_packets_per_client: None,
+                client_prefix_v4: 32,
+                client_prefix_v6: 64,
+                dry_run: false,
+            });
+        }
+        if world.elsewhere {
+            for backend in service.backends.values_mut() {
+                // The loopback device, which every namespace has.
+                backend.record.ifindex = 1;
+                backend.record.ethernet[3..6].fill(0x0202);
+            }
+        }
     }
     desired
 }
@@ -171,24 +202,31 @@ fn service_of(port: u16) -> usize {
     usize::from(port % 2)
 }
 
-/// The program, the agent of the moment, and a clock that runs ahead of the program's where a test wants it to.
+/// The program, the agent of the moment, and a clock that runs ahead of the program's, or behind, where a test wants it
+/// to.
 struct Bench {
     ebpf: Ebpf,
     dataplane: Option<Dataplane>,
-    ahead_ns: Cell<u64>,
+    ahead_ns: Cell<i64>,
     next_port: u16,
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::of(SIZES)
+    }
+
+    fn of(sizes: Sizes) -> Self {
         let pins = PinDir::create(Path::new(PIN_DIR)).expect("a folder");
         let features = Features {
             resets: true,
+            guards: true,
+            limits: true,
             ..Features::default()
         };
-        let mut ebpf = load::load(features, &KEY, SIZES, Some(&pins)).expect("an object that loads");
+        let mut ebpf = load::load(features, &KEY, sizes, Some(&pins)).expect("an object that loads");
         attach::verify(&mut ebpf, "lb").expect("a program that loads");
-        let maps = Maps::of(&mut ebpf, SIZES, Some(&pins)).expect("maps");
+        let maps = Maps::of(&mut ebpf, sizes, Some(&pins)).expect("maps");
         let dataplane = Dataplane::adopt(maps, monotonic_ns()).expect("empty maps");
         Self {
             ebpf,
@@ -199,11 +237,18 @@ impl Bench {
     }
 
     fn now_ns(&self) -> u64 {
-        monotonic_ns() + self.ahead_ns.get()
+        monotonic_ns().saturating_add_signed(self.ahead_ns.get())
     }
 
     fn wait(&self, time_ns: u64) {
-        self.ahead_ns.set(self.ahead_ns.get() + time_ns);
+        self.ahead_ns.set(self.ahead_ns.get() + time_ns.cast_signed());
+    }
+
+    /// The next agent comes, at an earlier time than any packet's.
+    fn go_back(&mut self, time_ns: u64) {
+        self.dataplane = None;
+        self.ahead_ns.set(-time_ns.cast_signed());
+        self.adopt();
     }
 
     fn dataplane(&mut self) -> &mut Dataplane {
@@ -231,7 +276,9 @@ impl Bench {
 
     fn sweep(&mut self) {
         let now_ns = self.now_ns();
-        let dataplane = self.dataplane();
+        let Some(dataplane) = &mut self.dataplane else {
+            return;
+        };
         let mut flows = dataplane.maps.flows.try_clone().expect("the flow table");
         let view = Arc::new(dataplane.view(&|| now_ns));
         let report = sweep::sweep(&mut flows, &|| Arc::clone(&view), &|| now_ns, &|| true);
@@ -308,10 +355,14 @@ impl Bench {
     }
 
     fn unsettled(&mut self) -> usize {
+        self.progress().iter().map(Progress::unsettled).sum()
+    }
+
+    /// Of each service.
+    fn progress(&mut self) -> Vec<Progress> {
         let dataplane = self.dataplane();
         let keys: Vec<_> = dataplane.earlier().into_keys().collect();
-        let progress = keys.iter().filter_map(|key| dataplane.progress(key));
-        progress.map(|progress| progress.unsettled()).sum()
+        keys.iter().filter_map(|key| dataplane.progress(key)).collect()
     }
 }
 
@@ -321,6 +372,13 @@ fn program(ebpf: &Ebpf) -> &Xdp {
 
 /// The backend that a segment goes to: one that opens a connection, or its next.
 fn segment(program: &Xdp, port: u16, open: bool) -> Option<usize> {
+    let out = segment_out(program, port, open);
+    let mac = |which: &usize| out[..6] == mac_of(address(BACKENDS[*which].0));
+    (0..BACKENDS.len()).find(mac)
+}
+
+/// The frame as it leaves.
+fn segment_out(program: &Xdp, port: u16, open: bool) -> Vec<u8> {
     let mut tcp = syn(port, 80);
     if !open {
         tcp.syn = false;
@@ -328,7 +386,5 @@ fn segment(program: &Xdp, port: u16, open: bool) -> Option<usize> {
         tcp.sequence_number = tcp.sequence_number.wrapping_add(1);
     }
     let frame = tcp_in(ip(SERVICES[service_of(port)]), tcp, PAYLOAD);
-    let out = testrun::run(program, &frame).expect("a run").packet;
-    let mac = |which: &usize| out[..6] == mac_of(address(BACKENDS[*which].0));
-    (0..BACKENDS.len()).find(mac)
+    testrun::run(program, &frame).expect("a run").packet
 }

@@ -141,10 +141,10 @@ impl Bench {
     }
 
     fn set_standing(&mut self, backend: u32, standing: Standing) {
-        let backends = &mut self.world.dataplane.maps.backends;
-        let mut record = backends.get(&backend, 0).expect("reading the map");
+        let backends = &self.world.dataplane.maps.backends;
+        let mut record = backends.get(backend);
         record.standing = standing.bits();
-        backends.set(backend, record, 0).expect("writing the map");
+        backends.set(backend, &record);
     }
 
     fn allow(&self, syn_left: u64, data_left: u64, udp_left: u64) {

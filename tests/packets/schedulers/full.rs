@@ -79,7 +79,7 @@ fn a_flood_of_syns_writes_nothing_and_breaks_nothing() {
 #[test]
 fn flows_of_a_backend_that_is_gone_go_elsewhere() {
     use lb_common::rule::Standing;
-    let Some(mut stage) = Stage::new("rr", Protocol::Tcp, &[1, 1, 1]) else {
+    let Some(stage) = Stage::new("rr", Protocol::Tcp, &[1, 1, 1]) else {
         return;
     };
     for client in 0..30 {
@@ -87,10 +87,10 @@ fn flows_of_a_backend_that_is_gone_go_elsewhere() {
         stage.data(client, 101);
     }
     let gone = stage.index(1);
-    let backends = &mut stage.world.dataplane.maps.backends;
-    let mut record = backends.get(&gone, 0).expect("a map");
+    let backends = &stage.world.dataplane.maps.backends;
+    let mut record = backends.get(gone);
     record.standing = Standing::Gone.bits();
-    backends.set(gone, record, 0).expect("a map");
+    backends.set(gone, &record);
     for client in 0..30 {
         let owner = stage.data(client, 102);
         if client % 3 != 1 {

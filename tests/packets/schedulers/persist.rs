@@ -43,10 +43,10 @@ impl Stage {
     /// Changes what a backend takes.
     fn stand(&mut self, backend: usize, standing: u8) {
         let index = self.index(backend);
-        let backends = &mut self.world.dataplane.maps.backends;
-        let mut record = backends.get(&index, 0).expect("a map");
+        let backends = &self.world.dataplane.maps.backends;
+        let mut record = backends.get(index);
         record.standing = standing;
-        backends.set(index, record, 0).expect("a map");
+        backends.set(index, &record);
     }
 }
 

@@ -1,7 +1,9 @@
 //! `xlb backend drain --wait`: until no flow can be left on the backend that nobody has seen.
 //!
 //! The load balancer does not know of flows that are idle. After one idle timeout all that live have been seen, so
-//! this waits for the end of the windows of the backend's slots, and says how many flows are seen on it meanwhile.
+//! this waits for the end of the windows of the backend's slots, and says how many flows are seen on it meanwhile. With
+//! `tracking = "full"` every flow is known: then the wait is over when none is left, and after an idle timeout at the
+//! latest, as elsewhere.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,12 +20,15 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What is known of the flows of the drained backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 struct Left {
-    /// Flows seen on them, by the last sweep.
+    /// Flows seen on them: by the last sweep, with `tracking = "full"` at this moment.
     remembered_flows: u64,
     /// Until when idle ones may show; RFC 3339, UTC. `null`: all have been seen.
     unseen_flows_until: Option<String>,
-    /// The window was over before the time to wait was.
+    /// The wait was over before the time to wait was.
     done: bool,
+    /// How long to wait for known flows to end, in milliseconds; 0: there are none.
+    #[serde(skip)]
+    known_ms: u64,
 }
 
 pub(super) fn run(
@@ -37,7 +42,8 @@ pub(super) fn run(
     loop {
         let status = block_on(async { Ok(context.client.status().await?) })?;
         let mut left = left(&status, order);
-        left.done = left.unseen_flows_until.is_none();
+        left.done =
+            left.unseen_flows_until.is_none() && begun.elapsed() >= Duration::from_millis(left.known_ms);
         if left.done || timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
             let shown = context.show(&left, |left, _| format!("{}\n", words(left)))?;
             return Ok(shown.with_code(u8::from(!left.done)));
@@ -55,11 +61,15 @@ fn left(status: &Status, order: &BackendOrder) -> Left {
     let services = status.services.iter();
     let backends = services
         .filter(|service| order.service.as_ref().is_none_or(|name| *name == service.name))
-        .flat_map(|service| &service.backends)
-        .filter(|b| b.address == order.address && order.port.is_none_or(|port| port == b.port));
+        .flat_map(|service| service.backends.iter().map(move |backend| (service, backend)))
+        .filter(|(_, b)| b.address == order.address && order.port.is_none_or(|port| port == b.port));
     let mut left = Left::default();
-    for backend in backends {
-        left.remembered_flows += backend.remembered_flows.unwrap_or(0);
+    for (service, backend) in backends {
+        let flows = backend.remembered_flows.unwrap_or(0);
+        left.remembered_flows += flows;
+        if service.tracking == "full" && flows > 0 {
+            left.known_ms = left.known_ms.max(service.idle_timeout_ms.unwrap_or(0));
+        }
         // RFC 3339 in UTC sorts as time does.
         left.unseen_flows_until = left.unseen_flows_until.max(backend.unseen_flows_until.clone());
     }
@@ -70,7 +80,7 @@ fn words(left: &Left) -> String {
     let seen = human::count(left.remembered_flows);
     match &left.unseen_flows_until {
         Some(until) => format!("{seen} flows seen on it; idle ones may show until {until}"),
-        None => format!("{seen} flows seen on it; there are no others"),
+        None => format!("{seen} flows on it, and no others"),
     }
 }
 
@@ -109,10 +119,14 @@ mod tests {
             left(&status, &order).unseen_flows_until,
             until("2025-01-01T00:01:00.000Z")
         );
+        assert_eq!(left(&status, &order).known_ms, 0);
         status.services[1].backends[0].unseen_flows_until = None;
-        assert_eq!(
-            words(&left(&status, &order)),
-            "7 flows seen on it; there are no others"
-        );
+        assert_eq!(words(&left(&status, &order)), "7 flows on it, and no others");
+        // Flows that are all known are waited for.
+        status.services[1].tracking = "full".into();
+        assert_eq!(left(&status, &order).known_ms, 900_000);
+        status.services[1].backends[0].remembered_flows = Some(0);
+        assert_eq!(left(&status, &order).known_ms, 0);
+        assert_eq!(words(&left(&status, &order)), "0 flows on it, and no others");
     }
 }

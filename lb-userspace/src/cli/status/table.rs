@@ -146,6 +146,7 @@ fn service_lines(service: &ServiceStatus) -> String {
         forward,
         scheduler,
         tracking: _,
+        idle_timeout_ms: _,
         persistence,
         table_size,
         generation,

@@ -100,7 +100,7 @@ impl Dataplane {
         let maps = &mut self.maps;
         let room = maps
             .backends
-            .len()
+            .room()
             .min(maps.backend_meta.len())
             .min(maps.counters.len());
         for index in 1..room {
@@ -118,7 +118,7 @@ impl Dataplane {
                 .flatten()
                 .filter(|id| !self.backends.contains_key(id));
             if let Some(id) = id {
-                self.records.insert(index, maps.backends.get(&index, 0)?);
+                self.records.insert(index, maps.backends.get(index));
                 self.tags.insert(index, maps.tags.get(&index, 0)?);
                 self.metas.insert(index, meta);
                 self.dead_before.insert(index, 0);

@@ -181,7 +181,7 @@ impl Dataplane {
     fn fresh_index(&mut self, id: &BackendId, clock: Clock<'_>) -> Result<u32, Error> {
         let taken = self.backend_indices.take(id).ok_or(Error::Full {
             what: "backends",
-            room: self.maps.backends.len().saturating_sub(1),
+            room: self.maps.backends.room().saturating_sub(1),
             needed: self.backends.len() + self.backend_indices.resting() + 1,
             key: "max_backends",
         })?;

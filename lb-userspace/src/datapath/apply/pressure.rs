@@ -114,21 +114,37 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Before slots of a service open: what it may write in the first second.
-    pub(super) fn allow_at_once(&mut self, index: u32) {
+    /// Before slots of a service open: what it may write in the first second. What it writes is counted from here on,
+    /// since no scan has seen any of it for a while.
+    pub(super) fn allow_at_once(&mut self, index: u32) -> Result<(), Error> {
+        if !self.allowances.inserted.contains_key(&index) {
+            let counters = self.maps.flow_counters(index)?;
+            self.allowances.inserted.insert(index, counters);
+        }
         let left = self.maps.flow_control.get(index);
         if left.syn_left.min(left.data_left).min(left.udp_left) > 0 {
-            return;
+            return Ok(());
         }
         let (own, unconfirmed) = self.scanned(index);
+        // Services whose slots open together are asked one by one: what SYNs may take of the table is at most half of it
+        // for all of them.
+        let others = self
+            .services
+            .values()
+            .filter(|s| s.in_force.busy() && s.index != index);
+        let promised: u64 = others.map(|s| self.maps.flow_control.get(s.index).syn_left).sum();
         let demand = Demand {
             left,
             elapsed_ns: GRACE_NS,
             capacity: u64::from(self.maps.flows.capacity()),
-            entries: self.scan.states.total(),
+            entries: self
+                .scan
+                .states
+                .total()
+                .saturating_add(promised.saturating_mul(2)),
             own,
             unconfirmed,
-            sharing: self.sharing(),
+            sharing: self.sharing() + 1,
         };
         let next = allow::allowances(self.allowances.rates, &demand);
         let most = |a: u64, b: u64| a.max(b);
@@ -141,6 +157,7 @@ impl Dataplane {
                 udp_left: most(left.udp_left, next.udp_left),
             },
         );
+        Ok(())
     }
 
     /// How many slots of a service may be opened for moves that can wait.
@@ -248,11 +265,14 @@ impl Dataplane {
         Ok(Some((counters, self.scanned(installed.index).0)))
     }
 
-    /// Entries that name a backend, by the last scan.
+    /// Flows that are remembered as a backend's: entries that name it, by the last scan, and with `tracking = "full"` all
+    /// that have not ended, as far as one direction tells.
     #[must_use]
     pub fn flows_on(&self, id: &BackendId) -> u64 {
-        let count = self.index_of(id).and_then(|index| self.scan.backends.get(&index));
-        count.copied().unwrap_or(0)
+        self.index_of(id).map_or(0, |index| {
+            let entries = self.scan.backends.get(&index).copied().unwrap_or(0);
+            entries + self.maps.flow_cache.active(index)
+        })
     }
 
     /// The open slots whose flows without an entry belong to a backend that does not own them any longer; `None` where

@@ -6,7 +6,7 @@ use lb_common::layout::FlowCounters;
 use super::Dataplane;
 use crate::datapath::Error;
 use crate::datapath::flow_cache::Walk;
-use crate::model::{BackendId, ServiceKey, Tracking};
+use crate::model::{ServiceKey, Tracking};
 
 /// How far the walks through the caches have come.
 #[derive(Debug, Default)]
@@ -76,12 +76,6 @@ impl Dataplane {
             flows: self.walks.flows.total(),
             bytes: capacity * size_of::<lb_common::cache::Way>(),
         }
-    }
-
-    /// Flows of a backend in the cache that were there at the last walk through it.
-    #[must_use]
-    pub fn cached_of(&self, id: &BackendId) -> u64 {
-        self.index_of(id).map_or(0, |index| self.walks.flows.of(index))
     }
 
     /// How many clients there is room for.

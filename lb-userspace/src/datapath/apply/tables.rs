@@ -363,7 +363,7 @@ impl Dataplane {
         }
         if next_word != word {
             // Slots that open must not find the allowances of a service at rest.
-            self.allow_at_once(index);
+            self.allow_at_once(index)?;
             self.put_table(index, next_word)?;
         }
         if before != old_before && before == TableWord::NONE {

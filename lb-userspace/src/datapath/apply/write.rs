@@ -59,7 +59,7 @@ impl Dataplane {
 
     pub(super) fn put_record(&mut self, index: u32, record: Record) -> Result<(), Error> {
         self.may_write()?;
-        self.maps.backends.set(index, record, 0)?;
+        self.maps.backends.set(index, &record);
         self.records.insert(index, record);
         Ok(())
     }
@@ -146,14 +146,19 @@ impl Dataplane {
 
     pub(super) fn put_key(&mut self, key: layout::ServiceKey, value: u32) -> Result<(), Error> {
         self.may_write()?;
-        Ok(self.maps.services.insert(key, value)?)
+        self.maps.services.note(key, value)?;
+        self.may_write()?;
+        self.maps.services.show(&key, value);
+        Ok(())
     }
 
     /// Takes a key out of the map. It may be missing already: the last agent died while it took the service
     /// away, or before it made it visible.
     pub(super) fn remove_key(&mut self, key: &layout::ServiceKey) -> Result<(), Error> {
         self.may_write()?;
-        absent_is_done(self.maps.services.remove(key))
+        self.maps.services.shut(key);
+        self.may_write()?;
+        absent_is_done(self.maps.services.forget(key))
     }
 }
 

@@ -218,7 +218,7 @@ fn said_of(live: &Maps, index: u32) -> Result<Option<BackendSaid>, Error> {
         return Ok(None);
     };
     let meta = live.backend_meta.get(&index, 0)?;
-    let record = live.backends.get(&index, 0)?;
+    let record = live.backends.get(index);
     let remembered = apply::remembered(&meta);
     let standing = match Standing::from_bits(record.standing) {
         Standing::Serves => "serves",
@@ -248,7 +248,7 @@ fn forward_of(record: &Backend) -> Option<Forward> {
 }
 
 fn sent(live: &Maps, index: u32, out: &[u8]) -> Result<Sent, Error> {
-    let record = live.backends.get(&index, 0)?;
+    let record = live.backends.get(index);
     let tags = live.tags.get(&index, 0)?;
     let mac = |bytes: &[u8]| {
         let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

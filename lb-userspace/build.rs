@@ -12,6 +12,10 @@ use std::{
 };
 
 const PROGRAMS: [&str; 4] = ["lb", "decap", "harness", "flowbench"];
+
+/// Those that take frames of several buffers (`xdp.frags`, Linux 5.18): they are there once more for kernels that do not
+/// know the word, as `NAME_plain`.
+const WITH_FRAGS: [&str; 3] = ["lb", "decap", "harness"];
 const PROFILE: &str = "bpf";
 
 fn main() -> ExitCode {
@@ -86,8 +90,26 @@ fn build() -> Result<(), String> {
         let from = target_dir.join(bpf_target).join(PROFILE).join(program);
         fs::copy(&from, out_dir.join(program))
             .map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
+        if WITH_FRAGS.contains(&program) {
+            let object = fs::read(&from).map_err(|error| format!("{}: {error}", from.display()))?;
+            let plain = without_frags(object).ok_or(format!("{program} has no section `xdp.frags`"))?;
+            fs::write(out_dir.join(format!("{program}_plain")), plain)
+                .map_err(|error| format!("cannot write {program}_plain: {error}"))?;
+        }
     }
     Ok(())
+}
+
+/// The object with its programs in a section `xdp`: the name, wherever it stands in a table of strings, ends earlier.
+fn without_frags(mut object: Vec<u8>) -> Option<Vec<u8>> {
+    const LONG: &[u8] = b"xdp.frags\0";
+    let places: Vec<usize> = (0..object.len())
+        .filter(|at| object[*at..].starts_with(LONG))
+        .collect();
+    for at in &places {
+        object[at + "xdp".len()] = 0;
+    }
+    (!places.is_empty()).then_some(object)
 }
 
 /// One folder for all profiles, and for check and clippy: the objects do not differ between them. It lies in the

@@ -17,10 +17,13 @@ pub enum Outcome {
     Malformed = 3,
     /// The outer header came off, but the frame is unusable: dropped.
     Failed = 4,
+    /// A router marked the outer header for congestion, which the inner packet cannot bear: dropped, see
+    /// [`crate::ecn::decapsulated`].
+    Congestion = 5,
 }
 
 /// How many counters there are.
-pub const OUTCOMES: u32 = 5;
+pub const OUTCOMES: u32 = 6;
 
 impl Outcome {
     pub const ALL: [Self; OUTCOMES as usize] = [
@@ -29,6 +32,7 @@ impl Outcome {
         Self::NotFromUs,
         Self::Malformed,
         Self::Failed,
+        Self::Congestion,
     ];
 
     /// The word that operators see.
@@ -40,6 +44,7 @@ impl Outcome {
             Self::NotFromUs => "not_from_us",
             Self::Malformed => "malformed",
             Self::Failed => "failed",
+            Self::Congestion => "congestion",
         }
     }
 }

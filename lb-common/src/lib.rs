@@ -10,6 +10,7 @@ pub mod cache;
 pub mod checksum;
 pub mod client;
 pub mod decap;
+pub mod ecn;
 pub mod hash;
 pub mod layout;
 pub mod limit;

@@ -1,5 +1,6 @@
 //! The one place where packet memory is turned into pointers, for all programs.
 
+use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 
 /// A pointer to a `T` in the packet, `offset` bytes from its start, if the packet reaches that far. `T` has
@@ -38,4 +39,32 @@ pub fn at_anew<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     // SAFETY: as in `at`.
     unsafe { core::hint::assert_unchecked(pointer.addr().is_multiple_of(2)) };
     Some(pointer)
+}
+
+/// Length of the frame in bytes, of its first buffer where it has several: as far as [`at`] reaches.
+#[inline(always)]
+pub fn linear_len(ctx: &XdpContext) -> u32 {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    // Said as an instruction, because the verifier takes the difference of two pointers but no arithmetic of 32 bits
+    // with either, which is what the compiler would make of it.
+    #[cfg(target_arch = "bpf")]
+    let len = {
+        let mut len = end;
+        // SAFETY: it computes.
+        unsafe {
+            core::arch::asm!("{0} -= {1}", inout(reg) len, in(reg) start, options(pure, nomem, nostack))
+        };
+        len
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    let len = end - start;
+    u32::from(len as u16)
+}
+
+/// Length of the frame in bytes, with all its buffers. For programs that take several (`xdp.frags`, Linux 5.18): older
+/// kernels do not have the helper, and must find its call removed.
+#[inline(always)]
+pub fn whole_len(ctx: &XdpContext) -> u32 {
+    // SAFETY: a valid context.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
 }

@@ -30,6 +30,11 @@ pub static TRACE_DROPS: Global<u8> = Global::new(0);
 /// Not 0: some service has `on_down = "reset"`.
 #[unsafe(no_mangle)]
 pub static RESETS: Global<u8> = Global::new(0);
+
+/// Not 0: frames may have several buffers, and the kernel tells how long they are.
+#[unsafe(no_mangle)]
+pub static FRAGS: Global<u8> = Global::new(0);
+
 /// Not 0: echo requests to service addresses are answered.
 #[unsafe(no_mangle)]
 pub static ICMP_ECHO: Global<u8> = Global::new(0);

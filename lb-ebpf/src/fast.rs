@@ -14,7 +14,7 @@ use lb_common::rule::Standing;
 use crate::bounds::at;
 use crate::constants::{self, GUE, NAT, VLANS};
 use crate::forward::{self, gue, ipip, l2};
-use crate::packet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP, UDP, frame_len, opens};
+use crate::packet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP, UDP, linear_len, opens};
 use crate::service::{self, Door};
 use crate::word::word;
 use crate::{guard, schedule, stats, suspect, vlan};
@@ -127,7 +127,7 @@ fn transport<const HEADER: usize, const WHOLE: usize>(
     protocol: u8,
     length: u32,
 ) -> Option<bool> {
-    if length + ETHERNET_LEN as u32 > frame_len(ctx) {
+    if length + ETHERNET_LEN as u32 > linear_len(ctx) {
         return None;
     }
     if protocol == TCP && length >= (HEADER + TCP_LEN) as u32 {
@@ -224,7 +224,7 @@ fn send(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reaso
     const GUE_V6: u16 = shape(kind::GUE_V6);
 
     let backend = forward::backend(index)?;
-    let bytes = u64::from(frame_len(ctx));
+    let bytes = u64::from(linear_len(ctx));
     let is_v4 = packet.key.family == FAMILY_V4;
     let shape = u16::from_le_bytes([backend.kind, backend.standing]);
     // Not where the packet may have to leave this path still, or it would be seen twice.

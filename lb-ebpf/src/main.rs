@@ -61,7 +61,7 @@ mod entry {
     use aya_ebpf::macros::xdp;
     use aya_ebpf::programs::XdpContext;
 
-    #[xdp]
+    #[xdp(frags)]
     pub fn lb(ctx: XdpContext) -> u32 {
         super::stats::explain_anew();
         let reason = match super::fast::steer(&ctx) {
@@ -76,7 +76,7 @@ mod entry {
     }
 
     /// What `lb` hands packets over to, see [`super::nat`].
-    #[xdp]
+    #[xdp(frags)]
     pub fn nat(ctx: XdpContext) -> u32 {
         let reason = super::nat::handle(&ctx);
         super::end(&ctx, reason)

@@ -10,8 +10,9 @@ use lb_common::reason::Reason;
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-pub use crate::bounds::{at, at_anew};
-use crate::constants;
+use crate::bounds::whole_len;
+pub use crate::bounds::{at, at_anew, linear_len};
+use crate::constants::{self, FRAGS};
 
 /// Where the IP header begins: VLAN tags are off the frame by then.
 pub const ETHERNET_LEN: usize = EthHdr::LEN;
@@ -214,24 +215,13 @@ pub fn opens(flags: u8) -> bool {
     flags & (SYN | ACK) == SYN
 }
 
-/// Length of the frame in bytes.
+/// Length of the frame in bytes, with all its buffers.
 #[inline(always)]
 pub fn frame_len(ctx: &XdpContext) -> u32 {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    // Said as an instruction, because the verifier takes the difference of two pointers but no arithmetic of 32 bits
-    // with either, which is what the compiler would make of it.
-    #[cfg(target_arch = "bpf")]
-    let len = {
-        let mut len = end;
-        // SAFETY: it computes.
-        unsafe {
-            core::arch::asm!("{0} -= {1}", inout(reg) len, in(reg) start, options(pure, nomem, nostack))
-        };
-        len
-    };
-    #[cfg(not(target_arch = "bpf"))]
-    let len = end - start;
-    u32::from(len as u16)
+    if FRAGS.load() == 0 {
+        return linear_len(ctx);
+    }
+    whole_len(ctx)
 }
 
 /// Reads the Ethernet header.

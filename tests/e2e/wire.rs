@@ -136,6 +136,52 @@ fn a_hundred_megabytes_through_one_connection_in_every_way() -> anyhow::Result<(
     Ok(())
 }
 
+/// Frames of 9000 bytes, natively in several buffers.
+#[test]
+fn jumbo_frames_go_every_way_in_both_modes() -> anyhow::Result<()> {
+    privileged!("jumbo_frames_go_every_way_in_both_modes");
+    const BYTES: u64 = 20_000_000;
+    for mode in ["native", "generic"] {
+        let lab = Lab::new(LabOptions {
+            backends: 1,
+            decap: true,
+            jumbo: true,
+            ..LabOptions::default()
+        })?;
+        if mode == "generic" {
+            lab.lb.netns.run("ethtool -K eth0 gro off")?;
+        }
+        let xlb = Xlb::started(&lab, &format!("xdp_mode = \"{mode}\"\n"), &services(&lab))?;
+        for (n, (forward, address, v6, _)) in WAYS.iter().enumerate() {
+            let what = format!("{mode}, {forward} {address}");
+            let own = lab.backends[0].address(if *v6 { lab.lb.v6.into() } else { lab.lb.v4.into() });
+            let counted = || -> anyhow::Result<(u64, u64)> {
+                let said = xlb.backend(&format!("tcp{n}"), &own.to_string())?;
+                let count = |key: &str| said[key].as_u64().context(key.to_owned());
+                Ok((count("packets")?, count("bytes")?))
+            };
+            let before = counted()?;
+            let sink = sink(&lab.backends[0]).context(what.clone())?;
+            let arrived = send(&lab, place(address), BYTES).context(what.clone())?;
+            assert_eq!(arrived, BYTES, "{what}");
+            sink.join().expect("a thread that ends").context(what.clone())?;
+            let after = counted()?;
+            let (packets, bytes) = (after.0 - before.0, after.1 - before.1);
+            // All bytes were counted, and they came in frames that are longer than a page.
+            assert!(bytes > BYTES, "{what}: {bytes} bytes");
+            assert!(
+                bytes / packets > 4096,
+                "{what}: {bytes} bytes in {packets} packets"
+            );
+        }
+        assert_eq!(lab.checksum_errors()?, 0);
+        for reason in ["too_big", "too_big_answered", "cannot_send", "malformed"] {
+            assert_eq!(xlb.reason(reason)?, 0, "{mode}: {reason}");
+        }
+    }
+    Ok(())
+}
+
 /// Sends back what comes, from the service address that it came to.
 fn echo(host: &Host, address: IpAddr) -> anyhow::Result<UdpSocket> {
     let socket = host.netns.enter(|| UdpSocket::bind((address, PORT)))?;

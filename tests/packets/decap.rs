@@ -24,6 +24,7 @@ impl Decap {
     fn new() -> Option<Self> {
         root().then(|| {
             let mut ebpf = EbpfLoader::new()
+                .override_global("FRAGS", &1_u8, true)
                 .load(object::DECAP)
                 .expect("an object that loads");
             attach::verify(&mut ebpf, "decap").expect("a program that loads");
@@ -52,10 +53,16 @@ impl Decap {
 
     /// Runs the program; it passes every packet on, counted under one outcome.
     fn run(&self, packet: &[u8]) -> (Outcome, Vec<u8>) {
+        let (action, outcome, out) = self.judge(packet);
+        assert_eq!(action, Action::Pass, "{packet:02x?}");
+        (outcome, out)
+    }
+
+    /// Like [`Decap::run`], whatever becomes of the packet.
+    fn judge(&self, packet: &[u8]) -> (Action, Outcome, Vec<u8>) {
         let before = self.counts();
         let program = self.ebpf.program("decap").expect("the program");
         let run = testrun::run(program.try_into().expect("XDP"), packet).expect("a run");
-        assert_eq!(run.action, Action::Pass, "{packet:02x?}");
         let after = self.counts();
         let counted: Vec<Outcome> = Outcome::ALL
             .into_iter()
@@ -68,7 +75,7 @@ impl Decap {
         if outcome != Outcome::Decapsulated {
             assert_eq!(run.packet, packet, "{outcome:?}: left alone");
         }
-        (outcome, run.packet)
+        (run.action, outcome, run.packet)
     }
 
     fn leaves_alone(&self, shows: &str, packet: &[u8], why: Outcome) {
@@ -385,11 +392,115 @@ fn cut_short_and_lying_everywhere() {
             ] {
                 let mut frame = packet.clone();
                 frame[offset] = lie;
-                let (outcome, stripped) = decap.run(&frame);
+                let (_, outcome, stripped) = decap.judge(&frame);
                 if outcome == Outcome::Decapsulated {
-                    assert!(frame.ends_with(&stripped[ETHERNET..]), "{offset} {lie}");
+                    // Only a mark of congestion, and the checksum over it, may differ.
+                    assert!(frame.ends_with(&stripped[ETHERNET + 12..]), "{offset} {lie}");
                 }
             }
         }
     }
+}
+
+/// What a router says by marking the outer header arrives inside (RFC 6040 section 4.2): every mark on every packet, for
+/// every pair of families, behind UDP and not. The class of service inside stays.
+#[test]
+fn congestion_marks_after_the_rfc() {
+    let Some(decap) = Decap::new() else { return };
+    const NOT: u8 = 0;
+    const ONE: u8 = 1;
+    const ZERO: u8 = 2;
+    const CE: u8 = 3;
+    // Rows: the inner field; columns: the outer one.
+    let table = [
+        (
+            NOT,
+            [(NOT, Some(NOT)), (ZERO, Some(NOT)), (ONE, Some(NOT)), (CE, None)],
+        ),
+        (
+            ZERO,
+            [
+                (NOT, Some(ZERO)),
+                (ZERO, Some(ZERO)),
+                (ONE, Some(ONE)),
+                (CE, Some(CE)),
+            ],
+        ),
+        (
+            ONE,
+            [
+                (NOT, Some(ONE)),
+                (ZERO, Some(ONE)),
+                (ONE, Some(ONE)),
+                (CE, Some(CE)),
+            ],
+        ),
+        (
+            CE,
+            [(NOT, Some(CE)), (ZERO, Some(CE)), (ONE, Some(CE)), (CE, Some(CE))],
+        ),
+    ];
+    for (inside, row) in table {
+        for (outside, expected) in row {
+            for dscp in [0, 0x2e] {
+                for (inner, class) in [(marked_v4(dscp, inside), true), (marked_v6(dscp, inside), false)] {
+                    for (shows, packet) in wrapped(&inner, class, outside) {
+                        let shows = format!("{shows}: {inside:02b} in {outside:02b}, class {dscp:#x}");
+                        let (action, outcome, out) = decap.judge(&packet);
+                        let Some(field) = expected else {
+                            assert_eq!((action, outcome), (Action::Drop, Outcome::Congestion), "{shows}");
+                            continue;
+                        };
+                        assert_eq!(
+                            (action, outcome),
+                            (Action::Pass, Outcome::Decapsulated),
+                            "{shows}"
+                        );
+                        let whole = if class {
+                            marked_v4(dscp, field)
+                        } else {
+                            marked_v6(dscp, field)
+                        };
+                        // With a checksum of its own: the packet as one who never saw a tunnel builds it.
+                        assert_eq!(out[ETHERNET..], whole, "{shows}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn marked_v4(dscp: u8, ecn: u8) -> Vec<u8> {
+    let mut header = crate::build::v4("192.0.2.20");
+    header.dscp = dscp.try_into().expect("6 bits");
+    header.ecn = ecn.try_into().expect("2 bits");
+    crate::build::tcp_in(header, crate::build::syn(1, 443), &[]).split_off(ETHERNET)
+}
+
+fn marked_v6(dscp: u8, ecn: u8) -> Vec<u8> {
+    let mut header = crate::build::v6("2001:db8::20");
+    header.traffic_class = dscp << 2 | ecn;
+    crate::build::tcp_in(header, crate::build::syn(1, 443), &[]).split_off(ETHERNET)
+}
+
+/// A packet behind every outer header there is, with this mark.
+fn wrapped(inner: &[u8], is_v4: bool, ecn: u8) -> [(&'static str, Vec<u8>); 4] {
+    let protocol = if is_v4 { IpNumber::IPV4 } else { IpNumber::IPV6 };
+    let datagram = gue(6080, inner);
+    let over_v4 = |protocol, inner: &[u8]| {
+        let mut header = outer_v4(SOURCE_V4.octets(), protocol, inner.len());
+        header.ecn = ecn.try_into().expect("2 bits");
+        in_v4(&header, inner)
+    };
+    let over_v6 = |protocol, inner: &[u8]| {
+        let mut header = outer_v6(SOURCE_V6.octets(), protocol, inner.len());
+        header.traffic_class = ecn;
+        in_v6(&header, inner)
+    };
+    [
+        ("IPv4", over_v4(protocol, inner)),
+        ("IPv6", over_v6(protocol, inner)),
+        ("UDP over IPv4", over_v4(IpNumber::UDP, &datagram)),
+        ("UDP over IPv6", over_v6(IpNumber::UDP, &datagram)),
+    ]
 }

@@ -25,6 +25,7 @@ const FEATURES: &[fn(&mut Features)] = &[
     |features| features.vlans = true,
     |features| features.gue = true,
     |features| features.spread = true,
+    |features| features.frags = true,
     |features| features.guards = true,
     |features| features.limits = true,
     |features| features.persistent = true,
@@ -119,7 +120,12 @@ fn the_small_programs_pass_the_verifier() {
     if !root() {
         return;
     }
-    for (object, programs) in [(object::DECAP, &["decap"][..]), (object::HARNESS, HARNESS)] {
+    for (object, programs) in [
+        (object::DECAP, &["decap"][..]),
+        (object::DECAP_PLAIN, &["decap"]),
+        (object::HARNESS, HARNESS),
+        (object::HARNESS_PLAIN, HARNESS),
+    ] {
         let mut ebpf = EbpfLoader::new().load(object).expect("an object that loads");
         for program in programs {
             attach::verify(&mut ebpf, program).unwrap_or_else(|error| panic!("{program}: {error:?}"));

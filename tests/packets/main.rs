@@ -15,6 +15,7 @@ mod forward;
 mod fragments;
 mod history;
 mod icmp;
+mod jumbo;
 mod limits;
 mod load;
 mod malformed;

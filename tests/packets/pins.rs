@@ -112,7 +112,7 @@ fn install(present: Option<(u32, bool)>) -> Result<attach::Attachment, Error> {
 
 /// A program that is not ours.
 fn foreign() -> (Ebpf, u32) {
-    let mut ebpf = Ebpf::load(object::HARNESS).expect("an object that loads");
+    let mut ebpf = Ebpf::load(object::harness()).expect("an object that loads");
     let program: &mut Xdp = ebpf
         .program_mut("floor")
         .expect("the program")

@@ -53,7 +53,7 @@ static NEXT_FLOW: Array<u32, 1> = Array::new();
 #[btf_map]
 static UNDER_TEST: ProgramArray<1> = ProgramArray::new();
 
-#[xdp]
+#[xdp(frags)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the entry macro hands the context over"
@@ -113,25 +113,25 @@ fn next_flow(ctx: &XdpContext) -> Option<()> {
 const MAX_FLOW_OFFSET: usize = 256;
 
 /// The floor of a packet that is none of ours.
-#[xdp]
+#[xdp(frags)]
 pub fn floor(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
 /// Sends a frame as it is: what a generator of live frames ends in.
-#[xdp]
+#[xdp(frags)]
 pub fn transmit(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
 /// Where generated frames end.
-#[xdp]
+#[xdp(frags)]
 pub fn sink(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
 /// The floor of `dsr-l2`: writes the Ethernet addresses and transmits.
-#[xdp]
+#[xdp(frags)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the entry macro hands the context over"
@@ -147,7 +147,7 @@ pub fn floor_rewrite(ctx: XdpContext) -> u32 {
 }
 
 /// The floor of an outer IPv4 header: makes room for it and transmits.
-#[xdp]
+#[xdp(frags)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the entry macro hands the context over"
@@ -157,7 +157,7 @@ pub fn floor_outer_v4(ctx: XdpContext) -> u32 {
 }
 
 /// The floor of an outer IPv6 header.
-#[xdp]
+#[xdp(frags)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the entry macro hands the context over"
@@ -167,7 +167,7 @@ pub fn floor_outer_v6(ctx: XdpContext) -> u32 {
 }
 
 /// The floor of an outer IPv4 and UDP header.
-#[xdp]
+#[xdp(frags)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the entry macro hands the context over"

@@ -340,6 +340,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         announce: config.agent.announce == Announce::L2,
         gue: config.has(Forward::DsrGue),
         spread: config.spreads(),
+        frags: datapath::has_frags(),
         explain: false,
         trace_drops,
         resets: config.answers_with_resets(),

@@ -16,7 +16,7 @@ use lb_common::decap::{MAX_PREFIXES, Outcome};
 
 use super::attach::{self, Attachment, Target};
 use super::pins::{self, PinDir, Pinned};
-use super::{Error, check_system, object};
+use super::{Error, check_system, has_frags, object};
 use crate::config::XdpMode;
 
 /// Where the pins are.
@@ -209,7 +209,11 @@ fn load(pins: &PinDir) -> Result<Ebpf, Error> {
     for (map, path) in &paths {
         loader.map_pin_path(map, path.as_path());
     }
-    Ok(loader.load(object::DECAP)?)
+    let frags = has_frags();
+    let object = if frags { object::DECAP } else { object::DECAP_PLAIN };
+    Ok(loader
+        .override_global("FRAGS", &u8::from(frags), true)
+        .load(object)?)
 }
 
 fn verify(pins: &PinDir) -> Result<(), Error> {

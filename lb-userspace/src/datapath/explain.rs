@@ -29,7 +29,7 @@ use super::load::{self, Features, Sizes};
 use super::maps::{self, Maps};
 use super::mmap::Words;
 use super::pins::{self, PinDir, Pinned};
-use super::{Error, apply, attach, check_system, identity, testrun};
+use super::{Error, apply, attach, check_system, has_frags, identity, testrun};
 
 const PROGRAM: &str = "lb";
 
@@ -161,6 +161,7 @@ fn features(live: &Maps) -> Result<Features, Error> {
         resets: true,
         icmp_echo: true,
         guards: true,
+        frags: has_frags(),
         ..Features::default()
     };
     for index in 0..live.service_meta.len().min(live.records.room()) {

@@ -23,6 +23,8 @@ pub struct Features {
     pub gue: bool,
     /// Some service has `outer_sources`.
     pub spread: bool,
+    /// Frames may have several buffers; see [`super::has_frags`].
+    pub frags: bool,
     /// Decisions are written down (`simulate`).
     pub explain: bool,
     /// Dropped packets can be logged.
@@ -121,6 +123,7 @@ fn load_with(
         announce,
         gue,
         spread,
+        frags,
         explain,
         trace_drops,
         resets,
@@ -141,6 +144,8 @@ fn load_with(
     let (guarded, limited) = (flag(guards), flag(limits));
     let persistent = flag(persistent);
     let spread = flag(spread);
+    let object = if frags { object::LB } else { object::LB_PLAIN };
+    let frags = flag(frags);
     let second = key.second();
     let flow_lines = lines(pins, &pins::CACHE, sizes.cached_flows)?;
     let client_lines = lines(pins, &pins::CLIENTS, sizes.clients)?;
@@ -153,6 +158,7 @@ fn load_with(
         .override_global("ANNOUNCE", &announce, true)
         .override_global("GUE", &gue, true)
         .override_global("SPREAD", &spread, true)
+        .override_global("FRAGS", &frags, true)
         .override_global("EXPLAIN", &explain, true)
         .override_global("TRACE_DROPS", &trace, true)
         .override_global("RESETS", &resets, true)
@@ -216,7 +222,7 @@ fn load_with(
     for (map, path) in &paths {
         loader.map_pin_path(map, path.as_path());
     }
-    let mut ebpf = loader.load(object::LB)?;
+    let mut ebpf = loader.load(object)?;
     if nat {
         parts::fill(&mut ebpf)?;
     }

@@ -133,7 +133,7 @@ impl Harness {
             .override_global("ETHERNET_HIGH", &high, true)
             .override_global("FLOW_MASK", &mask, true)
             .override_global("FLOW_OFFSET", &flows.offset, true)
-            .load(object::HARNESS)
+            .load(object::harness())
             .map_err(super::Error::from)?;
         attach::verify(&mut ebpf, HARNESS)?;
         if let Subject::Floor(floor) = subject {

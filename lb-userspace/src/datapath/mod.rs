@@ -36,12 +36,26 @@ pub mod testrun;
 pub mod object {
     /// The load balancer.
     pub static LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
+    /// The same for kernels without [`super::has_frags`].
+    pub static LB_PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb_plain"));
     /// `xlb decap`.
     pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
+    pub static DECAP_PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap_plain"));
     /// What speed is measured with.
     pub static HARNESS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness"));
+    pub static HARNESS_PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness_plain"));
     /// What the cache of flows is measured with.
     pub static FLOW_BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flowbench"));
+
+    /// Which of [`HARNESS`] goes with the load balancer: programs that call each other are alike in what they take.
+    #[must_use]
+    pub fn harness() -> &'static [u8] {
+        if super::has_frags() {
+            HARNESS
+        } else {
+            HARNESS_PLAIN
+        }
+    }
 }
 
 /// The oldest kernel that has everything the programs and the agent use. The youngest feature needed is
@@ -194,12 +208,28 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .collect()
 }
 
-fn check_kernel() -> Result<(), Error> {
+/// The oldest kernel that gives programs frames of several buffers, as jumbo frames are (`BPF_F_XDP_HAS_FRAGS`).
+pub const FRAGS_KERNEL: (u32, u32) = (5, 18);
+
+/// Whether programs may be loaded that take frames of several buffers.
+#[must_use]
+pub fn has_frags() -> bool {
+    let release = release().ok();
+    release
+        .and_then(|release| parse_release(&release))
+        .is_some_and(|version| version >= FRAGS_KERNEL)
+}
+
+fn release() -> Result<String, Error> {
     let uname = nix::sys::utsname::uname().map_err(|e| Error::Syscall {
         call: "uname",
         source: e.into(),
     })?;
-    let release = uname.release().to_string_lossy().into_owned();
+    Ok(uname.release().to_string_lossy().into_owned())
+}
+
+fn check_kernel() -> Result<(), Error> {
+    let release = release()?;
     match parse_release(&release) {
         Some(version) if version < MIN_KERNEL => Err(Error::KernelTooOld { found: release }),
         _ => Ok(()),

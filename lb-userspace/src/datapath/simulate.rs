@@ -32,7 +32,7 @@ use super::load::{self, Features, Sizes};
 use super::maps::Maps;
 use super::mmap::Words;
 use super::testrun::{self, Action, INGRESS_IFINDEX};
-use super::{attach, check_system, measure};
+use super::{attach, check_system, has_frags, measure};
 use crate::config::{Announce, Config};
 use crate::control::{self, BackendStatus, HopView, Inputs};
 use crate::model::{AdminState, Forward, OperState, ServiceKey};
@@ -231,6 +231,7 @@ impl Simulator {
             announce: config.agent.announce == Announce::L2,
             gue: config.has(Forward::DsrGue),
             spread: config.spreads(),
+            frags: has_frags(),
             explain,
             trace_drops: false,
             // No packet can tell the difference unless a test marks a backend so.

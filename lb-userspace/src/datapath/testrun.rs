@@ -12,8 +12,8 @@ use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 pub const MIN_FRAME: usize = 14;
 
 /// The longest frame that programs see whole: a page, less the room before the frame (256 bytes) and the
-/// kernel's bookkeeping behind it (320 bytes). Of a longer one a program without `frags`, as all of ours are,
-/// gets the first part, where the kernel does not refuse it.
+/// kernel's bookkeeping behind it (320 bytes). A longer one has several buffers: programs that take those get it whole,
+/// others its first part, where the kernel does not refuse it.
 pub const MAX_FRAME: usize = 4096 - 256 - 320;
 
 /// The index of the loopback interface, which test frames come in by.

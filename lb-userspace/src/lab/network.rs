@@ -52,6 +52,8 @@ pub struct LabOptions {
     /// The load balancer reaches the backends through a second device, `eth1`, at addresses of their own
     /// (10.78.0.x, fd78::x).
     pub second_device: bool,
+    /// Packets of 9000 bytes, 9100 once encapsulated, instead of 1500 and 1600.
+    pub jumbo: bool,
     /// The backends unwrap what is encapsulated (`xlb decap`).
     pub decap: bool,
 }
@@ -62,6 +64,7 @@ impl Default for LabOptions {
             backends: 3,
             on_link: false,
             second_device: false,
+            jumbo: false,
             decap: false,
         }
     }
@@ -150,8 +153,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 const LB: u8 = 2;
 const SUBNET: u8 = 77;
 const SECOND_SUBNET: u8 = 78;
-const CLIENT_MTU: u32 = 1500;
-const MTU: u32 = 1600;
+/// The client's MTU, and that of all others.
+const MTUS: (u32, u32) = (1500, 1600);
+const JUMBO_MTUS: (u32, u32) = (9000, 9100);
 
 impl Lab {
     /// The network of the first drawing, for services of every forward mode.
@@ -163,14 +167,18 @@ impl Lab {
             backends,
             on_link,
             second_device,
+            jumbo,
             decap,
         } = options;
+        let (client_mtu, mtu) = if jumbo { JUMBO_MTUS } else { MTUS };
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let switch = Netns::new("switch")?;
-        switch.ip("link add br0 mtu 1600 type bridge mcast_snooping 0\nlink set br0 up\n")?;
+        switch.ip(&format!(
+            "link add br0 mtu {mtu} type bridge mcast_snooping 0\nlink set br0 up\n"
+        ))?;
         let mut ports = vec!["client".to_owned(), "lb".to_owned()];
 
-        let client = plug(&switch, "client", 1, CLIENT_MTU)?;
+        let client = plug(&switch, "client", 1, client_mtu)?;
         let (v4, v6) = addresses(SUBNET, LB);
         let (via4, via6) = if on_link {
             (format!("dev {DEVICE}"), format!("dev {DEVICE}"))
@@ -186,11 +194,11 @@ impl Lab {
             .sysctl("net/ipv4/ip_local_port_range", "1024 65000")?;
         client.netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
 
-        let lb = plug(&switch, "lb", LB, MTU)?;
+        let lb = plug(&switch, "lb", LB, mtu)?;
         lb.netns.sysctl("net/ipv4/ip_forward", "0")?;
         if second_device {
             ports.push("lb1".into());
-            cable(&switch, "lb1", &lb.netns, "eth1", MTU)?;
+            cable(&switch, "lb1", &lb.netns, "eth1", mtu)?;
             let (v4, v6) = addresses(SECOND_SUBNET, LB);
             lb.netns.ip(&format!(
                 "addr add {v4}/24 dev eth1\naddr add {v6}/64 dev eth1 nodad\n"
@@ -203,7 +211,7 @@ impl Lab {
         let mut hosts = Vec::new();
         for n in 1..=backends {
             let name = format!("b{n}");
-            let mut host = plug(&switch, &name, 10 + n, MTU)?;
+            let mut host = plug(&switch, &name, 10 + n, mtu)?;
             serve_addresses(&host.netns)?;
             if second_device {
                 let (v4, v6) = addresses(SECOND_SUBNET, 10 + n);

@@ -27,7 +27,7 @@ impl Pass {
     /// As [`Pass::attach`].
     pub fn attach_other(netns: &Netns, devices: &[&str], name: &'static str) -> anyhow::Result<Self> {
         netns.enter(|| {
-            let mut ebpf = Ebpf::load(object::HARNESS)?;
+            let mut ebpf = Ebpf::load(object::harness())?;
             let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load()?;
             for device in devices {

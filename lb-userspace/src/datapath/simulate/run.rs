@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::datapath::measure::{Floor, Flows, Harness, Subject};
 use crate::datapath::pins::PinDir;
 use crate::datapath::testrun::{Action, MAX_FRAME, MIN_FRAME};
-use crate::datapath::{self, maps};
+use crate::datapath::{self, has_frags, maps};
 
 /// What `xlb simulate` is to do.
 #[derive(Clone, Debug, Default)]
@@ -175,7 +175,8 @@ fn judge(simulator: &mut Simulator, packet: &Packet) -> Result<Judged, Error> {
             )),
         });
     }
-    let (head, rest) = packet.data.split_at(len.min(MAX_FRAME));
+    let longest = if has_frags() { len } else { MAX_FRAME };
+    let (head, rest) = packet.data.split_at(len.min(longest));
     let mut outcome = simulator.packet(head)?;
     outcome.out.extend(rest);
     let answered = outcome.reason.is_answer();
@@ -194,7 +195,7 @@ fn judge(simulator: &mut Simulator, packet: &Packet) -> Result<Judged, Error> {
     Ok(Judged {
         outcome,
         // An answer is written over the question.
-        measurable: !answered && rest.is_empty(),
+        measurable: !answered && len <= MAX_FRAME,
         note,
     })
 }

@@ -1,7 +1,9 @@
 //! Findings about the interface that the program is attached to.
 
 use super::{Device, Finding};
+use crate::datapath::FRAGS_KERNEL;
 use crate::net::link::{Link, XdpMode};
+use crate::net::xdp_features::XdpFeatures;
 
 /// What a native program has in front of a packet, behind it, and for its Ethernet header with two
 /// VLAN tags, in the page that the packet lies in (`XDP_PACKET_HEADROOM`, `skb_shared_info`).
@@ -31,7 +33,7 @@ pub(super) fn judge(
     let mut found = vec![
         state(&device.link),
         mode(device, native),
-        mtu(device, native, page_bytes()),
+        mtu(device, native, kernel, page_bytes()),
         queues(device, cpus),
         lro(device),
     ];
@@ -79,17 +81,20 @@ fn page_bytes() -> u32 {
     u32::try_from(bytes).unwrap_or(4096)
 }
 
-fn mtu(device: &Device, native: bool, page_bytes: u32) -> Finding {
+fn mtu(device: &Device, native: bool, kernel: (u32, u32), page_bytes: u32) -> Finding {
     const TOPIC: &str = "MTU";
     let (name, mtu) = (device.name(), device.link.mtu);
     let limit = page_bytes - PAGE_OVERHEAD_BYTES;
-    if !native || mtu <= limit {
+    // Where the kernel does not say what the driver takes, attaching will.
+    let several = kernel >= FRAGS_KERNEL && device.xdp.is_none_or(XdpFeatures::fragments);
+    if !native || mtu <= limit || several {
         return Finding::ok(TOPIC, format!("{mtu}"));
     }
     Finding::warn(
         TOPIC,
         format!(
-            "{mtu}: a packet has to fit one page of memory for native XDP, about {limit} bytes; most drivers refuse more"
+            "{mtu}: a packet has to fit one page of memory, about {limit} bytes: neither does this driver (or this kernel) \
+             give XDP programs frames of several buffers, nor do most attach a program with this MTU"
         ),
         format!("ip link set {name} mtu {limit}   # or smaller; or xdp_mode = \"generic\""),
     )

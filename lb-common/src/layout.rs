@@ -100,6 +100,33 @@ impl ServiceKey {
     }
 }
 
+/// A key of the tree of services of port ranges (BPF_MAP_TYPE_LPM_TRIE): a block of ports of one address and protocol,
+/// as long and aligned as a power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct PortPrefix {
+    /// How many bits of what follows count: [`PortPrefix::BEFORE_PORT`] and those of the port.
+    pub bits: u32,
+    /// As [`ServiceKey::address`].
+    pub address: [u32; 4],
+    /// Protocol, family and port in network order, from the first byte in memory to the last.
+    pub ends: u32,
+}
+
+impl PortPrefix {
+    /// Bits of address, protocol and family.
+    pub const BEFORE_PORT: u32 = 144;
+    /// All bits.
+    pub const WHOLE: u32 = Self::BEFORE_PORT + 16;
+
+    /// [`PortPrefix::ends`] of a key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ends_of(key: &ServiceKey) -> u32 {
+        key.protocol as u32 | (key.family as u32) << 8 | (key.port as u32) << 16
+    }
+}
+
 impl ServiceDoor {
     #[must_use]
     pub const fn new(key: &ServiceKey, index: u32) -> Self {
@@ -789,6 +816,7 @@ const _: () = {
     assert!(size_of::<Interface>() == 8);
     assert!(size_of::<Guard>() == 72);
     assert!(size_of::<ClientPrefix>() == 20 && align_of::<ClientPrefix>() == 4);
+    assert!(size_of::<PortPrefix>() == 24);
     assert!(size_of::<GuardCounters>() == 32);
     assert!(size_of::<Decision>() == 16);
     assert!(size_of::<FragmentKey>() == 40);

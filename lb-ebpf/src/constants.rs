@@ -7,6 +7,10 @@ use lb_common::hash::{HashKey, KEY_WORDS};
 #[unsafe(no_mangle)]
 pub static WILDCARD: Global<u8> = Global::new(0);
 
+/// Not 0: some service takes a range of ports.
+#[unsafe(no_mangle)]
+pub static RANGED: Global<u8> = Global::new(0);
+
 /// Not 0: ARP requests and neighbour solicitations for service addresses are answered.
 #[unsafe(no_mangle)]
 pub static ANNOUNCE: Global<u8> = Global::new(0);

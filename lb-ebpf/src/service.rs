@@ -1,13 +1,14 @@
 //! From address, port and protocol to the service and its lookup table.
 
-use aya_ebpf::btf_maps::{Array, HashMap};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie};
 use aya_ebpf::macros::btf_map;
 use lb_common::layout::{
-    MMAPABLE, SERVICE_BUCKETS, ServiceBucket, ServiceDoor, ServiceKey, ServiceRecord, TableWord,
+    MMAPABLE, PortPrefix, SERVICE_BUCKETS, ServiceBucket, ServiceDoor, ServiceKey, ServiceRecord, TableWord,
 };
 use lb_common::reason::Reason;
 
-use crate::constants::WILDCARD;
+use crate::constants::{RANGED, WILDCARD};
 use crate::packet::{Flow, Ip, NoFlow};
 
 /// The index of each service, and of each address that some service has (port and protocol 0; the index is
@@ -19,20 +20,57 @@ static SERVICES: HashMap<ServiceKey, u32, 2048> = HashMap::new();
 #[btf_map]
 static BUCKETS: Array<ServiceBucket, { SERVICE_BUCKETS as usize }, { MMAPABLE as usize }> = Array::new();
 
+/// The index of each service of a range of ports, by the blocks that make up the range.
+#[btf_map]
+static RANGES: LpmTrie<[u32; 5], u32, 1024> = LpmTrie::new();
+
 /// The record of each service, by its index.
 #[btf_map]
 static RECORDS: Array<ServiceRecord, 1024, { MMAPABLE as usize }> = Array::new();
 
-/// The index of the service that the packet belongs to: the exact port first, then a service of all ports.
+/// The index of the service that the packet belongs to: the exact port first, then a range of ports, then a service of
+/// all ports.
 #[inline(always)]
 pub fn find(ip: &Ip, flow: &Flow) -> Option<u32> {
-    if let Some(index) = enter(ip.key(flow.destination_port(), flow.protocol as u8)) {
+    let key = ip.key(flow.destination_port(), flow.protocol as u8);
+    let (halves, ends) = (key.halves(), PortPrefix::ends_of(&key));
+    if let Some(index) = enter(key) {
         return Some(index);
+    }
+    if RANGED.load() != 0 {
+        let [first, second] = halves;
+        let found = service_of_range(first, second, ends);
+        if found != 0 {
+            return Some(found - 1);
+        }
     }
     if WILDCARD.load() == 0 {
         return None;
     }
     enter(ip.key(0, flow.protocol as u8))
+}
+
+/// The index of the service whose range has this port, plus 1; 0: none. A function of its own, and global: its key has no
+/// room on the stack of the callers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn service_of_range(first: u64, second: u64, ends: u32) -> u32 {
+    let port = PortPrefix {
+        bits: PortPrefix::WHOLE,
+        address: [
+            first as u32,
+            (first >> 32) as u32,
+            second as u32,
+            (second >> 32) as u32,
+        ],
+        ends,
+    };
+    // SAFETY: the same fields in the same places; this one is aligned, so that it is not written byte by byte.
+    let key = unsafe { &*(&raw const port).cast::<Key<[u32; 5]>>() };
+    match RANGES.get(key) {
+        Some(index) => *index + 1,
+        None => 0,
+    }
 }
 
 /// Whether some service has the address of a key with port and protocol 0.
@@ -89,7 +127,7 @@ pub enum Door {
 #[inline(always)]
 pub fn door(key: &ServiceKey) -> Door {
     match knock(key) {
-        Door::None if WILDCARD.load() != 0 => Door::Unknown,
+        Door::None if WILDCARD.load() | RANGED.load() != 0 => Door::Unknown,
         answer => answer,
     }
 }

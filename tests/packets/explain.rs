@@ -76,6 +76,8 @@ fn packets_of_every_service_are_explained() {
             ("2001:db8::60", 443, Protocol::Udp, "gue-6in6-udp", 48),
             ("192.0.2.60", 443, Protocol::Tcp, "gue-4in4", 28),
             ("192.0.2.40", 9999, Protocol::Tcp, "every-port", 0),
+            ("192.0.2.20", 8033, Protocol::Tcp, "4in4-range", 20),
+            ("192.0.2.20", 8050, Protocol::Tcp, "gue-in-range", 28),
         ] {
             for source in 40_000..40_003 {
                 let said = ask(&query(source, address, port, protocol, protocol == Protocol::Tcp));

@@ -25,6 +25,7 @@ mod out;
 mod parser;
 mod pass;
 mod pins;
+mod ranges;
 mod refuse;
 mod schedulers;
 mod simulate;

@@ -40,13 +40,47 @@ const SERVICES: [Line<'_>; 18] = [
     ("nobody", "192.0.2.50", 80, "tcp", "dsr-l2", &[("10.0.5.11", 0)]),
 ];
 
+/// Services of ranges of ports, beside others on their addresses.
+const RANGES: &str = "
+[[service]]
+name = \"4in4-range\"
+address = \"192.0.2.20\"
+port = \"8000-8100\"
+protocol = \"tcp\"
+forward = \"dsr-ipip\"
+check = { type = \"none\" }
+backend = [{ address = \"10.0.1.11\" }, { address = \"10.0.1.12\" }]
+[[service]]
+name = \"gue-in-range\"
+address = \"192.0.2.20\"
+port = 8050
+protocol = \"tcp\"
+forward = \"dsr-gue\"
+check = { type = \"none\" }
+backend = [{ address = \"10.0.1.13\" }]
+[[service]]
+name = \"range-of-every-port\"
+address = \"2001:db8::40\"
+port = \"9000-9007\"
+protocol = \"udp\"
+forward = \"dsr-l2\"
+check = { type = \"none\" }
+backend = [{ address = \"2001:db8:1::11\" }]
+";
+
 /// The services of these tests, with ARP and neighbour solicitations answered or not.
 pub fn config(announce: bool) -> Config {
-    config_of(&SERVICES, announce)
+    let text = text_of(&SERVICES, announce) + RANGES;
+    Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
 }
 
 /// A configuration of other services.
 pub fn config_of(services: &[Line<'_>], announce: bool) -> Config {
+    let text = text_of(services, announce);
+    Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+}
+
+fn text_of(services: &[Line<'_>], announce: bool) -> String {
     let announce = if announce { "l2" } else { "none" };
     let mut text = format!(
         "schema = 1\n[agent]\ninterfaces = [\"lo\"]\nannounce = \"{announce}\"\n\
@@ -61,7 +95,7 @@ pub fn config_of(services: &[Line<'_>], announce: bool) -> Config {
             text += &format!("[[service.backend]]\naddress = \"{backend}\"\nweight = {weight}\n");
         }
     }
-    Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+    text
 }
 
 /// Options with [`KEY`].

@@ -211,7 +211,7 @@ impl Agent {
             let labels = [
                 name,
                 ("address", &key.address.to_string()),
-                ("port", &key.port.to_string()),
+                ("port", &ports(service)),
                 ("protocol", &key.protocol.to_string()),
                 ("forward", &service.forward.to_string()),
                 ("scheduler", &service.scheduler.to_string()),
@@ -292,6 +292,13 @@ impl Agent {
             }
         });
         senders.collect()
+    }
+}
+
+fn ports(service: &crate::config::Service) -> String {
+    match service.last_port {
+        None => service.key.port.to_string(),
+        Some(last) => format!("{}-{last}", service.key.port),
     }
 }
 

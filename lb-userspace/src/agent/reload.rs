@@ -368,6 +368,14 @@ fn describe(changes: &[Change], old: &Config, new: &Config) -> Done {
         if let Some(change) = config::describe_access_change(was, is) {
             done.changes.push(format!("service {name}: {change}"));
         }
+        if before.last_port != service.last_port {
+            let said = |of: &config::Service| of.last_port.unwrap_or(of.key.port);
+            done.changes.push(format!(
+                "service {name}: last port {} -> {}",
+                said(before),
+                said(service)
+            ));
+        }
         if before.limits != service.limits {
             let said = |limits: Option<config::Limits>| limits.map_or("none".to_owned(), |l| l.to_string());
             let (was, is) = (said(before.limits), said(service.limits));

@@ -159,6 +159,7 @@ impl Agent {
             name: service.name.clone(),
             address: key.address,
             port: key.port,
+            last_port: service.last_port,
             protocol: key.protocol,
             forward: service.forward,
             scheduler: service.scheduler,
@@ -236,6 +237,7 @@ impl Agent {
             services.push(ServiceStats::new(
                 service.name.clone(),
                 key,
+                service.last_port,
                 &total,
                 refused,
                 backends,

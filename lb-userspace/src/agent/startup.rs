@@ -337,6 +337,7 @@ pub(super) fn rates(config: &Config) -> Rates {
 pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
     Features {
         wildcard: config.services.iter().any(|service| service.key.port == 0),
+        ranged: config.has_ranges(),
         announce: config.agent.announce == Announce::L2,
         gue: config.has(Forward::DsrGue),
         spread: config.spreads(),

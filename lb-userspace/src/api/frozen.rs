@@ -250,6 +250,7 @@ fn agent_status(meta: &AgentMeta) -> AgentStatus {
 struct Service {
     meta: ServiceMeta,
     key: crate::model::ServiceKey,
+    last_port: Option<u16>,
     table_size: u32,
     refused: RefusedStats,
     backends: Vec<Member>,
@@ -278,6 +279,7 @@ impl Service {
 fn services(maps: &Maps) -> Result<Vec<Service>, Error> {
     let mut services: BTreeMap<u32, Service> = BTreeMap::new();
     let mut slots: BTreeMap<u32, usize> = BTreeMap::new();
+    let last_ports = maps.ranges.last_ports();
     for index in 0..maps.service_meta.len().min(maps.records.room()) {
         let meta = maps.service_meta.get(&index, 0)?;
         let Some(key) = identity::service_of(&meta.key).filter(|_| meta.in_use != 0) else {
@@ -292,6 +294,7 @@ fn services(maps: &Maps) -> Result<Vec<Service>, Error> {
             Service {
                 meta,
                 key,
+                last_port: last_ports.get(&index).copied(),
                 table_size: table.size(),
                 refused: RefusedStats::new(&maps.guards.counters(index)?, maps.guards.asks(index)),
                 backends: Vec::new(),
@@ -336,6 +339,7 @@ fn service_status(service: &Service) -> ServiceStatus {
         name: apply::name_of(&service.meta),
         address: service.key.address,
         port: service.key.port,
+        last_port: service.last_port,
         protocol: service.key.protocol,
         forward: apply::forward_of(&service.meta).unwrap_or(Forward::DsrL2),
         scheduler: Scheduler::Maglev,
@@ -438,6 +442,7 @@ fn service_stats(service: &Service) -> ServiceStats {
     ServiceStats::new(
         name,
         service.key,
+        service.last_port,
         &service.total(),
         service.refused,
         backends.collect(),

@@ -198,6 +198,9 @@ pub struct ServiceStatus {
     #[schemars(with = "String")]
     pub address: IpAddr,
     pub port: u16,
+    /// It takes the ports from `port` to this one; `null`: that one alone, or with 0 every port.
+    #[serde(default)]
+    pub last_port: Option<u16>,
     pub protocol: Protocol,
     pub forward: Forward,
     pub scheduler: Scheduler,
@@ -336,6 +339,9 @@ pub struct ServiceStats {
     #[schemars(with = "String")]
     pub address: IpAddr,
     pub port: u16,
+    /// As in the status.
+    #[serde(default)]
+    pub last_port: Option<u16>,
     pub protocol: Protocol,
     pub packets: u64,
     pub bytes: u64,
@@ -373,6 +379,7 @@ impl ServiceStats {
     pub fn new(
         name: String,
         key: ServiceKey,
+        last_port: Option<u16>,
         total: &Counters,
         refused: RefusedStats,
         backends: Vec<BackendStats>,
@@ -392,6 +399,7 @@ impl ServiceStats {
             name,
             address,
             port,
+            last_port,
             protocol,
             packets,
             bytes,

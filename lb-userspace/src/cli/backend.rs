@@ -227,7 +227,7 @@ fn list(arguments: &List, context: &Context) -> anyhow::Result<Outcome> {
 fn render(services: &[ServiceStatus], screen: &Screen) -> String {
     let mut parts = Vec::new();
     for service in services {
-        let place = human::service_place(service.address, service.port, service.protocol);
+        let place = human::service_place(service.address, service.port, service.last_port, service.protocol);
         let mut grid = backend_grid();
         for backend in &service.backends {
             let (cells, notes) = backend_row(backend, service.protocol, screen);

@@ -118,9 +118,15 @@ pub(super) fn place(address: IpAddr, port: u16) -> String {
     }
 }
 
-/// `192.0.2.10:80/tcp`; `192.0.2.10/udp` for every port.
-pub(super) fn service_place(address: IpAddr, port: u16, protocol: Protocol) -> String {
-    format!("{}/{protocol}", place(address, port))
+/// `192.0.2.10:80/tcp`; `192.0.2.10/udp` for every port, `192.0.2.10:8000-8100/tcp` for those up to a last one.
+pub(super) fn service_place(
+    address: IpAddr,
+    port: u16,
+    last_port: Option<u16>,
+    protocol: Protocol,
+) -> String {
+    let last = last_port.map(|last| format!("-{last}")).unwrap_or_default();
+    format!("{}{last}/{protocol}", place(address, port))
 }
 
 /// Text in lines of at most `width` characters, broken between words.
@@ -215,6 +221,8 @@ mod tests {
     fn places_leave_out_every_port() {
         let v6 = "2001:db8::1".parse().unwrap();
         assert_eq!(place(v6, 80), "[2001:db8::1]:80");
-        assert_eq!(service_place(v6, 0, Protocol::Udp), "2001:db8::1/udp");
+        assert_eq!(service_place(v6, 0, None, Protocol::Udp), "2001:db8::1/udp");
+        let range = service_place("192.0.2.10".parse().unwrap(), 8000, Some(8100), Protocol::Tcp);
+        assert_eq!(range, "192.0.2.10:8000-8100/tcp");
     }
 }

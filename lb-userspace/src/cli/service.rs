@@ -36,6 +36,7 @@ struct Summary {
     name: String,
     address: IpAddr,
     port: u16,
+    last_port: Option<u16>,
     protocol: Protocol,
     forward: Forward,
     scheduler: Scheduler,
@@ -80,6 +81,7 @@ impl From<ServiceStatus> for Summary {
             name,
             address,
             port,
+            last_port,
             protocol,
             forward,
             scheduler,
@@ -101,6 +103,7 @@ impl From<ServiceStatus> for Summary {
             name,
             address,
             port,
+            last_port,
             protocol,
             forward,
             scheduler,
@@ -141,7 +144,8 @@ fn render(answer: &Answer, screen: &Screen) -> String {
         grid.row(
             [
                 (&service.name).into(),
-                human::service_place(service.address, service.port, service.protocol).into(),
+                human::service_place(service.address, service.port, service.last_port, service.protocol)
+                    .into(),
                 service.forward.into(),
                 service.scheduler.into(),
                 Cell::toned(

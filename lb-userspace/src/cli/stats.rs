@@ -109,6 +109,7 @@ fn render_services(services: &[ServiceStats], screen: &Screen) -> String {
             name,
             address,
             port,
+            last_port,
             protocol,
             packets,
             bytes,
@@ -128,7 +129,7 @@ fn render_services(services: &[ServiceStats], screen: &Screen) -> String {
                 notes,
             );
         };
-        let place = human::service_place(*address, *port, *protocol);
+        let place = human::service_place(*address, *port, *last_port, *protocol);
         row(
             format!("{name}  {place}"),
             *packets,

@@ -63,6 +63,7 @@ fn example_service(
         name: name.into(),
         address: address.parse().unwrap(),
         port: 80,
+        last_port: None,
         protocol,
         forward: Forward::DsrIpip,
         scheduler: Scheduler::Maglev,

@@ -84,7 +84,7 @@ impl Context<'_> {
             let kind = layer.kind.or(self.layer?.kind);
             report.fault_with_rest(
                 kind.map_or(port.offset, |kind| kind.offset),
-                "the check needs a port, and the service has none (its port is 0, every port)",
+                "the check needs a port, and the service has more than one",
                 "`port` in the check, or `type = \"none\"`",
             );
         }

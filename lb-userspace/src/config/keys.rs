@@ -414,8 +414,9 @@ pub static SERVICE_ADDRESS: Key =
     Key::required("address", Shape::Address, "The address that clients connect to.");
 pub static SERVICE_PORT: Key = Key::required(
     "port",
-    Shape::Integer { min: 0, max: 65535 },
-    "The port that clients connect to; 0: every port of the address.",
+    Shape::ServicePort,
+    "The port that clients connect to, or a range of them (\"8000-8100\"); 0: every port of the address. The narrowest \
+     service takes a packet.",
 );
 pub static PROTOCOL: Key = Key::required(
     "protocol",

@@ -106,10 +106,10 @@ impl<'w, 't> Pool<'w, 't> {
                 protocol.ok().flatten().map_or(Protocol::Tcp, |at| at.value)
             })
             .collect();
-        let mut ports: Vec<Option<u16>> = users
+        let mut ports: Vec<Option<(u16, Option<u16>)>> = users
             .iter()
             .map(|service| {
-                let port = service.maybe(&keys::SERVICE_PORT, value::integer);
+                let port = service.maybe(&keys::SERVICE_PORT, value::service_port);
                 port.ok().flatten().map(|at| at.value)
             })
             .collect();

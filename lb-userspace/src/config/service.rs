@@ -29,6 +29,8 @@ pub(super) struct Services<'r> {
     /// Where each name, and each key, was first seen.
     names: HashMap<String, usize>,
     keys: HashMap<ServiceKey, usize>,
+    /// The ranges of ports: the key of the service, which has the first, the last one, and where it stands.
+    ranges: Vec<(ServiceKey, u16, usize)>,
     /// Where each service, and each backend, begins.
     service_offsets: Vec<usize>,
     backend_offsets: Vec<usize>,
@@ -43,6 +45,7 @@ impl<'r> Services<'r> {
             report,
             names: HashMap::new(),
             keys: HashMap::new(),
+            ranges: Vec::new(),
             service_offsets: Vec::new(),
             backend_offsets: Vec::new(),
             full_nat: Vec::new(),
@@ -120,7 +123,7 @@ impl<'r> Services<'r> {
         self.service_offsets.push(walk.offset);
         let name = walk.need(&keys::NAME, value::name);
         let address = walk.need(&keys::SERVICE_ADDRESS, value::routable_address);
-        let port = walk.need(&keys::SERVICE_PORT, value::integer);
+        let port = walk.need(&keys::SERVICE_PORT, value::service_port);
         let protocol = walk.need(&keys::PROTOCOL, value::choice);
         let forward = walk.need(&keys::FORWARD, value::choice);
         let outer_sources = outer::read(walk, &forward, self.report);
@@ -170,15 +173,23 @@ impl<'r> Services<'r> {
         if let (Ok(address), Ok(port), Ok(protocol)) = (&address, &port, &protocol) {
             let key = ServiceKey {
                 address: address.value,
-                port: port.value,
+                port: port.value.0,
                 protocol: protocol.value,
             };
             self.refuse_second_key(key, address.offset);
+            self.refuse_overlap(key, port);
             self.refuse_own_address_whole(key, address.offset);
         }
         let context = Context {
             address: address.map(|at| at.value),
-            port,
+            // Backends of several ports are given the packet's own, as those of every port.
+            port: port.as_ref().map_err(|&reported| reported).map(|port| At {
+                value: match port.value {
+                    (first, None) => first,
+                    _ => 0,
+                },
+                offset: port.offset,
+            }),
             protocol: checked,
             forward: forward.as_ref().map(|at| at.value).map_err(|reported| *reported),
             table: if shared.is_some() { "pool" } else { "service" },
@@ -223,9 +234,10 @@ impl<'r> Services<'r> {
             name: name?.value,
             key: ServiceKey {
                 address: address?.value,
-                port: port?.value,
+                port: port.as_ref().map_err(|&reported| reported)?.value.0,
                 protocol: protocol?.value,
             },
+            last_port: port?.value.1,
             forward: forward?.value,
             outer_sources: outer_sources?,
             scheduler: scheduler?,
@@ -350,6 +362,28 @@ impl<'r> Services<'r> {
                 "each address, port and protocol once",
             );
         }
+    }
+
+    /// A port belongs to one range at most: which of two would have it is nothing that a file shows.
+    fn refuse_overlap(&mut self, key: ServiceKey, port: &At<(u16, Option<u16>)>) {
+        let (first, Some(last)) = port.value else {
+            return;
+        };
+        for (other, other_last, offset) in &self.ranges {
+            let apart = last < other.port || *other_last < first;
+            if (other.address, other.protocol) == (key.address, key.protocol) && !apart {
+                self.report.fault(
+                    port.offset,
+                    format!(
+                        "ports {first}-{last} overlap {}-{other_last} of the service of line {}",
+                        other.port,
+                        self.report.line(*offset)
+                    ),
+                    "ranges that have no port in common",
+                );
+            }
+        }
+        self.ranges.push((key, last, port.offset));
     }
 
     /// Every port of an address of this machine would take its ssh away.

@@ -41,6 +41,8 @@ pub enum Shape {
     HashKey,
     /// `FIRST-LAST`.
     Ports,
+    /// A port, 0 for all of them, or `FIRST-LAST`.
+    ServicePort,
     HttpPath,
     Host,
     /// An HTTP status or a range of them.
@@ -101,6 +103,7 @@ impl Shape {
             }
             Self::HashKey => "128 hexadecimal digits (64 bytes), not all zero".to_owned(),
             Self::Ports => "a range of ports from 1 to 65535, such as \"1024-65535\"".to_owned(),
+            Self::ServicePort => "an integer from 0 to 65535, or a range such as \"8000-8100\"".to_owned(),
             Self::HttpPath => {
                 "a path that begins with `/`, of at most 2048 printable ASCII characters without spaces"
                     .to_owned()
@@ -147,6 +150,10 @@ impl Shape {
             Self::Interface => json!({"type": "string", "pattern": "^[^/:\\s]{1,15}$"}),
             Self::HashKey => json!({"type": "string", "pattern": "^[0-9A-Fa-f]{128}$"}),
             Self::Ports => json!({"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$"}),
+            Self::ServicePort => json!({"anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": 65535},
+                {"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$"},
+            ]}),
             Self::HttpPath => json!({"type": "string", "pattern": "^/[!-~]*$", "maxLength": 2048}),
             Self::Host => json!({"type": "string", "pattern": "^[A-Za-z0-9._:\\[\\]-]+$", "maxLength": 259}),
             Self::Status => json!({"anyOf": [

@@ -145,6 +145,8 @@ pub struct Service {
     pub name: String,
     /// Unique among the services.
     pub key: ServiceKey,
+    /// It takes the ports from that of its key to this one; `None`: that one, or every port.
+    pub last_port: Option<u16>,
     pub forward: Forward,
     /// Prefixes that outer headers come from, at most one of each family; where there is none, from this machine's
     /// own address.
@@ -229,6 +231,15 @@ impl Default for PoolRules {
 }
 
 impl Service {
+    /// The first and the last port that it takes.
+    #[must_use]
+    pub fn ports(&self) -> (u16, u16) {
+        match (self.key.port, self.last_port) {
+            (0, _) => (0, u16::MAX),
+            (first, last) => (first, last.unwrap_or(first)),
+        }
+    }
+
     /// Where outer headers come from that would come from `own`.
     #[must_use]
     pub fn outer_source(&self, own: IpAddr) -> IpNet {
@@ -278,6 +289,12 @@ impl Config {
         self.services
             .iter()
             .any(|service| !service.outer_sources.is_empty())
+    }
+
+    /// Whether some service takes a range of ports.
+    #[must_use]
+    pub fn has_ranges(&self) -> bool {
+        self.services.iter().any(|service| service.last_port.is_some())
     }
 
     /// Whether some service has this forward mode.

@@ -176,6 +176,23 @@ pub(super) fn ports(key: &Key, _: &Shape, value: &DeValue<'_>) -> Result<(u16, u
         .ok_or_else(|| format!("`{}` is {}", key.name, quoted(text)))
 }
 
+/// The port of a service: the first, and where there are several the last. 0: all of them.
+pub(super) fn service_port(
+    key: &Key,
+    shape: &Shape,
+    value: &DeValue<'_>,
+) -> Result<(u16, Option<u16>), String> {
+    if matches!(value, DeValue::Integer(_)) {
+        let one = Shape::Integer {
+            min: 0,
+            max: u16::MAX.into(),
+        };
+        return integer(key, &one, value).map(|port| (port, None));
+    }
+    let (first, last) = ports(key, shape, value)?;
+    Ok((first, (last > first).then_some(last)))
+}
+
 /// An address that packets from the network can be sent to.
 pub(super) fn routable_address(key: &Key, shape: &Shape, value: &DeValue<'_>) -> Result<IpAddr, String> {
     let address = address(key, shape, value)?;

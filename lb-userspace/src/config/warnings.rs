@@ -15,7 +15,7 @@ impl Config {
         if self.services.is_empty() {
             return vec!["there is no service: every packet is passed".to_owned()];
         }
-        let hidden = self.services.iter().filter_map(|service| self.hides(service));
+        let hidden = self.services.iter().flat_map(|service| self.hides(service));
         self.services
             .iter()
             .flat_map(service_warnings)
@@ -23,16 +23,28 @@ impl Config {
             .collect()
     }
 
-    /// Whether a service takes a port away from one of all ports.
-    fn hides(&self, service: &Service) -> Option<String> {
-        let wide = self.services.iter().find(|wide| {
-            let (wide, own) = (wide.key, service.key);
-            wide.port == 0 && own.port != 0 && (wide.address, wide.protocol) == (own.address, own.protocol)
-        })?;
-        Some(format!(
-            "service {}: takes port {} out of service {}, which has every port of {}",
-            service.name, service.key.port, wide.name, service.key.address
-        ))
+    /// What a service takes away from wider ones.
+    fn hides<'c>(&'c self, service: &'c Service) -> impl Iterator<Item = String> + 'c {
+        let (first, last) = service.ports();
+        let wider = self.services.iter().filter(move |wide| {
+            let (from, to) = wide.ports();
+            let same = (wide.key.address, wide.key.protocol) == (service.key.address, service.key.protocol);
+            same && to - from > last - first && from <= last && first <= to
+        });
+        wider.map(move |wide| {
+            let own = match service.last_port {
+                None => format!("port {first}"),
+                Some(last) => format!("ports {first}-{last}"),
+            };
+            let whole = match wide.last_port {
+                None => "every port".to_owned(),
+                Some(last) => format!("ports {}-{last}", wide.key.port),
+            };
+            format!(
+                "service {}: takes {own} out of service {}, which has {whole} of {}",
+                service.name, wide.name, service.key.address
+            )
+        })
     }
 }
 

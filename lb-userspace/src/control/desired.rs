@@ -93,6 +93,8 @@ pub struct Desired {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredService {
     pub name: String,
+    /// It takes the ports from that of its key to this one; `None`: that one, or every port.
+    pub last_port: Option<u16>,
     pub forward: Forward,
     pub scheduler: Scheduler,
     pub tracking: Tracking,
@@ -263,6 +265,7 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         .collect();
     DesiredService {
         name: service.name.clone(),
+        last_port: service.last_port,
         forward: service.forward,
         scheduler: service.scheduler,
         // Translated flows have their own table: slots can move at once.

@@ -25,7 +25,7 @@ use super::clock::Clock;
 use super::maps::Maps;
 use super::slabs::Allocator;
 use super::sweep::Report;
-use super::{Error, identity};
+use super::{Error, identity, ranges};
 use crate::control::indices::Indices;
 use crate::control::step::GRACE_NS;
 use crate::control::{Desired, DesiredService, Earlier};
@@ -210,6 +210,7 @@ impl Dataplane {
                 changes.extend(self.apply_service(key, service, built.remove(*key), clock)?);
             }
         }
+        self.apply_ranges(desired)?;
         let gone: Vec<_> = self
             .services
             .keys()
@@ -303,6 +304,27 @@ impl Dataplane {
     /// Takes that back; the interface goes when nothing else needs it.
     pub fn drop_egress(&mut self, ifindex: u32) {
         self.replies_by.remove(&ifindex);
+    }
+
+    /// The ranges of ports: once all services are there that they lead to, and before any goes.
+    fn apply_ranges(&mut self, desired: &Desired) -> Result<(), Error> {
+        let ranges = desired.services.iter().filter_map(|(key, service)| {
+            let last = service.last_port?;
+            Some((identity::service_key(key), last, self.services.get(key)?.index))
+        });
+        let wanted = ranges.flat_map(|(key, last, index)| {
+            ranges::blocks(&key, last)
+                .into_iter()
+                .map(move |block| (block, index))
+        });
+        let wanted = wanted.collect();
+        for (block, index) in self.maps.ranges.missing(&wanted) {
+            self.put_block(block, index)?;
+        }
+        for block in self.maps.ranges.stale(&wanted) {
+            self.remove_block(&block)?;
+        }
+        Ok(())
     }
 
     fn apply_service(

@@ -34,9 +34,10 @@ use super::{Error, apply, attach, check_system, has_frags, identity, testrun};
 const PROGRAM: &str = "lb";
 
 /// The pinned maps that packets read and never write.
-const SHARED: [Pinned; 11] = [
+const SHARED: [Pinned; 12] = [
     pins::SERVICES,
     pins::BUCKETS,
+    pins::RANGES,
     pins::RECORDS,
     pins::SLABS,
     pins::BACKENDS,
@@ -134,7 +135,7 @@ impl Place {
     }
 }
 
-/// The service that takes the packet: that of its port, else that of every port.
+/// The service that takes the packet: that of its port, else that of a range with it, else that of every port.
 fn service_index(live: &Maps, query: &Query) -> Result<Option<u32>, Error> {
     let mut wide = None;
     for index in 0..live.service_meta.len().min(live.records.room()) {
@@ -151,7 +152,8 @@ fn service_index(live: &Maps, query: &Query) -> Result<Option<u32>, Error> {
             }
         }
     }
-    Ok(wide)
+    let key = identity::service_key(&query.service);
+    Ok(live.ranges.find(&key).or(wide))
 }
 
 /// What the program must be able to do for the services there are.
@@ -160,6 +162,7 @@ fn features(live: &Maps) -> Result<Features, Error> {
         explain: true,
         resets: true,
         icmp_echo: true,
+        ranged: !live.ranges.is_empty(),
         guards: true,
         frags: has_frags(),
         ..Features::default()

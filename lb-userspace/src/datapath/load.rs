@@ -9,6 +9,7 @@ use lb_common::limit::{CLIENT_BUCKETS, CLIENT_ROWS};
 use lb_common::suspect::SYN_PLACES;
 
 use super::pins::{self, PinDir, Pinned};
+use super::ranges::BLOCKS_A_RANGE;
 use super::{Error, object, parts};
 use crate::config::Agent;
 
@@ -17,6 +18,8 @@ use crate::config::Agent;
 pub struct Features {
     /// Some service takes every port of its address.
     pub wildcard: bool,
+    /// Some service takes a range of ports.
+    pub ranged: bool,
     /// ARP and neighbour solicitations for service addresses are answered.
     pub announce: bool,
     /// Some service has `forward = "dsr-gue"`.
@@ -120,6 +123,7 @@ fn load_with(
     let flag = u8::from;
     let Features {
         wildcard,
+        ranged,
         announce,
         gue,
         spread,
@@ -152,9 +156,11 @@ fn load_with(
     let (wildcard, announce, explain, trace) =
         (flag(wildcard), flag(announce), flag(explain), flag(trace_drops));
     let icmp_echo = flag(icmp_echo);
+    let ranged = flag(ranged);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("WILDCARD", &wildcard, true)
+        .override_global("RANGED", &ranged, true)
         .override_global("ANNOUNCE", &announce, true)
         .override_global("GUE", &gue, true)
         .override_global("SPREAD", &spread, true)
@@ -182,6 +188,8 @@ fn load_with(
         .map_max_entries("CLIENT_COUNTERS", sizes.services)
         // A service and the mark of its address are two entries.
         .map_max_entries("SERVICES", sizes.services * 2)
+        // No memory is taken before a range needs it.
+        .map_max_entries("RANGES", sizes.services * BLOCKS_A_RANGE)
         .map_max_entries("RECORDS", sizes.services)
         .map_max_entries("FLOWS", sizes.flows)
         .map_max_entries("NAT_FLOWS", sizes.nat_flows * 2)

@@ -24,6 +24,7 @@ use super::load::Sizes;
 use super::mmap::Words;
 use super::nat::NatMaps;
 use super::pins::{self, PinDir, Pinned};
+use super::ranges::Ranges;
 use super::services::Services;
 use super::signs::Signs;
 use super::slab_map;
@@ -33,6 +34,7 @@ pub struct Maps {
     /// The secret of the program's hash, where it is known: some slots are found by the client's address alone.
     pub hash_key: Option<HashKey>,
     pub services: Services,
+    pub ranges: Ranges,
     pub records: Records,
     pub slabs: Slabs,
     pub backends: Backends,
@@ -100,6 +102,7 @@ impl Maps {
         Ok(Self {
             hash_key,
             services: Services::open(take(&pins::SERVICES)?, &take(&pins::BUCKETS)?)?,
+            ranges: Ranges::open(take(&pins::RANGES)?)?,
             records: Records::map(&records)?,
             slabs: Slabs::open(take(&pins::SLABS)?, pins)?,
             backends: Backends::map(&take(&pins::BACKENDS)?)?,

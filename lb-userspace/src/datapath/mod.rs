@@ -22,6 +22,7 @@ pub mod mmap;
 pub mod nat;
 pub mod parts;
 pub mod pins;
+pub mod ranges;
 pub mod record;
 pub mod services;
 pub mod signs;

@@ -39,6 +39,7 @@ macro_rules! pinned {
 pinned! {
     SERVICES: "SERVICES", "services", Hash, size_of::<layout::ServiceKey>(), WORD, 0;
     BUCKETS: "BUCKETS", "service_buckets", Array, WORD, size_of::<layout::ServiceBucket>(), layout::MMAPABLE;
+    RANGES: "RANGES", "port_ranges", LpmTrie, size_of::<layout::PortPrefix>(), WORD, NO_PREALLOC;
     RECORDS: "RECORDS", "records", Array, WORD, size_of::<layout::ServiceRecord>(), layout::MMAPABLE;
     SLABS: "SLABS", "slabs", ArrayOfMaps, WORD, WORD, 0;
     BACKENDS: "BACKENDS", "backends", Array, WORD, size_of::<layout::Backend>(), layout::MMAPABLE;

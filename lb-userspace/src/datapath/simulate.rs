@@ -228,6 +228,7 @@ impl Simulator {
         check_system()?;
         let features = Features {
             wildcard: config.services.iter().any(|service| service.key.port == 0),
+            ranged: config.has_ranges(),
             announce: config.agent.announce == Announce::L2,
             gue: config.has(Forward::DsrGue),
             spread: config.spreads(),
@@ -399,7 +400,8 @@ pub fn hops(config: &Config, options: &Options) -> BTreeMap<IpAddr, HopView> {
 }
 
 /// What the maps must hold when every backend is UP and reachable.
-fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control::Desired {
+#[must_use]
+pub fn desired(config: &Config, options: &Options, dataplane: &Dataplane) -> control::Desired {
     let up = BackendStatus {
         state: OperState::Up,
         admin: AdminState::Ready,

@@ -18,7 +18,7 @@ use crate::build::{extended, no_operations, options, raw_in, syn, tcp_in, transp
 use crate::world::{config, world};
 
 /// A service of each forward mode and family: what it shows, address, ports of its TCP and its UDP.
-const WAYS: [(&str, &str, u16, u16); 8] = [
+const WAYS: [(&str, &str, u16, u16); 9] = [
     ("dsr-l2, IPv4", "192.0.2.10", 80, 53),
     ("dsr-l2, IPv6", "2001:db8::10", 80, 53),
     ("dsr-ipip, IPv4 in IPv4", "192.0.2.20", 443, 443),
@@ -27,6 +27,7 @@ const WAYS: [(&str, &str, u16, u16); 8] = [
     ("dsr-gue, IPv4 in IPv4", "192.0.2.60", 443, 443),
     ("dsr-gue, IPv6 in IPv6", "2001:db8::60", 443, 443),
     ("dsr-gue, IPv4 in IPv6", "192.0.2.61", 443, 443),
+    ("the last port of a range", "192.0.2.20", 8100, 443),
 ];
 
 /// Packets for each way in the test run.
@@ -160,6 +161,7 @@ crowds! {
     gue_4in4 = 5;
     gue_6in6 = 6;
     gue_4in6 = 7;
+    ranges = 8;
 }
 
 #[test]

@@ -330,11 +330,19 @@ impl Model {
     }
 
     fn find(&self, key: ServiceKey) -> Option<usize> {
-        let with = |port| {
-            let key = ServiceKey { port, ..key };
-            self.services.iter().position(|service| service.key == key)
+        let takes = |service: &Service| {
+            let (first, last) = service.ports();
+            let same = (service.key.address, service.key.protocol) == (key.address, key.protocol);
+            same && (first..=last).contains(&key.port)
         };
-        with(key.port).or_else(|| with(0))
+        // The narrowest of those that take the port.
+        let all = self
+            .services
+            .iter()
+            .enumerate()
+            .filter(|(_, service)| takes(service));
+        let narrowest = all.min_by_key(|(_, service)| service.ports().1 - service.ports().0);
+        narrowest.map(|(number, _)| number)
     }
 }
 

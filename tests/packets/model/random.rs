@@ -35,7 +35,7 @@ fn packets() -> impl Strategy<Value = Vec<u8>> {
         "2001:db8::60",
         "2001:db8::99",
     ]);
-    let ports = prop::sample::select(vec![0_u16, 22, 53, 80, 443, 8080]);
+    let ports = prop::sample::select(vec![0_u16, 22, 53, 80, 443, 8000, 8050, 8080, 8100, 8101, 9003]);
     let payload = prop::collection::vec(any::<u8>(), 0..60);
     let words = 0..=10_usize;
     let over_v4 = (

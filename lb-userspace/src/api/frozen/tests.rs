@@ -66,6 +66,7 @@ fn service(backends: Vec<Member>) -> Service {
             name,
         },
         key,
+        last_port: None,
         table_size: 4000,
         refused: RefusedStats::default(),
         backends,

@@ -38,6 +38,7 @@ pub(super) struct ServiceRates {
     pub name: String,
     pub address: IpAddr,
     pub port: u16,
+    pub last_port: Option<u16>,
     pub protocol: Protocol,
     #[serde(flatten)]
     pub rate: Rate,
@@ -161,6 +162,7 @@ fn service_rates(before: Option<&ServiceStats>, after: &ServiceStats, interval_s
         name: after.name.clone(),
         address: after.address,
         port: after.port,
+        last_port: after.last_port,
         protocol: after.protocol,
         rate: rate(before.map(counts).unwrap_or_default(), counts(after), interval_s),
         backends: backends.collect(),
@@ -262,7 +264,7 @@ fn service_grid(services: &[ServiceRates]) -> Grid {
             ];
             grid.row(cells, vec![]);
         };
-        let place = human::service_place(service.address, service.port, service.protocol);
+        let place = human::service_place(service.address, service.port, service.last_port, service.protocol);
         row(format!("{}  {place}", service.name), &service.rate);
         for backend in &service.backends {
             row(

@@ -142,6 +142,7 @@ fn service_lines(service: &ServiceStatus) -> String {
         name,
         address,
         port,
+        last_port,
         protocol,
         forward,
         scheduler,
@@ -160,7 +161,7 @@ fn service_lines(service: &ServiceStatus) -> String {
         backends: _,
     } = service;
     let mut text = String::new();
-    let place = human::service_place(*address, *port, *protocol);
+    let place = human::service_place(*address, *port, *last_port, *protocol);
     let _ = writeln!(
         text,
         "{name}  {place}  {forward} {scheduler}{}  {}",

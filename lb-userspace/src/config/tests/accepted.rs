@@ -425,7 +425,7 @@ fn a_pool_gives_its_services_the_same_backends_and_checks() {
 
 #[test]
 fn a_port_taken_out_of_a_wider_service_is_said() {
-    let service = |name: &str, address: &str, port: u16, protocol: &str| {
+    let service = |name: &str, address: &str, port: &str, protocol: &str| {
         format!(
             "[[service]]\nname = \"{name}\"\naddress = \"{address}\"\nport = {port}\nprotocol = \"{protocol}\"\n\
              forward = \"dsr-l2\"\n[service.check]\ntype = \"none\"\n{BACKEND}"
@@ -437,18 +437,25 @@ fn a_port_taken_out_of_a_wider_service_is_said() {
             .filter(|told| told.contains("takes port"))
             .collect()
     };
-    let all = service("all", "192.0.2.10", 0, "tcp");
-    let web = service("web", "192.0.2.10", 80, "tcp");
+    let all = service("all", "192.0.2.10", "0", "tcp");
+    let web = service("web", "192.0.2.10", "80", "tcp");
     assert_eq!(
         told(&[all.clone(), web]),
         ["service web: takes port 80 out of service all, which has every port of 192.0.2.10"]
     );
     let others = [
         all,
-        service("udp", "192.0.2.10", 80, "udp"),
-        service("elsewhere", "192.0.2.11", 80, "tcp"),
+        service("udp", "192.0.2.10", "80", "udp"),
+        service("elsewhere", "192.0.2.11", "80", "tcp"),
     ];
     assert_eq!(told(&others), Vec::<String>::new());
+    let range = service("range", "192.0.2.10", "\"8000-8100\"", "tcp");
+    let inside = service("inside", "192.0.2.10", "8050", "tcp");
+    let beside = service("beside", "192.0.2.10", "8101", "tcp");
+    assert_eq!(
+        told(&[range, inside, beside]),
+        ["service inside: takes port 8050 out of service range, which has ports 8000-8100 of 192.0.2.10"]
+    );
 }
 
 #[test]

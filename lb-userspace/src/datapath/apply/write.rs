@@ -152,6 +152,17 @@ impl Dataplane {
         Ok(())
     }
 
+    /// A block of ports of a service of a range.
+    pub(super) fn put_block(&mut self, block: layout::PortPrefix, index: u32) -> Result<(), Error> {
+        self.may_write()?;
+        Ok(self.maps.ranges.insert(block, index)?)
+    }
+
+    pub(super) fn remove_block(&mut self, block: &layout::PortPrefix) -> Result<(), Error> {
+        self.may_write()?;
+        Ok(self.maps.ranges.remove(block)?)
+    }
+
     /// Takes a key out of the map. It may be missing already: the last agent died while it took the service
     /// away, or before it made it visible.
     pub(super) fn remove_key(&mut self, key: &layout::ServiceKey) -> Result<(), Error> {

@@ -179,7 +179,7 @@ fn of_checks() {
             (
                 "every port, implied tcp",
                 shaped("\"192.0.2.1\"", "▶0", "\"dsr-l2\"", "\"10.0.0.1\""),
-                &["the check needs a port, and the service has none"],
+                &["the check needs a port, and the service has more than one"],
             ),
             (
                 "every port, http",
@@ -187,7 +187,7 @@ fn of_checks() {
                     "{}[service.backend.check]\ntype = ▶\"http\"",
                     shaped("\"192.0.2.1\"", "0", "\"dsr-l2\"", "\"10.0.0.1\"")
                 ),
-                &["the check needs a port, and the service has none"],
+                &["the check needs a port, and the service has more than one"],
             ),
             (
                 "probes that lack something",

@@ -64,6 +64,27 @@ fn of_services() {
                 &["the service has no sorry backend; expected `sorry = \"ADDRESS\"`"],
             ),
             (
+                "a range that ends before it begins",
+                format!("{HEAD}{WEB}{BACKEND}").replace("port = 80\n", "port = ▶\"8100-8000\"\n"),
+                &["`port` is \"8100-8000\"; expected an integer from 0 to 65535, or a range such as \"8000-8100\""],
+            ),
+            (
+                "ranges that overlap",
+                {
+                    let one = format!("{WEB}{BACKEND}[service.check]\ntype = \"none\"\n");
+                    let first = one.replace("port = 80\n", "port = \"8000-8100\"\n");
+                    let second = one.replace("port = 80\n", "port = ▶\"8100-8200\"\n");
+                    format!("{HEAD}{first}{}", second.replace("\"web\"", "\"other\""))
+                },
+                &["ports 8100-8200 overlap 8000-8100 of the service of line 7; expected ranges that have no port in common"],
+            ),
+            (
+                "a check without a port for a range",
+                format!("{HEAD}{WEB}{BACKEND}[service.check]\ntype = ▶\"tcp\"\n")
+                    .replace("port = 80\n", "port = \"8000-8100\"\n"),
+                &["the check needs a port, and the service has more than one; expected `port` in the check"],
+            ),
+            (
                 "outer sources of another mode",
                 format!("{HEAD}{WEB}outer_sources = [▶\"10.255.0.0/16\"]\n{BACKEND}"),
                 &["`outer_sources` is for `forward = \"dsr-ipip\"`, and `forward` is \"dsr-l2\""],
@@ -143,7 +164,7 @@ fn of_services() {
             (
                 "ports",
                 shaped("\"192.0.2.1\"", "▶65536", "\"dsr-l2\"", "\"10.0.0.1\""),
-                &["`port` is 65536; expected an integer from 0 to 65535"],
+                &["`port` is 65536; expected an integer from 0 to 65535, or a range such as \"8000-8100\""],
             ),
             (
                 "a negative port",

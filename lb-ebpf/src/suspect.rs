@@ -7,7 +7,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::layout::MMAPABLE;
 use lb_common::suspect::{self, SIGN_APART_NS, SYN_PLACES, Syns};
 
-use crate::clock::now_ns;
+use crate::clock::{coarse_ns, now_ns};
 use crate::constants::SUSPECTS;
 use crate::packet;
 use crate::stats;
@@ -54,11 +54,11 @@ extern "C" fn suspect_syn(ctx: *mut xdp_md, transport: u32, hash: u32, backend: 
         // SAFETY: as above.
         unsafe { core::ptr::write_volatile(seen, tag) };
     }
-    let now_ns = now_ns();
     // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
     let syns = unsafe { &mut *syns };
-    if syns.note(stats::others(backend), again, now_ns) {
-        sign(backend, now_ns);
+    let about_ns = coarse_ns();
+    if syns.note(stats::others(backend), again, about_ns) {
+        sign(backend, about_ns);
     }
     0
 }
@@ -73,14 +73,15 @@ pub fn refused(backend: u32) {
 }
 
 #[inline(always)]
-fn sign(backend: u32, now_ns: u64) {
+fn sign(backend: u32, about_ns: u64) {
     let Some(at_ns) = SIGNS.get_ptr_mut(backend) else {
         return;
     };
     // SAFETY: a valid, aligned word; volatile because other CPUs and the agent use it too.
     unsafe {
-        if now_ns.saturating_sub(core::ptr::read_volatile(at_ns)) >= SIGN_APART_NS {
-            core::ptr::write_volatile(at_ns, now_ns);
+        if about_ns.saturating_sub(core::ptr::read_volatile(at_ns)) >= SIGN_APART_NS {
+            // To the nanosecond: the agent compares it with the start of a probe.
+            core::ptr::write_volatile(at_ns, now_ns());
         }
     }
 }

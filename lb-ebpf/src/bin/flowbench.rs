@@ -21,7 +21,7 @@ use lb_common::cache::{FlowWord, identity};
 use lb_common::hash::{self, HashKey, KEY_WORDS};
 use lb_common::layout::FlowKey;
 
-use clock::now_ns;
+use clock::coarse_ns;
 
 /// How many flows take turns.
 #[unsafe(no_mangle)]
@@ -113,7 +113,7 @@ pub fn cached(_ctx: XdpContext) -> u32 {
     let Some(line) = cache::line(identity) else {
         return xdp_action::XDP_ABORTED;
     };
-    let now_ns = now_ns();
+    let now_ns = coarse_ns();
     if let Some((way, _)) = cache::find(line, identity) {
         cache::touch(way, now_ns);
         return xdp_action::XDP_TX;
@@ -134,7 +134,7 @@ macro_rules! lru {
             if hashes(flow) == 0 {
                 return xdp_action::XDP_DROP;
             }
-            let now_ns = now_ns();
+            let now_ns = coarse_ns();
             if let Some(known) = $map.get_ptr_mut(flow) {
                 // SAFETY: a valid, aligned map value.
                 unsafe {

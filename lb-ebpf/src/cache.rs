@@ -122,17 +122,22 @@ pub fn idle_ns(way: *mut Way, now_ns: u64) -> u64 {
     now_ns.saturating_sub(unsafe { core::ptr::read_volatile(&raw const (*way).seen_ns) })
 }
 
+/// Whether [`touch`] would note that a flow was seen.
+#[inline(always)]
+pub fn is_due(way: *mut Way, now_ns: u64) -> bool {
+    // SAFETY: as in `read`.
+    let seen_ns = unsafe { core::ptr::read_volatile(&raw const (*way).seen_ns) };
+    now_ns.wrapping_sub(seen_ns) > cache::TOUCH_NS
+}
+
 /// Notes that a flow was seen, at most once a second: most packets leave the line as it is, so that CPUs that see
 /// flows of one line do not take it from each other. Whether it was noted.
 #[inline(always)]
 pub fn touch(way: *mut Way, now_ns: u64) -> bool {
-    // SAFETY: as in `read`.
-    unsafe {
-        let seen_ns = core::ptr::read_volatile(&raw const (*way).seen_ns);
-        let due = now_ns.wrapping_sub(seen_ns) > cache::TOUCH_NS;
-        if due {
-            core::ptr::write_volatile(&raw mut (*way).seen_ns, now_ns);
-        }
-        due
+    let due = is_due(way, now_ns);
+    if due {
+        // SAFETY: as in `read`.
+        unsafe { core::ptr::write_volatile(&raw mut (*way).seen_ns, now_ns) };
     }
+    due
 }

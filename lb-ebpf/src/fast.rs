@@ -7,17 +7,17 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::hash;
-use lb_common::layout::{FAMILY_V4, FAMILY_V6, ServiceKey, kind};
+use lb_common::layout::{FAMILY_V4, FAMILY_V6, FlowKey, ServiceKey, kind};
 use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
 use crate::bounds::at;
 use crate::constants::{self, GUE, NAT, VLANS};
 use crate::forward::{self, gue, ipip, l2};
-use crate::packet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP, UDP, linear_len, opens};
+use crate::packet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP, UDP, goes_on, linear_len, opens};
 use crate::service::{self, Door};
 use crate::word::word;
-use crate::{guard, schedule, stats, suspect, vlan};
+use crate::{flow, full, guard, schedule, stats, suspect, vlan};
 
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
@@ -33,7 +33,8 @@ struct Plain {
     ports: u32,
     /// Length of the IP packet.
     length: u32,
-    opens: bool,
+    /// Of TCP; 0 for UDP.
+    flags: u8,
 }
 
 /// What becomes of the packet; `None`: something rarer, the packet is as it was.
@@ -83,7 +84,7 @@ fn ipv4(ctx: &XdpContext, frame: *mut u8) -> Option<Plain> {
         source: [0, 0, 0, source],
         ports,
         length,
-        opens: transport::<IPV4_LEN, { ETHERNET_LEN + IPV4_LEN + TCP_LEN }>(ctx, protocol, length)?,
+        flags: transport::<IPV4_LEN, { ETHERNET_LEN + IPV4_LEN + TCP_LEN }>(ctx, protocol, length)?,
     })
 }
 
@@ -115,27 +116,27 @@ fn ipv6(ctx: &XdpContext) -> Option<Plain> {
         source,
         ports,
         length,
-        opens: transport::<IPV6_LEN, { ETHERNET_LEN + IPV6_LEN + TCP_LEN }>(ctx, protocol, length)?,
+        flags: transport::<IPV6_LEN, { ETHERNET_LEN + IPV6_LEN + TCP_LEN }>(ctx, protocol, length)?,
     })
 }
 
-/// Whether a packet with an IP header of `HEADER` bytes opens a connection; `None` where the transport header is not in
+/// The flags of a packet with an IP header of `HEADER` bytes; `None` where the transport header is not in
 /// the packet or the packet not in the frame. With a TCP header the frame has `WHOLE` bytes at least.
 #[inline(always)]
 fn transport<const HEADER: usize, const WHOLE: usize>(
     ctx: &XdpContext,
     protocol: u8,
     length: u32,
-) -> Option<bool> {
+) -> Option<u8> {
     if length + ETHERNET_LEN as u32 > linear_len(ctx) {
         return None;
     }
     if protocol == TCP && length >= (HEADER + TCP_LEN) as u32 {
         let frame = holding::<WHOLE>(ctx)?;
         // SAFETY: `holding` checked the bounds.
-        return Some(opens(unsafe { *frame.add(ETHERNET_LEN + HEADER + 13) }));
+        return Some(unsafe { *frame.add(ETHERNET_LEN + HEADER + 13) });
     }
-    (protocol == UDP && length >= (HEADER + UDP_LEN) as u32).then_some(false)
+    (protocol == UDP && length >= (HEADER + UDP_LEN) as u32).then_some(0)
 }
 
 #[inline(always)]
@@ -165,33 +166,66 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
         stats::explain_service(service);
         return Some(reason);
     }
-    if guard::is_limited(service, packet.opens, packet.key.protocol) {
+    if guard::is_limited(service, packet.opens(), packet.key.protocol) {
         return None;
     }
     let table = service::table(service)?;
     if NAT.load() != 0 && table.is_nat() {
         return Some(Reason::Nat);
     }
-    if constants::choosers() && table.is_full() || table.is_resizing() {
+    if table.is_resizing() {
         return None;
     }
     let hash = packet.hash(packet.ports);
+    if constants::choosers() && table.is_full() {
+        let index = full::known(packet.identity(hash, service), packet.goes_on(), service);
+        return leave(ctx, packet, service, hash, index?);
+    }
     let slot_hash = if constants::choosers() && schedule::is_by_source(table) {
         packet.hash(0)
     } else {
         hash
     };
     let slot = schedule::slot(table, slot_hash)?;
-    if slot.consult() {
-        return None;
-    }
-    let index = slot.current();
+    let index = if slot.consult() {
+        let key = FlowKey {
+            source: packet.source,
+            ports: packet.ports,
+            service,
+        };
+        flow::known(&key, hash, packet.goes_on())?
+    } else {
+        slot.current()
+    };
+    leave(ctx, packet, service, hash, index)
+}
+
+/// Sends the packet to a backend of a service.
+#[inline(always)]
+fn leave(ctx: &XdpContext, packet: &Plain, service: u32, hash: u32, index: u32) -> Option<Reason> {
     stats::explain_service(service);
     stats::explain_backend(index);
     send(ctx, packet, hash, index)
 }
 
 impl Plain {
+    #[inline(always)]
+    fn opens(&self) -> bool {
+        opens(self.flags)
+    }
+
+    /// Neither opens a connection nor ends it.
+    #[inline(always)]
+    fn goes_on(&self) -> bool {
+        goes_on(self.flags)
+    }
+
+    /// [`full::identity`] of its flow.
+    #[inline(always)]
+    fn identity(&self, hash: u32, service: u32) -> u64 {
+        full::identity(self.source, self.ports, hash, service)
+    }
+
     /// Where the transport header begins, in bytes from the start of the frame.
     #[inline(always)]
     fn transport(&self) -> u32 {
@@ -231,7 +265,7 @@ fn send(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reaso
     if matches!(shape, L2 | IPV4 | IPV6 | GUE_V4 | GUE_V6)
         && packet.length + gue::OVERHEAD_V6 as u32 <= u32::from(backend.mtu)
     {
-        suspect::look(ctx, u32::from(packet.opens), packet.transport(), hash, index);
+        suspect::look(ctx, u32::from(packet.opens()), packet.transport(), hash, index);
     }
     let rewritten = match shape {
         IPV4 if is_v4 => ipip::encapsulate_v4(ctx, packet.length, hash, backend),
@@ -251,7 +285,13 @@ fn send(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reaso
     {
         return Some(reason);
     }
-    Some(forward::away(ctx, backend, index, bytes, u32::from(packet.opens)))
+    Some(forward::away(
+        ctx,
+        backend,
+        index,
+        bytes,
+        u32::from(packet.opens()),
+    ))
 }
 
 /// How a backend that serves is reached, in the order of the fields in memory.

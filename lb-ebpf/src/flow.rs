@@ -12,9 +12,9 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::layout::{
     FlowControl, FlowCounters, FlowEntry, FlowKey, FlowOwner, FlowSeen, MMAPABLE, Slot, TableWord,
 };
-use lb_common::rule::{self, Entry, Packet, Place, State, Write};
+use lb_common::rule::{self, Entry, Packet, Place, Standing, State, Write};
 
-use crate::clock::now_ns;
+use crate::clock::{coarse_ns, now_ns};
 use crate::packet::{self, TCP};
 use crate::{forward, schedule, service};
 
@@ -63,6 +63,57 @@ pub fn ask(ctx: &XdpContext, asked: Asked) -> u32 {
     consult(ctx.ctx)
 }
 
+/// The backend of a flow whose entry says that it is established, for a packet that neither opens nor ends it
+/// (`goes_on`), of a table that is not being resized: what [`rule::decide`] says of it, in short, as long as the backend
+/// serves. `None`: that has to be asked.
+#[inline(always)]
+pub fn known(key: &FlowKey, hash: u32, goes_on: bool) -> Option<u32> {
+    if !goes_on {
+        return None;
+    }
+    let [a, b, c, d] = key.source.map(u64::from);
+    let tail = u64::from(key.ports) | u64::from(key.service) << 32;
+    match flow_known(a | b << 32, c | d << 32, tail, hash) {
+        0 => None,
+        backend => Some(backend),
+    }
+}
+
+/// What [`known`] answers; 0: `None`. The words are those of the key, which has no room on the stack of the caller. Global,
+/// so that the kernel verifies it once, and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_known(first: u64, second: u64, tail: u64, hash: u32) -> u32 {
+    find_known([first, second, tail], hash).unwrap_or_default()
+}
+
+#[inline(always)]
+fn find_known(words: [u64; 3], hash: u32) -> Option<u32> {
+    // SAFETY: the same size and a stricter alignment; a key is integers only, in the order of their bytes in memory.
+    let key = unsafe { &*(&raw const words).cast::<FlowKey>() };
+    let element = FLOWS.get_ptr_mut(key)?;
+    // SAFETY: a valid, aligned map value; volatile because others store to it while we read.
+    let (owner, seen) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*element).owner),
+            core::ptr::read_volatile(&raw const (*element).seen),
+        )
+    };
+    let backend = owner.backend();
+    if owner.hash() != hash
+        || !matches!(seen.state(), State::Established)
+        || !matches!(forward::standing(backend), Standing::Serves)
+    {
+        return None;
+    }
+    let at_ns = coarse_ns();
+    if seen.at_ns() < at_ns {
+        touch(element, hash, State::Established, at_ns);
+    }
+    count_hit(key.service);
+    Some(backend)
+}
+
 /// What [`ask`] answers.
 ///
 /// A subprogram of its own: it runs for few packets, and inlined, once for each address family, it would take
@@ -98,7 +149,7 @@ pub extern "C" fn consult(ctx: *mut xdp_md) -> u32 {
             Write::Nothing => return backend,
             Write::Touch(state) => {
                 if let Some(element) = element {
-                    touch(element, asked.hash, state);
+                    touch(element, asked.hash, state, now_ns());
                 }
                 return backend;
             }
@@ -221,8 +272,7 @@ fn read_entry(place: *mut FlowEntry, hash: u32) -> Option<Entry> {
 /// Stores state and time. Where the element became another flow's meanwhile, that flow counts as established: the state
 /// whose entries live longest.
 #[inline(always)]
-fn touch(place: *mut FlowEntry, hash: u32, state: State) {
-    let at_ns = now_ns();
+fn touch(place: *mut FlowEntry, hash: u32, state: State, at_ns: u64) {
     // SAFETY: a valid, aligned map value; each store is one of one word, which others read whole.
     unsafe {
         let seen = core::ptr::read_volatile(&raw const (*place).seen);

@@ -14,8 +14,8 @@ use lb_common::hash;
 use lb_common::layout::{MMAPABLE, TableWord};
 use lb_common::rule::{Packet, Standing};
 
-use crate::clock::now_ns;
-use crate::constants::second_key;
+use crate::clock::coarse_ns;
+use crate::constants::{PERSISTENT, second_key};
 use crate::{atomic, cache as ways, client, flow, forward, schedule};
 
 /// Connections that are being opened.
@@ -118,12 +118,53 @@ fn judge(ctx: *mut xdp_md, tracked: *mut Tracked) -> u32 {
         Packet::Datagram => (DATAGRAM, 0),
         Packet::Error => (ERROR, 0),
     };
-    there.now_ns = now_ns();
-    // An IPv4 address is the last word: its hash is that of the four words.
-    let words = there.source.map(u32::from_le);
-    let second = hash::flow_v6(&second_key(), words, u32::from_le(there.ports));
-    there.identity = cache::identity(there.hash, second, there.service);
+    there.now_ns = coarse_ns();
+    there.identity = identity(there.source, there.ports, there.hash, there.service);
     full_judge()
+}
+
+/// What a flow is known by; `hash` is the flow's own.
+#[inline(always)]
+pub fn identity(source: [u32; 4], ports: u32, hash: u32, service: u32) -> u64 {
+    // An IPv4 address is the last word: its hash is that of the four words.
+    let words = source.map(u32::from_le);
+    let second = hash::flow_v6(&second_key(), words, u32::from_le(ports));
+    cache::identity(hash, second, service)
+}
+
+/// The backend of a flow that has a way, for a packet that neither opens nor ends it (`goes_on`): what [`full_judge`] says
+/// of it, in short, as long as the backend serves. `None`: that has to be asked.
+#[inline(always)]
+pub fn known(identity: u64, goes_on: bool, service: u32) -> Option<u32> {
+    if !goes_on {
+        return None;
+    }
+    let backend = full_known(identity, service);
+    (backend != UNKNOWN).then_some(backend)
+}
+
+/// What [`known`] answers. Out of line and global, so that the kernel verifies it once, and by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn full_known(identity: u64, service: u32) -> u32 {
+    let Some(line) = ways::line(identity) else {
+        return UNKNOWN;
+    };
+    let Some((way, word)) = ways::find(line, identity) else {
+        return UNKNOWN;
+    };
+    let backend = word.backend();
+    if !word.is_live() || !matches!(forward::standing(backend), Standing::Serves) {
+        return UNKNOWN;
+    }
+    let now_ns = coarse_ns();
+    // Its client has to be noted too.
+    if PERSISTENT.load() != 0 && ways::is_due(way, now_ns) {
+        return UNKNOWN;
+    }
+    ways::touch(way, now_ns);
+    flow::count_hit(service);
+    backend
 }
 
 /// The packet that was put down.

@@ -215,6 +215,12 @@ pub fn opens(flags: u8) -> bool {
     flags & (SYN | ACK) == SYN
 }
 
+/// Neither SYN nor FIN nor RST among the flags of a TCP segment.
+#[inline(always)]
+pub fn goes_on(flags: u8) -> bool {
+    flags & (SYN | FIN | RST) == 0
+}
+
 /// Length of the frame in bytes, with all its buffers.
 #[inline(always)]
 pub fn frame_len(ctx: &XdpContext) -> u32 {

@@ -14,6 +14,11 @@ use crate::datapath::clock::Clock;
 use crate::datapath::maps;
 use crate::model::{BackendId, ServiceKey};
 
+/// The program's times of packets are late by up to a tick of the kernel (10 ms at most): a packet that came after a
+/// backend's return may bear one from before it. While the backend was gone no entry of its flows was touched, so what is
+/// older than its return by so much is what was there before it went.
+const LATE_NS: u64 = 50_000_000;
+
 /// What a backend still takes.
 fn standing(takes_new: bool, backend: &DesiredBackend) -> Standing {
     match backend.old_flows {
@@ -60,7 +65,7 @@ impl Dataplane {
             };
             if before == Some(Standing::Gone) && now != Standing::Gone {
                 // Entries from before that are not its flows any longer.
-                self.dead_before.insert(index, clock());
+                self.dead_before.insert(index, clock().saturating_sub(LATE_NS));
             }
             self.write_tags(index, backend.tags)?;
             let closed = if takes_new { 0 } else { Standing::CLOSED };
@@ -187,7 +192,7 @@ impl Dataplane {
         })?;
         let index = taken.index;
         if taken.again {
-            self.dead_before.insert(index, clock());
+            self.dead_before.insert(index, clock().saturating_sub(LATE_NS));
             self.forget_flows(|backend| backend == index);
         }
         self.clear_counters(index)?;

@@ -26,6 +26,9 @@ pub struct Options {
     /// How often each case is measured.
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
+    /// Only cases whose group and name, joined by a colon, contain this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 /// How much of it.
@@ -88,7 +91,8 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
         .transpose()?;
     let pinned = pinned.as_ref().map(Xdp::fd).transpose()?;
     let mut measured = Vec::new();
-    for case in &CASES {
+    let only = options.only.as_deref().unwrap_or_default();
+    for case in CASES.iter().filter(|case| case.title().contains(only)) {
         let (_, simulator) = simulators
             .iter()
             .find(|(setting, _)| *setting == case.setting)
@@ -149,7 +153,7 @@ fn prepare<'a>(case: &'a Case, program: &ProgramFd, pinned: Option<&ProgramFd>) 
     Ok(Measured {
         case,
         subject: Ready::new(Subject::Program(program), &frame, flows, action)
-            .with_context(|| format!("{}: {}", case.group, case.name))?,
+            .with_context(|| case.title())?,
         floor: Ready::new(Subject::Floor(case.floor), &frame, flows, case.floor.action())?,
         idle: Ready::new(Subject::Floor(Floor::Pass), &frame, flows, Floor::Pass.action())?,
         pinned,

@@ -52,6 +52,13 @@ pub struct Case {
     pub floor: Floor,
 }
 
+impl Case {
+    /// Group and name.
+    pub fn title(&self) -> String {
+        format!("{}: {}", self.group, self.name)
+    }
+}
+
 const fn case(
     group: &'static str,
     name: &'static str,

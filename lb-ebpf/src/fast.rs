@@ -162,8 +162,8 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
         Door::None => return Some(Reason::NotService),
         Door::Unknown => return None,
     };
+    stats::explain_service(service);
     if let Err(reason) = guard::ask(&packet.source, service) {
-        stats::explain_service(service);
         return Some(reason);
     }
     if guard::is_limited(service, packet.opens(), packet.key.protocol) {
@@ -179,7 +179,7 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
     let hash = packet.hash(packet.ports);
     if constants::choosers() && table.is_full() {
         let index = full::known(packet.identity(hash, service), packet.goes_on(), service);
-        return leave(ctx, packet, service, hash, index?);
+        return leave(ctx, packet, hash, index?);
     }
     let slot_hash = if constants::choosers() && schedule::is_by_source(table) {
         packet.hash(0)
@@ -197,13 +197,12 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
     } else {
         slot.current()
     };
-    leave(ctx, packet, service, hash, index)
+    leave(ctx, packet, hash, index)
 }
 
-/// Sends the packet to a backend of a service.
+/// Sends the packet to a backend.
 #[inline(always)]
-fn leave(ctx: &XdpContext, packet: &Plain, service: u32, hash: u32, index: u32) -> Option<Reason> {
-    stats::explain_service(service);
+fn leave(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reason> {
     stats::explain_backend(index);
     send(ctx, packet, hash, index)
 }

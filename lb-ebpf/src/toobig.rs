@@ -141,9 +141,8 @@ fn finish_v4<const QUOTE: usize>(
 
 #[inline(always)]
 fn answer_v6(ctx: &XdpContext, room: u32) -> Option<()> {
-    let ip = packet::ipv6(ctx).ok()?;
+    let [client, _] = addresses_v6(ctx, ETHERNET_LEN)?;
     let link = link::read(ctx)?;
-    let (client, service) = (ip.source, ip.destination);
     // A packet that is too long for 1280 bytes is long enough for the quotation.
     if room < LEAST_V6 || !link.is_unicast() || !packet::is_host_v6(&client) || !allowed() {
         return None;
@@ -160,6 +159,8 @@ fn answer_v6(ctx: &XdpContext, room: u32) -> Option<()> {
     let next_and_hops = u16::from_ne_bytes([packet::ICMPV6, TTL]);
     put(ctx, ETHERNET_LEN, [version, 0, length, next_and_hops])?;
     let mut sum = u64::from(length) + u64::from(u16::from(packet::ICMPV6).to_be());
+    // Read once more from the quotation: kept over all of this they would take half of the stack.
+    let [client, service] = addresses_v6(ctx, ETHERNET_LEN + Ipv6Hdr::LEN + ICMP_LEN)?;
     sum += put_address(ctx, ETHERNET_LEN + 8, service)?;
     sum += put_address(ctx, ETHERNET_LEN + 24, client)?;
     let kind = u16::from_ne_bytes([PACKET_TOO_BIG, 0]);
@@ -171,6 +172,13 @@ fn answer_v6(ctx: &XdpContext, room: u32) -> Option<()> {
         ETHERNET_LEN + Ipv6Hdr::LEN,
         [kind, !checksum::fold_wide(sum), 0, mtu],
     )
+}
+
+/// Source and destination of the IPv6 header at `offset` from the start of the frame.
+#[inline(always)]
+fn addresses_v6(ctx: &XdpContext, offset: usize) -> Option<[[u32; 4]; 2]> {
+    let both = packet::read_anew::<[[u8; 16]; 2]>(ctx, offset + 8)?;
+    Some(both.map(packet::words))
 }
 
 /// Writes an IPv6 address and gives back its sum.

@@ -1,5 +1,8 @@
 //! Clients that are remembered.
 
+use std::thread;
+use std::time::Duration;
+
 use etherparse::TcpHeader;
 use lb_common::client::Persistence;
 use lb_common::layout::Slot;
@@ -151,7 +154,7 @@ fn an_idle_client_begins_anew() {
     assert_eq!(stage.connect(1, 2), 0);
     let kept = clients.settings(0);
     assert_eq!(kept, Persistence::new(600_000_000_000, true, 32));
-    // What was seen a nanosecond ago is too old; the nursery knows nothing of confirmed clients' age, so another client.
+    // What was seen a tick of the kernel ago is too old; the nursery knows nothing of confirmed clients' age, so another client.
     clients.set(
         0,
         Persistence {
@@ -160,6 +163,7 @@ fn an_idle_client_begins_anew() {
         },
     );
     let before = clients.counters(0).expect("a map").kept;
+    thread::sleep(Duration::from_millis(25));
     stage.connect(1, 3);
     assert_eq!(clients.counters(0).expect("a map").kept, before);
     clients.set(0, kept);

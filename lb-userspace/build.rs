@@ -11,11 +11,11 @@ use std::{
     process::ExitCode,
 };
 
-const PROGRAMS: [&str; 4] = ["lb", "decap", "harness", "flowbench"];
+const PROGRAMS: [&str; 5] = ["lb", "decap", "harness", "flowbench", "yardstick"];
 
 /// Those that take frames of several buffers (`xdp.frags`, Linux 5.18): they are there once more for kernels that do not
 /// know the word, as `NAME_plain`.
-const WITH_FRAGS: [&str; 3] = ["lb", "decap", "harness"];
+const WITH_FRAGS: [&str; 4] = ["lb", "decap", "harness", "yardstick"];
 const PROFILE: &str = "bpf";
 
 fn main() -> ExitCode {

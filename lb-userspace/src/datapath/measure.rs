@@ -6,9 +6,10 @@
 
 use std::path::Path;
 
-use aya::maps::ProgramArray;
+use aya::maps::{Array, HashMap, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use lb_common::layout::ServiceKey;
 
 use super::testrun::{self, Action};
 use super::{attach, object};
@@ -81,6 +82,60 @@ impl Floor {
             Action::Pass
         } else {
             Action::Tx
+        }
+    }
+}
+
+/// Bare ways to a backend behind an outer IPv4 header, of [`object::YARDSTICK`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bare {
+    /// Looks up the service, a slot of its table and the backend.
+    Sketch,
+    /// Looks up each flow in an LRU hash map as well, and puts it in where it is missing or a SYN.
+    Remembering,
+}
+
+/// Both of [`Bare`], for one service with backends in 65,536 slots.
+pub struct Yardstick(Ebpf);
+
+impl Yardstick {
+    /// With room for so many flows, from the start.
+    ///
+    /// # Errors
+    /// [`Error::Datapath`].
+    pub fn load(service: ServiceKey, flows: u32) -> Result<Self, Error> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("YARD_FLOWS", flows)
+            .load(object::yardstick())
+            .map_err(super::Error::from)?;
+        let map = |ebpf: &mut Ebpf, name| ebpf.take_map(name).ok_or(super::Error::MissingMap(name));
+        let mut services = HashMap::<_, ServiceKey, u32>::try_from(map(&mut ebpf, "YARD_SERVICES")?)?;
+        services.insert(service, 1, 0)?;
+        let mut slots = Array::<_, u64>::try_from(map(&mut ebpf, "YARD_SLOTS")?)?;
+        for slot in 0..slots.len() {
+            // As many backends as the services have that are measured, in turns.
+            slots.set(slot, u64::from(slot % 100), 0)?;
+        }
+        for bare in [Bare::Sketch, Bare::Remembering] {
+            attach::verify(&mut ebpf, bare.program())?;
+        }
+        Ok(Self(ebpf))
+    }
+
+    /// # Errors
+    /// [`Error::Datapath`].
+    pub fn fd(&self, bare: Bare) -> Result<&ProgramFd, Error> {
+        Ok(program(&self.0, bare.program())?
+            .fd()
+            .map_err(super::Error::from)?)
+    }
+}
+
+impl Bare {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Sketch => "sketch",
+            Self::Remembering => "remembering",
         }
     }
 }

@@ -45,8 +45,22 @@ pub mod object {
     /// What speed is measured with.
     pub static HARNESS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness"));
     pub static HARNESS_PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness_plain"));
+    /// Bare ways to a backend, to be measured against.
+    pub static YARDSTICK: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yardstick"));
+    pub static YARDSTICK_PLAIN: &[u8] =
+        aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yardstick_plain"));
     /// What the cache of flows is measured with.
     pub static FLOW_BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flowbench"));
+
+    /// Which of [`YARDSTICK`] goes with the harness.
+    #[must_use]
+    pub fn yardstick() -> &'static [u8] {
+        if super::has_frags() {
+            YARDSTICK
+        } else {
+            YARDSTICK_PLAIN
+        }
+    }
 
     /// Which of [`HARNESS`] goes with the load balancer: programs that call each other are alike in what they take.
     #[must_use]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
 use lb_common::hash;
-use lb_common::layout::{FlowControl, Slot};
+use lb_common::layout::{self, FlowControl, Slot};
 use xlb::config::Config;
 use xlb::datapath::simulate::{Options, Simulator};
 use xlb::model::{BackendId, Protocol, ServiceKey};
@@ -28,7 +28,12 @@ pub fn simulator(setting: Setting) -> Result<Simulator> {
     };
     let simulator = Simulator::for_speed(&configuration(setting)?, &options)?;
     match setting {
-        Setting::L2 | Setting::Ipip | Setting::Gue | Setting::Impassive | Setting::Full => {}
+        Setting::L2
+        | Setting::Ipip
+        | Setting::Gue
+        | Setting::Impassive
+        | Setting::Full
+        | Setting::FullCrowded => {}
         Setting::Moved => move_slots(&simulator, 1 << 30, |_, _| true)?,
         Setting::MovedWithout => move_slots(&simulator, 0, |_, _| true)?,
         Setting::TenthMoving => move_slots(&simulator, 1 << 30, |number, own| number % 10 == (own + 1) % 10)?,
@@ -94,11 +99,16 @@ fn configuration(setting: Setting) -> Result<Config> {
     let (forward, more) = match setting {
         Setting::L2 => ("dsr-l2", ""),
         Setting::Gue => ("dsr-gue", ""),
-        Setting::Full => ("dsr-ipip", "tracking = \"full\"\n"),
+        Setting::Full | Setting::FullCrowded => ("dsr-ipip", "tracking = \"full\"\n"),
         Setting::Impassive => ("dsr-ipip", "[service.check]\npassive = false\n"),
         Setting::Ipip | Setting::Moved | Setting::MovedWithout | Setting::TenthMoving => ("dsr-ipip", ""),
     };
     let mut text = "schema = 1\n[agent]\ninterfaces = [\"lo\"]\n".to_owned();
+    match setting {
+        Setting::Full => writeln!(text, "flow_cache_size = {}", 1 << 22)?,
+        Setting::FullCrowded => writeln!(text, "flow_cache_size = {}", 1 << 18)?,
+        _ => {}
+    }
     for (family, address) in [(4, "192.0.2.10"), (6, "2001:db8::10")] {
         for protocol in ["tcp", "udp"] {
             write!(
@@ -115,6 +125,16 @@ fn configuration(setting: Setting) -> Result<Config> {
     match Config::parse(&text) {
         Ok(config) => Ok(config),
         Err(error) => bail!("the configuration of the benchmark: {error:?}"),
+    }
+}
+
+/// The key of the service over IPv4 that a case is for.
+pub fn service_key(kind: Kind) -> layout::ServiceKey {
+    layout::ServiceKey {
+        address: [0, 0, 0, u32::from_ne_bytes(SERVICE_V4)],
+        port: PORT.to_be(),
+        protocol: if kind == Kind::Udp { 17 } else { 6 },
+        family: layout::FAMILY_V4,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Agent;
+use crate::config::Role;
 use crate::control::{Desired, DesiredService, Why};
 use crate::model::ServiceKey;
 use crate::observe::Kind;
@@ -19,7 +20,12 @@ impl Chosen {
     fn of(service: &DesiredService) -> Self {
         Self {
             why: service.why,
-            backups: service.backups,
+            // Without any there is nothing to tell of.
+            backups: service.backups
+                && service
+                    .backends
+                    .values()
+                    .any(|backend| backend.role == Role::Backup),
             spared: service.spared,
         }
     }
@@ -118,7 +124,7 @@ fn differences(before: Chosen, now: Chosen) -> Vec<(log::Level, String)> {
         lines.push((
             Warn,
             format!(
-                "{} backends are DOWN and take flows on: no more than max_ejection_percent are taken out",
+                "no more than max_ejection_percent are taken out: {} that went DOWN take flows on",
                 now.spared
             ),
         ));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::startup::{read_config, round_limit};
-use super::{Agent, Reload, Round, reconcile};
+use super::{Agent, Reload, Round, differences, reconcile};
 use crate::api::command::{Refusal, Reply};
 use crate::api::types::{Done, ServiceChange};
 use crate::config::{self, Config, LoadError};
@@ -334,24 +334,26 @@ fn describe(changes: &[Change], old: &Config, new: &Config) -> Done {
         let name = &service.name;
         for backend in &service.backends {
             let address = std::net::SocketAddr::new(backend.address, backend.port);
-            match before
+            let was = before
                 .backends
                 .iter()
-                .find(|b| b.address == backend.address && b.port == backend.port)
-            {
-                None => done
-                    .changes
-                    .push(format!("service {name}: backend {address} added")),
-                Some(was) if was.weight != backend.weight => done.changes.push(format!(
+                .find(|b| b.address == backend.address && b.port == backend.port);
+            let Some(was) = was else {
+                done.changes
+                    .push(format!("service {name}: backend {address} added"));
+                continue;
+            };
+            if was.weight != backend.weight {
+                done.changes.push(format!(
                     "service {name}: weight of backend {address} {} -> {}",
                     was.weight, backend.weight
-                )),
-                Some(was) if was.check != backend.check => {
-                    done.changes
-                        .push(format!("service {name}: check of backend {address} changed"));
-                }
-                Some(_) => {}
+                ));
             }
+            done.changes.extend(
+                differences::of_backend(was, backend)
+                    .into_iter()
+                    .map(|what| format!("service {name}: {what} of backend {address} changed")),
+            );
         }
         for was in &before.backends {
             if !service
@@ -364,6 +366,11 @@ fn describe(changes: &[Change], old: &Config, new: &Config) -> Done {
                     .push(format!("service {name}: backend {address} removed"));
             }
         }
+        done.changes.extend(
+            differences::of_service(before, service)
+                .into_iter()
+                .map(|change| format!("service {name}: {change}")),
+        );
         let (was, is) = (before.access.as_ref(), service.access.as_ref());
         if let Some(change) = config::describe_access_change(was, is) {
             done.changes.push(format!("service {name}: {change}"));

@@ -251,7 +251,8 @@ pub struct BackendStatus {
     pub host_answers: Option<bool>,
     pub state: OperState,
     pub admin: AdminState,
-    /// Whether it takes new flows.
+    /// Whether it takes new flows, being UP, READY and reachable. Who takes them for want of others (`selection`) has a
+    /// `share_percent` and is not serving.
     pub serving: bool,
     /// It is silent, or its next hop is lost, and that is not believed because nothing else answered since.
     pub doubted: bool,

@@ -9,8 +9,8 @@
 //! The kernel cannot do this for us: the service address may be its own, and it has no route by backend. So frames are
 //! sent and received as they are (`AF_PACKET`, `CAP_NET_RAW`). Nothing is installed in the kernel but sockets, which end
 //! with the process. Ports are held by sockets that receive nothing ([`ports`]); a filter in the kernel lets nothing but
-//! packets to them through. All `tcp` probes come from one port, and their answers are told apart by the number they
-//! acknowledge, 32 random bits a probe.
+//! packets to them through. Answers to `tcp` probes are told apart by the number they acknowledge, 32 random bits
+//! a probe.
 //!
 //! What it does not see: the program itself (loaded, attached, its tables); that is what `status` and the counters show.
 
@@ -60,15 +60,7 @@ impl Forwarder {
         limit: Limit,
     ) -> Outcome {
         match self.way(service, forward, probe).await {
-            Ok((engine, path, source)) => {
-                let segment = Segment {
-                    source: SocketAddr::new(source, engine.port()),
-                    destination: service,
-                    sequence: rand::random(),
-                    flags: SYN,
-                };
-                ask(&engine, &segment, &path, limit).await
-            }
+            Ok((engine, path, source)) => ask(&engine, source, service, &path, limit).await,
             Err(outcome) => outcome,
         }
     }
@@ -202,7 +194,8 @@ fn no_port() -> Outcome {
     Outcome::new(CheckCode::Sockerr, "no port is left to ask from")
 }
 
-async fn ask(engine: &Engine, segment: &Segment, path: &Path, limit: Limit) -> Outcome {
+/// Sends a SYN, and takes back what it began.
+async fn ask(engine: &Engine, source: IpAddr, service: SocketAddr, path: &Path, limit: Limit) -> Outcome {
     let Path {
         forward,
         hop,
@@ -212,13 +205,20 @@ async fn ask(engine: &Engine, segment: &Segment, path: &Path, limit: Limit) -> O
         let Some(frame) = segment::frame(segment, *forward, hop, *backend) else {
             return Err(Outcome::new(
                 CheckCode::Sockerr,
-                format!("{backend} cannot be sent packets of {}", segment.destination),
+                format!("{backend} cannot be sent packets of {service}"),
             ));
         };
         engine.send(&frame, hop.ifindex).map_err(|error| not_sent(&error))
     };
-    let awaited = engine.expect(segment.destination, segment.sequence.wrapping_add(1));
-    if let Err(outcome) = send(segment) {
+    let sequence: u32 = rand::random();
+    let mut awaited = engine.expect(service, sequence.wrapping_add(1));
+    let segment = Segment {
+        source: SocketAddr::new(source, awaited.port),
+        destination: service,
+        sequence,
+        flags: SYN,
+    };
+    if let Err(outcome) = send(&segment) {
         return outcome;
     }
     let accepted = limit.run(awaited.answer(), CheckCode::L4tout, SILENT).await;
@@ -230,7 +230,7 @@ async fn ask(engine: &Engine, segment: &Segment, path: &Path, limit: Limit) -> O
             let _ = send(&Segment {
                 sequence: segment.sequence.wrapping_add(1),
                 flags: RST,
-                ..*segment
+                ..segment
             });
             Outcome::new(CheckCode::L4ok, "connected through the forward path")
         }

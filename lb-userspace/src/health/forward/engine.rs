@@ -1,6 +1,7 @@
 //! The sockets of the forward path: one that sends frames, one a family that hears the answers, and those that hold ports.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -34,8 +35,11 @@ type Talking = Arc<Mutex<HashMap<Talk, mpsc::Sender<Event>>>>;
 #[derive(Debug)]
 pub(super) struct Engine {
     sender: OwnedFd,
-    first_port: u16,
     ports: Mutex<Ports>,
+    /// From which ports services are sent SYNs that were not answered yet, and how many. Two that are under way at one
+    /// moment have two ports as long as there are some: several backends may be one host, to which they would be one
+    /// connection.
+    asking: Mutex<HashMap<(SocketAddr, u16), u32>>,
     waiting: Waiting,
     talking: Talking,
     listeners: [JoinHandle<()>; 2],
@@ -120,13 +124,15 @@ impl Drop for Engine {
 /// An answer that is waited for, until it is dropped.
 pub(super) struct Awaited<'e> {
     engine: &'e Engine,
+    /// Where the SYN has to come from.
+    pub port: u16,
     key: (SocketAddr, u32),
     receiver: oneshot::Receiver<bool>,
 }
 
 impl Awaited<'_> {
     /// Whether the connection was accepted.
-    pub async fn answer(mut self) -> bool {
+    pub async fn answer(&mut self) -> bool {
         match (&mut self.receiver).await {
             Ok(accepted) => accepted,
             // The listeners end with the engine only.
@@ -138,6 +144,12 @@ impl Awaited<'_> {
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
         lock(&self.engine.waiting).remove(&self.key);
+        if let Entry::Occupied(mut count) = lock(&self.engine.asking).entry((self.key.0, self.port)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
@@ -157,25 +169,26 @@ impl Engine {
         };
         Ok(Self {
             sender: packet_socket(libc::SOCK_RAW)?,
-            first_port,
             ports: Mutex::new(ports),
+            asking: Mutex::default(),
             listeners: [listen(ETHERTYPE_IPV4)?, listen(ETHERTYPE_IPV6)?],
             waiting,
             talking,
         })
     }
 
-    /// The port that SYNs come from which no connection follows.
-    pub fn port(&self) -> u16 {
-        self.first_port
-    }
-
-    pub fn expect(&self, from: SocketAddr, acknowledges: u32) -> Awaited<'_> {
+    /// A port for a SYN to `service` that no connection follows, and the answer that acknowledges this number.
+    pub fn expect(&self, service: SocketAddr, acknowledges: u32) -> Awaited<'_> {
+        let mut asking = lock(&self.asking);
+        let port = lock(&self.ports).for_syn(|port| asking.contains_key(&(service, port)));
+        *asking.entry((service, port)).or_default() += 1;
+        drop(asking);
         let (sender, receiver) = oneshot::channel();
-        let key = (from, acknowledges);
+        let key = (service, acknowledges);
         lock(&self.waiting).insert(key, sender);
         Awaited {
             engine: self,
+            port,
             key,
             receiver,
         }

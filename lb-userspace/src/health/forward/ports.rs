@@ -21,15 +21,18 @@ use nix::sys::socket::{
 /// Ports of a block: a power of two.
 pub(super) const BLOCK: u16 = 1024;
 
+/// So many of them, the first ones, are for SYNs that no connection follows.
+pub(super) const SYN_PORTS: u16 = 256;
+
 /// The ports of one engine.
 #[derive(Debug)]
 pub(super) struct Ports {
     first: u16,
     /// Held, the first of the block among them.
     held: HashMap<u16, [OwnedFd; 2]>,
-    /// How many of those behind the first may be held: each takes two descriptors.
+    /// How many of those behind the first [`SYN_PORTS`] may be held: each takes two descriptors.
     room: u16,
-    /// The one taken last, counted from the first.
+    /// The one of them taken last, counted from 0.
     last: u16,
 }
 
@@ -58,22 +61,33 @@ impl Ports {
         self.first
     }
 
-    /// A port that is not `in_use`, the others in turn: so one is left alone for as long as can be, and what comes late
-    /// for it finds nobody. None where there is none.
+    /// The first port for SYNs that is not `in_use`; where all are, the first of the block.
+    pub fn for_syn(&mut self, in_use: impl Fn(u16) -> bool) -> u16 {
+        let mut ports = self.first..self.first + SYN_PORTS;
+        ports
+            .find(|port| !in_use(*port) && self.hold(*port))
+            .unwrap_or(self.first)
+    }
+
+    /// A port for a connection that is not `in_use`, the others in turn: so one is left alone for as long as can be, and
+    /// what comes late for it finds nobody. None where there is none.
     pub fn take(&mut self, in_use: impl Fn(u16) -> bool) -> Option<u16> {
         for _ in 0..self.room {
-            self.last = self.last % self.room + 1;
-            let port = self.first + self.last;
-            if in_use(port) {
-                continue;
+            self.last = (self.last + 1) % self.room;
+            let port = self.first + SYN_PORTS + self.last;
+            if !in_use(port) && self.hold(port) {
+                return Some(port);
             }
-            if let Entry::Vacant(vacant) = self.held.entry(port) {
-                let Ok(sockets) = hold(port) else { continue };
-                vacant.insert(sockets);
-            }
-            return Some(port);
         }
         None
+    }
+
+    /// Whether it is ours.
+    fn hold(&mut self, port: u16) -> bool {
+        match self.held.entry(port) {
+            Entry::Occupied(_) => true,
+            Entry::Vacant(vacant) => hold(port).map(|sockets| vacant.insert(sockets)).is_ok(),
+        }
     }
 }
 
@@ -82,7 +96,7 @@ fn room() -> u16 {
     let open_files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _hard)| soft);
     u16::try_from(open_files / 8)
         .unwrap_or(u16::MAX)
-        .clamp(16, BLOCK - 1)
+        .clamp(16, BLOCK - SYN_PORTS)
 }
 
 /// First ports of blocks, the best first.
@@ -146,11 +160,17 @@ mod tests {
         let (mut one, other) = (Ports::take_block().unwrap(), Ports::take_block().unwrap());
         assert_ne!(one.first(), other.first());
         one.room = 3;
-        let behind = |port: u16, first: u16| port - first;
         let first = one.first();
-        let mut take = |in_use: &[u16]| one.take(|port| in_use.contains(&behind(port, first)));
-        let taken = [take(&[]), take(&[1, 2]), take(&[]), take(&[2]), take(&[1, 2, 3])];
-        let expected = [Some(1), Some(3), Some(1), Some(3), None];
-        assert_eq!(taken.map(|port| port.map(|port| behind(port, first))), expected);
+        let offset = |port: u16| port - first;
+        let mut take = |in_use: &[u16]| one.take(|port| in_use.contains(&(offset(port) - SYN_PORTS)));
+        let taken = [take(&[]), take(&[2, 0]), take(&[]), take(&[0]), take(&[0, 1, 2])];
+        let expected = [Some(1), Some(1), Some(2), Some(1), None];
+        assert_eq!(
+            taken.map(|port| port.map(|port| offset(port) - SYN_PORTS)),
+            expected
+        );
+        let mut syn = |in_use: &[u16]| offset(one.for_syn(|port| in_use.contains(&offset(port))));
+        assert_eq!([syn(&[]), syn(&[0, 1]), syn(&[0])], [0, 2, 1]);
+        assert_eq!(one.for_syn(|_| true), first);
     }
 }

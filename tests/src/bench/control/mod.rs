@@ -7,6 +7,7 @@ mod tables;
 use std::time::Duration;
 
 use clap::Args;
+use xlb::config::Via;
 
 use self::probes::Load;
 use super::result::{Better, Fact, PartResult, Row};
@@ -56,12 +57,20 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
     if wants(Piece::Probes) {
         println!("  the prober");
         let ms = Duration::from_millis;
-        let loads = [(1000, 200, 2000), (10_000, 2000, 4000)];
-        for (backends, interval, window) in if quick { &loads[..1] } else { &loads[..] } {
+        let loads = [
+            (1000, 200, 2000, Via::Forward, 0),
+            (1000, 200, 2000, Via::Direct, 0),
+            (1000, 200, 2000, Via::Forward, 50),
+            (10_000, 2000, 4000, Via::Forward, 0),
+            (10_000, 2000, 4000, Via::Direct, 0),
+        ];
+        for (backends, interval, window, via, misbehaving) in if quick { &loads[..3] } else { &loads[..] } {
             let load = Load {
                 backends: *backends,
                 interval: ms(*interval),
                 window: ms(*window),
+                via: *via,
+                misbehaving: *misbehaving,
             };
             probes::measure(load, runs, &mut table)?;
         }

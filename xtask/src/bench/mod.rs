@@ -6,6 +6,7 @@
 mod compare;
 mod html;
 mod machine;
+mod markdown;
 mod result;
 mod table;
 
@@ -23,8 +24,10 @@ use crate::{
 };
 
 /// The parts that are built, by name, in the order they run.
-const PARTS: [&str; 6] = [
+const PARTS: [&str; 8] = [
     "packet",
+    "forward",
+    "connections",
     "control",
     "memory",
     "failover",
@@ -49,6 +52,9 @@ pub struct Options {
     /// Write one page with plots and the machine's description.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Print the tables as Markdown, as the documentation has them.
+    #[arg(long)]
+    markdown: bool,
     /// Show what changed since the numbers that --json wrote.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
@@ -93,6 +99,9 @@ pub fn run(options: &Options) -> Result<()> {
     for part in PARTS.iter().filter(|part| options.wants(part)) {
         let result = measure(part, options)?;
         println!("\n{}", table::part(&result));
+        if options.markdown {
+            println!("\n{}", markdown::part(&result));
+        }
         report.parts.push(result);
         // What was measured is kept although a later part fails.
         write(options, &report)?;

@@ -46,6 +46,7 @@ pub struct Options {
 enum Arm {
     Nothing,
     Ours,
+    OursNat,
     Nftables,
     Haproxy,
     NginxStream,
@@ -62,10 +63,21 @@ const IPVS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 40);
 const GOAL: f64 = 0.93;
 const CONNECTIONS: u32 = 64;
 
+/// Whom we promise to be ahead of, mode by mode: whose answers go straight to the client against all, what answers through
+/// the load balancer against its like.
+const RIVALS: &[(Arm, &[Arm])] = &[
+    (
+        Arm::Ours,
+        &[Arm::Nftables, Arm::Haproxy, Arm::NginxStream, Arm::Ipvs],
+    ),
+    (Arm::OursNat, &[Arm::Nftables, Arm::Haproxy, Arm::NginxStream]),
+];
+
 impl Arm {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Nothing,
         Self::Ours,
+        Self::OursNat,
         Self::Nftables,
         Self::Haproxy,
         Self::NginxStream,
@@ -76,6 +88,7 @@ impl Arm {
         match self {
             Self::Nothing => "no load balancer",
             Self::Ours => "xlb, dsr-l2",
+            Self::OursNat => "xlb, nat",
             Self::Nftables => "nftables DNAT",
             Self::Haproxy => "HAProxy, TCP",
             Self::NginxStream => "nginx stream",
@@ -86,7 +99,7 @@ impl Arm {
     fn missing(self) -> Option<String> {
         let without = |program: &str| (!installed(program)).then(|| format!("{program} is not installed"));
         match self {
-            Self::Nothing | Self::Ours => None,
+            Self::Nothing | Self::Ours | Self::OursNat => None,
             Self::Nftables => without("nft"),
             Self::Haproxy => without("haproxy"),
             Self::NginxStream => (!Path::new(STREAM_MODULE).is_file())
@@ -103,6 +116,7 @@ impl Arm {
         match self {
             Self::Nothing => format!("http://{DIRECT}/"),
             Self::Ours => format!("http://{}/", VIPS_V4[0]),
+            Self::OursNat => format!("http://{}/", VIPS_V4[1]),
             Self::Nftables => format!("http://{NATTED}/"),
             Self::Haproxy => format!("http://{}:8001/", lb.v4),
             Self::NginxStream => format!("http://{}:8002/", lb.v4),
@@ -234,18 +248,15 @@ impl Scene {
         ] {
             lb.netns.sysctl(variable, value)?;
         }
-        let service = Service::http(
-            "web",
-            VIPS_V4[0].into(),
-            Forward::DsrL2,
-            Family::V4,
-            &lab.backends,
-        );
+        let service = |name, address: Ipv4Addr, forward| Service {
+            check: "type = \"tcp\"\n".into(),
+            ..Service::http(name, address.into(), forward, Family::V4, &lab.backends)
+        };
         let config = Config {
-            services: vec![Service {
-                check: "type = \"tcp\"\n".into(),
-                ..service
-            }],
+            services: vec![
+                service("web", VIPS_V4[0], Forward::DsrL2),
+                service("translated", VIPS_V4[1], Forward::Nat),
+            ],
             ..Config::default()
         };
         let agent = Agent::running(&lb.netns, &config)?;
@@ -437,6 +448,22 @@ fn result(rounds: usize, seconds: u32, mut rows: Vec<Row>, wrong: u64, skipped: 
             better: Better::Higher,
             samples,
         };
+        for (ours, others) in RIVALS {
+            for (ours, other) in others.iter().filter_map(|other| Some((of(*ours)?, of(*other)?))) {
+                let samples: Vec<f64> = ours
+                    .samples
+                    .iter()
+                    .zip(&other.samples)
+                    .map(|(a, b)| a / b)
+                    .collect();
+                let row = row(&format!("{}, ratio to {}", ours.name, other.name), samples);
+                let median = row.spread().map_or(f64::NAN, |spread| spread.median);
+                if median <= 1.0 {
+                    faults.push(format!("{group}: {} at {median:.3} of {}", ours.name, other.name));
+                }
+                ratios.push(row);
+            }
+        }
         ratios.push(row("xlb, ratio to no load balancer", samples));
         ratios.push(row(
             "xlb, ratio, lower end of the interval of the median",

@@ -21,7 +21,7 @@ use crate::wait::wait_for;
 pub fn measure(runs: usize, quick: bool, table: &mut Table) -> anyhow::Result<()> {
     let mut arena = Arena::set_up(100)?;
     start(&arena, runs, table)?;
-    idle(&arena, runs, if quick { 1 } else { 2 }, table)?;
+    idle(&arena, runs, if quick { 1 } else { 6 }, table)?;
     together(&mut arena, runs, table)
 }
 

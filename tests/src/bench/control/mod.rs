@@ -2,6 +2,7 @@
 
 mod agent;
 mod probes;
+mod swap;
 mod tables;
 
 use std::time::Duration;
@@ -29,6 +30,8 @@ enum Piece {
     Tables,
     /// The agent: starting, adopting, idling, a change of many services.
     Agent,
+    /// How long packets take while tables are switched.
+    Swap,
     /// The prober.
     Probes,
 }
@@ -48,11 +51,21 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
         table.promise(of_one, "computed", 3.0);
         table.promise(of_one, "written", 1.0);
         table.promise("the stores that switch", "1 table switched", 1.0);
+        table.promise("the stores that switch", "100 tables switched", 1.0);
+        table.promise_no_more(
+            "services that change at one instant",
+            "100 services, each",
+            "3 services, each",
+        );
         table.promise_p99(of_one, "one backend DOWN or UP, all of it", 30.0);
     }
     if wants(Piece::Agent) {
         println!("  the agent");
         agent::measure(runs, quick, &mut table)?;
+    }
+    if wants(Piece::Swap) {
+        println!("  packets while tables are switched");
+        swap::measure(if quick { 10_000 } else { 100_000 }, runs, &mut table)?;
     }
     if wants(Piece::Probes) {
         println!("  the prober");
@@ -127,6 +140,23 @@ impl Table {
             let rank = (sorted.len() * 99).div_ceil(100);
             sorted.get(rank.saturating_sub(1)).copied()
         });
+    }
+
+    /// The median is to be no more than that of another row.
+    fn promise_no_more(&mut self, group: &str, name: &str, than: &str) {
+        let of = |name: &str| {
+            let row = self
+                .rows
+                .iter()
+                .find(|row| row.group == group && row.name == name)?;
+            Some(row.spread()?.median)
+        };
+        if let (Some(value), Some(other)) = (of(name), of(than))
+            && value > other
+        {
+            self.faults
+                .push(format!("{group}: {name} {value:.3}, {than} {other:.3}"));
+        }
     }
 
     fn keep(&mut self, group: &str, name: &str, most: f64, which: &str, of: impl Fn(&Row) -> Option<f64>) {

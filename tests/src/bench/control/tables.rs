@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
+use aya::Ebpf;
+use aya::programs::{ProgramFd, Xdp};
 use lb_common::layout::{Slot, TableWord};
 use xlb::config::Config;
 use xlb::control::{self, BackendStatus, Desired, Inputs};
 use xlb::datapath::apply::Dataplane;
+use xlb::datapath::attach;
 use xlb::datapath::clock::monotonic_ns;
 use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::Maps;
@@ -22,7 +25,7 @@ use xlb::model::{BackendId, OperState};
 use super::Table;
 use crate::KEY;
 
-const SIZE: u32 = 65_521;
+pub const SIZE: u32 = 65_521;
 const UP: BackendStatus = BackendStatus {
     state: OperState::Up,
     ever_up: true,
@@ -103,8 +106,8 @@ pub fn measure(runs: usize, changes: usize, table: &mut Table) -> anyhow::Result
     Ok(())
 }
 
-/// Maps of the program's, without pins.
-fn maps(services: u32, backends: u32) -> anyhow::Result<Maps> {
+/// The program and its maps, without pins.
+fn load(services: u32, backends: u32) -> anyhow::Result<(Ebpf, Maps)> {
     let sizes = Sizes {
         services,
         backends,
@@ -114,12 +117,13 @@ fn maps(services: u32, backends: u32) -> anyhow::Result<Maps> {
         nat_flows: 1024,
     };
     let mut ebpf = load::load(Features::default(), &KEY, sizes, None)?;
-    Ok(Maps::of(&mut ebpf, sizes, None)?)
+    let maps = Maps::of(&mut ebpf, sizes, None)?;
+    Ok((ebpf, maps))
 }
 
 /// What the layout itself costs: filling a region, and the stores that switch to it.
 fn raw(runs: usize, slots: &[Slot], table: &mut Table) -> anyhow::Result<()> {
-    let mut maps = maps(128, 16)?;
+    let (_, mut maps) = load(128, 16)?;
     // Two regions of each slab in turn, as the agent has them.
     maps.slabs.grow(2)?;
     let words = [TableWord::new(0, 0, SIZE), TableWord::new(1, 0, SIZE)];
@@ -151,7 +155,9 @@ fn raw(runs: usize, slots: &[Slot], table: &mut Table) -> anyhow::Result<()> {
 }
 
 /// Services with backends that die together: the n-th of each is one machine.
-struct World {
+pub struct World {
+    /// What the maps are of.
+    ebpf: Ebpf,
     config: Config,
     dataplane: Dataplane,
     hops: BTreeMap<std::net::IpAddr, control::HopView>,
@@ -160,7 +166,9 @@ struct World {
 }
 
 impl World {
-    fn new(services: usize, backends: usize, size: Option<u32>) -> anyhow::Result<Self> {
+    /// # Errors
+    /// Where the maps cannot be made.
+    pub fn new(services: usize, backends: usize, size: Option<u32>) -> anyhow::Result<Self> {
         let mut text = "schema = 1\n[agent]\ninterfaces = [\"lo\"]\nmax_backends = 65535\n".to_owned();
         for service in 0..services {
             let port = 1000 + service;
@@ -179,13 +187,24 @@ impl World {
         }
         let config =
             Config::parse(&text).map_err(|faults| anyhow!("the configuration of the benchmark: {faults}"))?;
-        let maps = maps(services as u32, (services * backends) as u32)?;
+        let (ebpf, maps) = load(services as u32, (services * backends) as u32)?;
         Ok(Self {
+            ebpf,
             hops: simulate::hops(&config, &Options::default()),
             config,
             dataplane: Dataplane::adopt(maps, monotonic_ns())?,
             ahead_ns: 0,
         })
+    }
+
+    /// The program that these tables are for, once it has been loaded.
+    ///
+    /// # Errors
+    /// What the verifier says.
+    pub fn program(&mut self) -> anyhow::Result<&ProgramFd> {
+        attach::verify(&mut self.ebpf, "lb")?;
+        let program: &Xdp = self.ebpf.program("lb").context("the program")?.try_into()?;
+        Ok(program.fd()?)
     }
 
     fn statuses(&self, dead: &BTreeSet<usize>) -> BTreeMap<BackendId, BackendStatus> {
@@ -220,7 +239,10 @@ impl World {
     }
 
     /// From verdicts to tables in force, as the agent does it. Before that, what moved the last time settles.
-    fn apply(&mut self, dead: &BTreeSet<usize>) -> anyhow::Result<Duration> {
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn apply(&mut self, dead: &BTreeSet<usize>) -> anyhow::Result<Duration> {
         let statuses = self.statuses(dead);
         let begun = Instant::now();
         let desired = self.desired_by(&statuses);

@@ -10,7 +10,16 @@ use xlb::datapath::{attach, object};
 
 use crate::world::root;
 
-const PROGRAMS: [&str; 4] = ["base", "cached", "lru_of_cpu", "lru"];
+const PROGRAMS: [&str; 6] = [
+    "base",
+    "cached",
+    "lru_of_cpu",
+    "lru",
+    "hash_at_start",
+    "hash_later",
+];
+/// Put in and taken out again.
+const CHURN: [&str; 2] = ["churn", "churn_later"];
 const ROUNDS: usize = 7;
 
 /// The programs, with room for twice as many flows as there are.
@@ -24,9 +33,11 @@ fn load(flows: u32, room: u32) -> Ebpf {
         .map_max_entries("CACHE", lines)
         .map_max_entries("LRU", room)
         .map_max_entries("LRU_OF_CPU", room)
+        .map_max_entries("HASH", room)
+        .map_max_entries("HASH_LATER", room)
         .load(object::FLOW_BENCH)
         .expect("an object that loads");
-    for program in PROGRAMS {
+    for program in PROGRAMS.into_iter().chain(CHURN) {
         attach::verify(&mut ebpf, program).unwrap_or_else(|error| panic!("{program}: {error:?}"));
     }
     ebpf
@@ -39,10 +50,10 @@ fn run(ebpf: &Ebpf, program: &str, times: u32) -> (u64, Action) {
 }
 
 /// The middle of several measurements, the programs taking turns.
-fn measure(ebpf: &Ebpf, times: u32) -> [u64; 4] {
-    let mut found = [(); 4].map(|()| Vec::new());
+fn measure<const N: usize>(ebpf: &Ebpf, programs: &[&str; N], times: u32) -> [u64; N] {
+    let mut found = [(); N].map(|()| Vec::new());
     for _ in 0..ROUNDS {
-        for (program, found) in PROGRAMS.iter().zip(&mut found) {
+        for (program, found) in programs.iter().zip(&mut found) {
             found.push(run(ebpf, program, times).0);
         }
     }
@@ -64,15 +75,29 @@ fn lookups_and_inserts() {
         for program in PROGRAMS {
             run(&ebpf, program, flows);
         }
-        println!("{flows:>8} flows, known   {:?}", measure(&ebpf, 4_000_000));
+        println!(
+            "{flows:>8} flows, known   {:?}",
+            measure(&ebpf, &PROGRAMS, 4_000_000)
+        );
     }
-    // Every flow is a new one, and takes the place of another.
+    println!("                      {CHURN:?}");
+    for flows in [1, 1 << 16, 1 << 20] {
+        let ebpf = load(flows, (2 * flows).max(4096));
+        println!(
+            "{flows:>8} flows, in and out {:?}",
+            measure(&ebpf, &CHURN, 1_000_000)
+        );
+    }
+    // Every flow is a new one, and takes the place of another, or is refused.
     for room in [1 << 12, 1 << 16, 1 << 20] {
         let ebpf = load(1 << 31, room);
         for program in PROGRAMS {
             run(&ebpf, program, 2 * room);
         }
-        println!("room for {room:>8}, new  {:?}", measure(&ebpf, 2_000_000));
+        println!(
+            "room for {room:>8}, new  {:?}",
+            measure(&ebpf, &PROGRAMS, 2_000_000)
+        );
     }
 }
 
@@ -87,5 +112,9 @@ fn what_is_put_in_is_found() {
         let (_, first) = run(&ebpf, program, 64);
         let (_, again) = run(&ebpf, program, 64);
         assert_eq!((first, again), (Action::Pass, Action::Tx), "{program}");
+    }
+    for program in CHURN {
+        // What stands in it already is put in anew and taken out.
+        assert_eq!(run(&ebpf, program, 64).1, Action::Tx, "{program}");
     }
 }

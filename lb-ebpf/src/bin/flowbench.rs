@@ -13,8 +13,8 @@ mod cache;
 mod clock;
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_COMMON_LRU, xdp_action};
-use aya_ebpf::btf_maps::{Array, LruHashMap};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_COMMON_LRU, BPF_F_NO_PREALLOC, xdp_action};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::cache::{FlowWord, identity};
@@ -49,6 +49,14 @@ static LRU_OF_CPU: LruHashMap<FlowKey, Known, 1024, { BPF_F_NO_COMMON_LRU as usi
 /// The kernel's LRU hash, with lists for all CPUs together.
 #[btf_map]
 static LRU: LruHashMap<FlowKey, Known, 1024> = LruHashMap::new();
+
+/// The kernel's hash map with all of its memory taken at the start.
+#[btf_map]
+static HASH: HashMap<FlowKey, Known, 1024> = HashMap::new();
+
+/// The same with memory taken as flows come, as the flow table has it.
+#[btf_map]
+static HASH_LATER: HashMap<FlowKey, Known, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// The same flow stands in memory as words of 64 bits.
 #[repr(C, align(8))]
@@ -122,6 +130,32 @@ pub fn cached(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+macro_rules! churn {
+    ($name:ident, $map:ident) => {
+        /// Puts the next flow in and takes it out again. `XDP_TX` where both went well.
+        #[xdp]
+        pub fn $name(_ctx: XdpContext) -> u32 {
+            let Some(Aligned(flow)) = &next() else {
+                return xdp_action::XDP_ABORTED;
+            };
+            let known = &Known {
+                backend: 1,
+                seen_ns: 1,
+            };
+            match $map
+                .insert(flow, known, u64::from(BPF_ANY))
+                .and_then(|()| $map.remove(flow))
+            {
+                Ok(()) => xdp_action::XDP_TX,
+                Err(_) => xdp_action::XDP_PASS,
+            }
+        }
+    };
+}
+
+churn!(churn, HASH);
+churn!(churn_later, HASH_LATER);
+
 macro_rules! lru {
     ($name:ident, $map:ident) => {
         /// `XDP_TX` where the flow was known.
@@ -156,6 +190,9 @@ macro_rules! lru {
 
 lru!(lru_of_cpu, LRU_OF_CPU);
 lru!(lru, LRU);
+// They forget nothing: what does not fit is refused.
+lru!(hash_at_start, HASH);
+lru!(hash_later, HASH_LATER);
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

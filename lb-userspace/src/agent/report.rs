@@ -9,12 +9,13 @@ use super::Agent;
 use crate::api::command::Refusal;
 use crate::api::frozen;
 use crate::api::types::{
-    AgentCheckStatus, AgentStatus, BackendStats, BackendStatus, DriverStats, InterfaceStatus, RefusedStats,
-    ServiceStats, ServiceStatus, Stats, Status,
+    AgentCheckStatus, AgentStatus, BackendStats, BackendStatus, DriverStats, InterfaceStatus, MemoryStatus,
+    RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
 };
 use crate::control::DesiredService;
 use crate::control::slow_start::STEPS;
 use crate::datapath::maps::add;
+use crate::datapath::memory;
 use crate::model::{BackendId, OperState, ServiceKey};
 use crate::net::{ethtool, link};
 
@@ -63,6 +64,14 @@ impl Agent {
             flow_table: Some(self.flow_table_status().map_err(failed)?),
             flow_cache: self.flow_cache_status().map_err(failed)?,
             nat: self.nat_status().map_err(failed)?,
+            memory: self.memory_status(),
+        })
+    }
+
+    fn memory_status(&self) -> Option<MemoryStatus> {
+        Some(MemoryStatus {
+            agent_bytes: memory::of_process().ok()?,
+            maps_bytes: memory::of_maps(&self.config.agent.pin_dir).ok()?,
         })
     }
 

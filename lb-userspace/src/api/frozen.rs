@@ -15,13 +15,13 @@ use lb_common::reason::Reason;
 
 use super::types::{
     AgentStatus, BackendStats, BackendStatus, CheckStatus, DriverStats, InterfaceStatus, LostStats,
-    ReasonStats, RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
+    MemoryStatus, ReasonStats, RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
 };
 use crate::config::Role;
 use crate::datapath::apply::{self, Remembered};
 use crate::datapath::maps::{Maps, add};
 use crate::datapath::pins::PinDir;
-use crate::datapath::{self, attach, identity};
+use crate::datapath::{self, attach, identity, memory};
 use crate::model::{AdminState, CheckCode, Forward, OperState, Scheduler, Tracking};
 use crate::net::netlink::Netlink;
 use crate::net::{driver_counts, ethtool, link};
@@ -65,6 +65,10 @@ pub async fn status(pin_dir: &Path) -> Result<Status, Error> {
         flow_table: None,
         flow_cache: None,
         nat: None,
+        memory: memory::of_maps(pin_dir).ok().map(|maps_bytes| MemoryStatus {
+            agent_bytes: 0,
+            maps_bytes,
+        }),
     })
 }
 

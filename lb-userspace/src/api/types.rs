@@ -30,6 +30,18 @@ pub struct Status {
     /// Translated flows; `null` without a service of `nat` or `full-nat`, and where no agent runs.
     #[serde(default)]
     pub nat: Option<NatStatus>,
+    /// What it takes. `null` where that cannot be told.
+    #[serde(default)]
+    pub memory: Option<MemoryStatus>,
+}
+
+/// Memory that is in use now. That of tables and flows is taken as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MemoryStatus {
+    /// Of the agent, with the maps that it has mapped; 0 where it does not run.
+    pub agent_bytes: u64,
+    /// Of all maps, in the kernel.
+    pub maps_bytes: u64,
 }
 
 /// The cache of flows of services with `tracking = "full"`.

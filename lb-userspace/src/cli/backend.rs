@@ -191,6 +191,7 @@ fn list(arguments: &List, context: &Context) -> anyhow::Result<Outcome> {
         flow_table: _,
         flow_cache: _,
         nat: _,
+        memory: _,
     } = block_on(source::status(&context.client, &arguments.pins.pin_dir))?;
     if let Some(name) = &arguments.service {
         let known: Vec<_> = services.iter().map(|service| service.name.clone()).collect();

@@ -61,6 +61,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
         flow_table: _,
         flow_cache: _,
         nat: _,
+        memory: _,
     } = block_on(source::status(&context.client, &pins.pin_dir))?;
     let answer = Answer {
         services: services.into_iter().map(Summary::from).collect(),

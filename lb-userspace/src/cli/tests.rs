@@ -140,6 +140,7 @@ pub(super) fn example_status() -> Status {
         flow_table: None,
         flow_cache: None,
         nat: None,
+        memory: None,
     }
 }
 

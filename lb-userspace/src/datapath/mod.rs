@@ -18,6 +18,7 @@ pub mod identity;
 pub mod load;
 pub mod maps;
 pub mod measure;
+pub mod memory;
 pub mod mmap;
 pub mod nat;
 pub mod parts;

@@ -5,8 +5,6 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use lb_common::layout::{FlowEntry, FlowKey, FlowOwner, FlowSeen};
 use lb_common::rule::State;
 use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::Maps;
+use xlb::datapath::memory;
 use xlb::datapath::pins::PinDir;
 
 use super::result::{Better, Fact, PartResult, Row};
@@ -224,7 +223,7 @@ fn start(lab: &Lab, scale: Scale) -> anyhow::Result<Seen> {
     let seen = Seen {
         ready,
         resident_mb: resident(agent.process()?.pid())? as f64 / MB,
-        maps_mb: maps_of(agent.pin_dir())? as f64 / MB,
+        maps_mb: memory::of_maps(agent.pin_dir())? as f64 / MB,
     };
     agent.order(&["detach"])?;
     agent.wait_end()?;
@@ -286,27 +285,6 @@ fn resident(pid: u32) -> anyhow::Result<u64> {
     Ok(kib.parse::<u64>()? * 1024)
 }
 
-/// Bytes of all maps that are pinned in a folder.
-fn maps_of(folder: &Path) -> anyhow::Result<u64> {
-    let mut sum = 0;
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            sum += maps_of(&path)?;
-        } else if let Ok(map) = MapData::from_pin(&path) {
-            // Programs and links are pinned there as well.
-            sum += memlock(map.fd().as_fd()).unwrap_or(0);
-        }
-    }
-    Ok(sum)
-}
-
-fn memlock(fd: BorrowedFd<'_>) -> anyhow::Result<u64> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-    let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-    Ok(line.context("no map")?.trim().parse()?)
-}
-
 /// Bytes of a flow table with room for so many flows: empty, and full.
 fn fill(flows: u32) -> anyhow::Result<(u64, u64)> {
     let folder = PinFolder::new("memory");
@@ -322,7 +300,7 @@ fn fill(flows: u32) -> anyhow::Result<(u64, u64)> {
     let mut ebpf = load::load(Features::default(), &KEY, sizes, Some(&pins))?;
     let mut maps = Maps::of(&mut ebpf, sizes, Some(&pins))?;
     let table = MapData::from_pin(pins.path("flows")).map_err(|error| anyhow!("the flow table: {error}"))?;
-    let empty = memlock(table.fd().as_fd())?;
+    let empty = memory::of_map(&table)?;
     for n in 0..flows {
         let key = FlowKey {
             source: [n, 0, 0, 0],
@@ -337,5 +315,5 @@ fn fill(flows: u32) -> anyhow::Result<(u64, u64)> {
         };
         maps.flows.set(&key, entry)?;
     }
-    Ok((empty, memlock(table.fd().as_fd())?))
+    Ok((empty, memory::of_map(&table)?))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::api::types::{FlowCacheStatus, PersistenceStatus};
+use crate::api::types::{FlowCacheStatus, MemoryStatus, PersistenceStatus};
 use crate::cli::human;
 
 pub(super) fn cache_lines(cache: &FlowCacheStatus) -> String {
@@ -28,6 +28,18 @@ pub(super) fn cache_lines(cache: &FlowCacheStatus) -> String {
         );
     }
     text
+}
+
+pub(super) fn memory_line(memory: &MemoryStatus) -> String {
+    let MemoryStatus {
+        agent_bytes,
+        maps_bytes,
+    } = *memory;
+    let agent = match agent_bytes {
+        0 => String::new(),
+        bytes => format!("the agent {}, ", human::bytes(bytes)),
+    };
+    format!("\nmemory: {agent}maps {}\n", human::bytes(maps_bytes))
 }
 
 /// A line under those of a service.

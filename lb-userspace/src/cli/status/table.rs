@@ -23,6 +23,7 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
         flow_table,
         flow_cache,
         nat,
+        memory,
     } = status;
     let attached = interfaces.iter().any(|interface| interface.mode != "detached");
     let mut text = agent_lines(agent, attached, screen);
@@ -48,6 +49,9 @@ pub(super) fn render(status: &Status, screen: &Screen) -> String {
         .map_or_else(String::new, remember::cache_lines);
     if let Some(nat) = nat {
         text += &nat::lines(nat);
+    }
+    if let Some(memory) = memory {
+        text += &remember::memory_line(memory);
     }
     text
 }

@@ -62,6 +62,9 @@ const IPVS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 40);
 /// The share of what goes without a load balancer that is promised, at the lower end of the confidence interval.
 const GOAL: f64 = 0.93;
 const CONNECTIONS: u32 = 64;
+/// Another one than nftables translates to: backends would see the same addresses and ports from both, and refuse what
+/// looks like an old connection's.
+const NAT_PORT: u16 = 81;
 
 /// Whom we promise to be ahead of, mode by mode: whose answers go straight to the client against all, what answers through
 /// the load balancer against its like.
@@ -116,7 +119,7 @@ impl Arm {
         match self {
             Self::Nothing => format!("http://{DIRECT}/"),
             Self::Ours => format!("http://{}/", VIPS_V4[0]),
-            Self::OursNat => format!("http://{}/", VIPS_V4[1]),
+            Self::OursNat => format!("http://{}:{NAT_PORT}/", VIPS_V4[1]),
             Self::Nftables => format!("http://{NATTED}/"),
             Self::Haproxy => format!("http://{}:8001/", lb.v4),
             Self::NginxStream => format!("http://{}:8002/", lb.v4),
@@ -248,14 +251,15 @@ impl Scene {
         ] {
             lb.netns.sysctl(variable, value)?;
         }
-        let service = |name, address: Ipv4Addr, forward| Service {
+        let service = |name, address: Ipv4Addr, port, forward| Service {
+            port,
             check: "type = \"tcp\"\n".into(),
             ..Service::http(name, address.into(), forward, Family::V4, &lab.backends)
         };
         let config = Config {
             services: vec![
-                service("web", VIPS_V4[0], Forward::DsrL2),
-                service("translated", VIPS_V4[1], Forward::Nat),
+                service("web", VIPS_V4[0], 80, Forward::DsrL2),
+                service("translated", VIPS_V4[1], NAT_PORT, Forward::Nat),
             ],
             ..Config::default()
         };

@@ -15,6 +15,7 @@ use xlb::control::{self, BackendStatus, Desired, Inputs};
 use xlb::datapath::apply::Dataplane;
 use xlb::datapath::attach;
 use xlb::datapath::clock::monotonic_ns;
+use xlb::datapath::has_frags;
 use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::Maps;
 use xlb::datapath::simulate::{self, Options};
@@ -116,7 +117,13 @@ fn load(services: u32, backends: u32) -> anyhow::Result<(Ebpf, Maps)> {
         clients: 4096,
         nat_flows: 1024,
     };
-    let mut ebpf = load::load(Features::default(), &KEY, sizes, None)?;
+    let features = Features {
+        frags: has_frags(),
+        ..Features::default()
+    };
+    let mut ebpf = load::load(features, &KEY, sizes, None)?;
+    // Before maps are taken out of it that the program names.
+    attach::verify(&mut ebpf, "lb")?;
     let maps = Maps::of(&mut ebpf, sizes, None)?;
     Ok((ebpf, maps))
 }
@@ -197,12 +204,11 @@ impl World {
         })
     }
 
-    /// The program that these tables are for, once it has been loaded.
+    /// The program that these tables are for.
     ///
     /// # Errors
-    /// What the verifier says.
-    pub fn program(&mut self) -> anyhow::Result<&ProgramFd> {
-        attach::verify(&mut self.ebpf, "lb")?;
+    /// Where there is none.
+    pub fn program(&self) -> anyhow::Result<&ProgramFd> {
         let program: &Xdp = self.ebpf.program("lb").context("the program")?.try_into()?;
         Ok(program.fd()?)
     }

@@ -2,9 +2,8 @@
 
 mod support;
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::thread::JoinHandle;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -14,6 +13,7 @@ use lb_tests::wait::wait_for;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
 };
+use support::bulk::{byte_at, send, sink};
 use support::{Xlb, addresses, service};
 
 /// Forward mode, service address, whether backends are IPv6, bytes of the outer headers.
@@ -62,58 +62,8 @@ fn started(backends: u8) -> anyhow::Result<(Lab, Xlb)> {
     Ok((lab, xlb))
 }
 
-/// The byte at a place of a stream; a shifted, repeated or lost part shows.
-fn byte_at(place: u64) -> u8 {
-    ((place / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (8 * (place % 8))) as u8
-}
-
 fn place(address: &str) -> SocketAddr {
     SocketAddr::new(address.parse().expect("an address"), PORT)
-}
-
-/// Reads one connection to its end, compares each byte with what was to come, and answers how many were right.
-fn sink(host: &Host) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
-    let listener = host.netns.enter(|| TcpListener::bind(("::", PORT)))?;
-    Ok(std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept()?;
-        let mut buffer = vec![0; 1 << 16];
-        let mut right = 0_u64;
-        loop {
-            let length = stream.read(&mut buffer)?;
-            if length == 0 {
-                break;
-            }
-            for byte in &buffer[..length] {
-                ensure!(*byte == byte_at(right), "byte {right} is wrong");
-                right += 1;
-            }
-        }
-        Ok(stream.write_all(&right.to_be_bytes())?)
-    }))
-}
-
-/// Sends so many bytes through one connection; gives back how many arrived right.
-fn send(lab: &Lab, to: SocketAddr, bytes: u64) -> anyhow::Result<u64> {
-    let mut stream = lab
-        .client
-        .netns
-        .enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)))?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(60)))?;
-    let mut buffer = vec![0; 1 << 16];
-    let mut sent = 0;
-    while sent < bytes {
-        let length = (bytes - sent).min(1 << 16) as usize;
-        for (byte, at) in buffer.iter_mut().zip(sent..).take(length) {
-            *byte = byte_at(at);
-        }
-        stream.write_all(&buffer[..length])?;
-        sent += length as u64;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    let mut answer = [0; 8];
-    stream.read_exact(&mut answer)?;
-    Ok(u64::from_be_bytes(answer))
 }
 
 #[test]
@@ -123,7 +73,7 @@ fn a_hundred_megabytes_through_one_connection_in_every_way() -> anyhow::Result<(
     let (lab, xlb) = started(1)?;
     for (forward, address, ..) in WAYS {
         let what = format!("{forward} {address}");
-        let sink = sink(&lab.backends[0]).context(what.clone())?;
+        let sink = sink(&lab.backends[0], PORT).context(what.clone())?;
         let arrived = send(&lab, place(address), BYTES).context(what.clone())?;
         assert_eq!(arrived, BYTES, "{what}");
         sink.join().expect("a thread that ends").context(what)?;
@@ -161,7 +111,7 @@ fn jumbo_frames_go_every_way_in_both_modes() -> anyhow::Result<()> {
                 Ok((count("packets")?, count("bytes")?))
             };
             let before = counted()?;
-            let sink = sink(&lab.backends[0]).context(what.clone())?;
+            let sink = sink(&lab.backends[0], PORT).context(what.clone())?;
             let arrived = send(&lab, place(address), BYTES).context(what.clone())?;
             assert_eq!(arrived, BYTES, "{what}");
             sink.join().expect("a thread that ends").context(what.clone())?;
@@ -276,7 +226,7 @@ fn clients_find_the_mtu_of_a_narrow_way() -> anyhow::Result<()> {
             Ok(())
         })?;
         let before = xlb.reason("too_big_answered")?;
-        let sink = sink(backend).context(what.clone())?;
+        let sink = sink(backend, PORT).context(what.clone())?;
         let arrived = send(&lab, place(address), 2_000_000).context(what.clone())?;
         assert_eq!(arrived, 2_000_000, "{what}");
         sink.join().expect("a thread that ends").context(what.clone())?;
@@ -301,7 +251,7 @@ fn service_addresses_answer_ping_and_the_first_hop_of_a_traced_route() -> anyhow
             assert!(text.contains("3 received, 0% packet loss"), "{what}: {text}");
         }
         // What `traceroute -T` does: a SYN with a hop limit of 1 is answered, so the service is one hop away.
-        let sink = sink(&lab.backends[0])?;
+        let sink = sink(&lab.backends[0], PORT)?;
         let to = place(address);
         let family = if to.is_ipv4() {
             AddressFamily::Inet

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test target uses a part")]
 
+pub mod bulk;
 mod world;
 
 use std::fs;

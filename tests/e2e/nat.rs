@@ -300,6 +300,22 @@ fn connections_outlive_the_agent() -> anyhow::Result<()> {
         ensure!(nat["ports"][0]["in_use"].as_u64() >= Some(8), "{nat}");
         Ok(())
     })?;
+    let listed: serde_json::Value = serde_json::from_str(&xlb.verb("conn list --service tcp2 -o json")?)?;
+    let listed = listed["connections"].as_array().context("connections")?;
+    assert_eq!(listed.len(), 8, "{listed:?}");
+    for connection in listed {
+        assert_eq!(connection["state"], "established", "{connection}");
+        let (port, backend) = (&connection["client_port"], &connection["backend"]);
+        let line = format!(
+            "explain {}:{port} 192.0.2.71:{PORT}/tcp -o json --pin-dir {}",
+            lab.client.v4,
+            xlb.pins.display()
+        );
+        let said: serde_json::Value = serde_json::from_str(&xlb.verb(&line)?)?;
+        assert_eq!(said["verdict"], "redirect", "{said}");
+        let backend = backend.as_str().context("a backend")?;
+        assert!(said["backend"].to_string().contains(backend), "{said}");
+    }
     for stream in &streams {
         stream.shutdown(Shutdown::Both)?;
     }

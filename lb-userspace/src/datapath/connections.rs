@@ -1,5 +1,5 @@
-//! The flows that are remembered, for people: those of slots on the move (the flow table), and those of services that
-//! remember every flow (the cache). Read from the pins, beside whoever works with them, a batch at a time.
+//! The flows that are remembered, for people: those of slots on the move (the flow table), those of services that
+//! remember every flow (the cache), and those that are translated. Read from the pins, beside whoever works with them, a batch at a time.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_common::layout::{FlowEntry, FlowKey, ServiceMeta};
+use lb_common::nat::{self, FORWARD, NatEntry, NatKey, NatState};
 use lb_common::rule::State;
 
 use super::flows::Cursor;
@@ -100,6 +101,22 @@ pub fn list(pins: &PinDir, filter: &Filter, now_ns: u64) -> Result<Listing, Erro
             break;
         }
     }
+    let mut cursor = Cursor::default();
+    loop {
+        let more = maps.nat.flows.read_batch(&mut cursor)?;
+        for (key, entry) in cursor.entries() {
+            if entry.direction != FORWARD {
+                continue;
+            }
+            let reply = maps.nat.flows.get(&entry.peer(key.kind))?;
+            if let Some(flow) = names.of_translated(&key, &entry, reply.as_ref(), now_ns) {
+                listing.take(flow, filter);
+            }
+        }
+        if !more {
+            break;
+        }
+    }
     for way in maps.flow_cache.all() {
         let Some(backend) = names.backends.get(&way.word.backend()) else {
             continue;
@@ -177,6 +194,43 @@ impl Names {
             }
         }
         Ok(Self { services, backends })
+    }
+
+    /// `None` where the service is gone.
+    fn of_translated(
+        &self,
+        key: &NatKey,
+        entry: &NatEntry,
+        reply: Option<&NatEntry>,
+        now_ns: u64,
+    ) -> Option<Flow> {
+        let (service, service_key) = self.services.get(&entry.service)?;
+        let family = (key.kind >> 8) as u8;
+        let place = |address, ports: u32| {
+            let address = identity::address(address, family)?;
+            Some(SocketAddr::new(address, u16::from_be(ports as u16)))
+        };
+        // One without a reply entry is on its way out.
+        let (stage, seen_ns) = match reply {
+            Some(reply) => (
+                match nat::state(entry.seen, reply.seen) {
+                    NatState::Opening => Stage::Unconfirmed,
+                    NatState::Established => Stage::Established,
+                    NatState::Closing | NatState::Closed | NatState::Reset => Stage::Closing,
+                },
+                entry.seen.at_ns().max(reply.seen.at_ns()),
+            ),
+            None => (Stage::Closing, entry.seen.at_ns()),
+        };
+        Some(Flow {
+            service: service.clone(),
+            key: *service_key,
+            client: place(key.source, key.ports),
+            backend: place(entry.destination, nat::turn(entry.ports)),
+            stage,
+            idle: Duration::from_nanos(now_ns.saturating_sub(seen_ns)),
+            cached: false,
+        })
     }
 
     /// `None` where the service is gone.

@@ -22,6 +22,7 @@ use aya::maps::Map;
 use lb_common::cache::Chooser;
 use lb_common::hash::{self, HashKey};
 use lb_common::layout::{Decision, FlowEntry, FlowKey, Slot, TableWord, kind};
+use lb_common::nat::NatKey;
 use lb_common::reason::Reason;
 
 use super::clock::monotonic_ns;
@@ -77,6 +78,7 @@ pub fn explain(pin_dir: &Path, query: &Query) -> Result<Explanation, Error> {
     let mut own = Maps::of(&mut ebpf, sizes, None)?;
     let place = Place::of(&live, &key, query)?;
     copy(&live, &mut own, place.as_ref())?;
+    copy_translated(&live, &mut own, query)?;
     let (decision, out) = run(
         &mut ebpf,
         &frame::build(query, place.as_ref().and_then(|place| place.entry)),
@@ -196,6 +198,27 @@ fn copy(live: &Maps, own: &mut Maps, place: Option<&Place>) -> Result<(), Error>
         .set(place.service, live.flow_control.get(place.service));
     own.flow_cache.copy_from(&live.flow_cache);
     own.clients.copy_from(&live.clients);
+    Ok(())
+}
+
+/// The same of a flow that is translated.
+fn copy_translated(live: &Maps, own: &mut Maps, query: &Query) -> Result<(), Error> {
+    let (source, family) = identity::words(query.source.ip());
+    let (destination, _) = identity::words(query.service.address);
+    let key = NatKey {
+        source,
+        destination,
+        ports: query.ports(),
+        kind: NatKey::kind(family, query.service.protocol.number()),
+    };
+    let Some(entry) = live.nat.flows.get(&key)? else {
+        return Ok(());
+    };
+    own.nat.flows.set(&key, entry)?;
+    let peer = entry.peer(key.kind);
+    if let Some(reply) = live.nat.flows.get(&peer)? {
+        own.nat.flows.set(&peer, reply)?;
+    }
     Ok(())
 }
 

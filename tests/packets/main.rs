@@ -13,6 +13,7 @@ mod flow_bench;
 mod flows;
 mod forward;
 mod fragments;
+mod fuzz;
 mod history;
 mod icmp;
 mod jumbo;

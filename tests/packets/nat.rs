@@ -1,7 +1,7 @@
 //! `nat` and `full-nat`: what a client and a backend send, through the program, both ways. What comes out is parsed and
 //! every checksum of it computed anew by `etherparse`.
 
-mod crowd;
+pub mod crowd;
 mod model;
 mod rewriting;
 mod spoiled;

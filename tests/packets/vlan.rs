@@ -32,7 +32,8 @@ pub fn with_vlans(announce: bool) -> Config {
     config
 }
 
-fn tags_of(backend: IpAddr) -> Option<Tags> {
+/// The tags that a backend is given.
+pub fn tags_of(backend: IpAddr) -> Option<Tags> {
     let last = match backend {
         IpAddr::V4(v4) => v4.octets()[3],
         IpAddr::V6(v6) => v6.octets()[15],

@@ -19,7 +19,7 @@ const NEAR_V6: &[(&str, u16)] = &[("2001:db8:1::11", 1), ("2001:db8:1::12", 1)];
 pub type Line<'a> = (&'a str, &'a str, u16, &'a str, &'a str, &'a [(&'a str, u16)]);
 
 /// Named after what they show.
-const SERVICES: [Line<'_>; 18] = [
+pub const SERVICES: [Line<'_>; 18] = [
     ("l2-tcp", "192.0.2.10", 80, "tcp", "dsr-l2", NEAR_V4),
     ("l2-udp", "192.0.2.10", 53, "udp", "dsr-l2", NEAR_V4),
     ("l2-tcp-v6", "2001:db8::10", 80, "tcp", "dsr-l2", NEAR_V6),
@@ -41,7 +41,7 @@ const SERVICES: [Line<'_>; 18] = [
 ];
 
 /// Services of ranges of ports, beside others on their addresses.
-const RANGES: &str = "
+pub const RANGES: &str = "
 [[service]]
 name = \"4in4-range\"
 address = \"192.0.2.20\"
@@ -80,7 +80,8 @@ pub fn config_of(services: &[Line<'_>], announce: bool) -> Config {
     Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
 }
 
-fn text_of(services: &[Line<'_>], announce: bool) -> String {
+/// The text of a configuration of services.
+pub fn text_of(services: &[Line<'_>], announce: bool) -> String {
     let announce = if announce { "l2" } else { "none" };
     let mut text = format!(
         "schema = 1\n[agent]\ninterfaces = [\"lo\"]\nannounce = \"{announce}\"\n\

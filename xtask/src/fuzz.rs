@@ -25,7 +25,7 @@ pub fn run(options: &Options) -> Result<()> {
     setup::ensure(Scope::Toolchain, options.yes, "fuzz")?;
     let mut cargo = run::cargo();
     cargo.args(["test", "-p", "lb-tests", "--test", "packets"]);
-    cargo.args(["model::crowd::longer", "--", "--ignored", "--nocapture"]);
+    cargo.args(["fuzz::longer", "--", "--ignored", "--nocapture"]);
     cargo.env("XLB_FUZZ_MINUTES", options.minutes.to_string());
     if let Some(seed) = &options.seed {
         cargo.env("XLB_FUZZ_SEED", seed);

@@ -6,19 +6,20 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use etherparse::IpNumber;
+use lb_common::reason::Reason;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use xlb::config::Config;
 use xlb::datapath::simulate::{MTU, Simulator};
 
-use super::Model;
+use super::{Model, features, tagged};
 use crate::build::{extended, no_operations, options, raw_in, syn, tcp_in, transport_of, udp_in, v4, v6};
-use crate::world::{config, world};
+use crate::world::{config, options as world_options, world_with};
 
 /// A service of each forward mode and family: what it shows, address, ports of its TCP and its UDP.
-const WAYS: [(&str, &str, u16, u16); 9] = [
+pub const WAYS: [(&str, &str, u16, u16); 9] = [
     ("dsr-l2, IPv4", "192.0.2.10", 80, 53),
     ("dsr-l2, IPv6", "2001:db8::10", 80, 53),
     ("dsr-ipip, IPv4 in IPv4", "192.0.2.20", 443, 443),
@@ -92,22 +93,47 @@ pub(crate) fn spoil(random: &mut StdRng, frame: &mut Vec<u8>) {
     }
 }
 
-struct Both {
+/// Program and model, with the same services.
+pub struct Both {
     world: Simulator,
     model: Model,
+    compare: fn(&mut Model, &mut Simulator, &[u8]) -> Reason,
+    /// Frames get tags before they go in.
+    tags: bool,
 }
 
 impl Both {
     fn new() -> Option<Self> {
-        let world = world(false)?;
-        let model = Model::new(&world, &config(false), MTU);
-        Some(Self { world, model })
+        Self::of(&config(false))
+    }
+
+    /// With the services of a configuration; where that has VLANs, frames have tags.
+    pub fn of(config: &Config) -> Option<Self> {
+        let world = world_with(config, &world_options())?;
+        let model = Model::new(&world, config, MTU);
+        let tags = config.agent.vlans;
+        let compare = if tags {
+            Model::compare_tagged
+        } else {
+            Model::compare
+        };
+        Some(Self {
+            world,
+            model,
+            compare,
+            tags,
+        })
     }
 
     /// Runs a frame through both; what they do not agree on is kept.
-    fn judge(&mut self, frame: &[u8]) {
-        let Self { world, model } = self;
-        let judged = catch_unwind(AssertUnwindSafe(|| model.compare(world, frame)));
+    pub fn judge(&mut self, frame: &[u8]) {
+        let Self {
+            world,
+            model,
+            compare,
+            ..
+        } = self;
+        let judged = catch_unwind(AssertUnwindSafe(|| compare(model, world, frame)));
         if let Err(panic) = judged {
             let digits: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
             let path = found().join(format!("{}.hex", &digits[digits.len().saturating_sub(16)..]));
@@ -119,15 +145,27 @@ impl Both {
         }
     }
 
-    fn crowd(&mut self, way: (&str, &str, u16, u16), seed: u64) {
-        println!("{}: {CROWD} packets, seed {seed:#x}", way.0);
+    /// So many packets of a way, whole and spoiled.
+    pub fn crowd(&mut self, way: (&str, &str, u16, u16), packets: u32, seed: u64) {
+        println!("{}: {packets} packets, seed {seed:#x}", way.0);
         let mut random = StdRng::seed_from_u64(seed);
-        for _ in 0..CROWD {
+        for _ in 0..packets {
             let mut frame = packet(&mut random, way);
+            if self.tags {
+                frame = tagged::with(&frame, &some_tags(&mut random));
+            }
             spoil(&mut random, &mut frame);
             self.judge(&frame);
         }
     }
+}
+
+/// Up to three tags, one of which may be none.
+fn some_tags(random: &mut StdRng) -> Vec<u8> {
+    let kinds = [[0x81, 0x00], [0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]];
+    let number = random.random_range(0..4);
+    let tag = |_| [kinds[random.random_range(0..kinds.len())], random.random()].concat();
+    (0..number).flat_map(tag).collect()
 }
 
 fn found() -> PathBuf {
@@ -146,7 +184,7 @@ macro_rules! crowds {
         $(#[test]
         fn $name() {
             if let Some(mut both) = Both::new() {
-                both.crowd(WAYS[$way], seed().unwrap_or(SEED));
+                both.crowd(WAYS[$way], CROWD, seed().unwrap_or(SEED));
             }
         })+
     };
@@ -165,24 +203,8 @@ crowds! {
 }
 
 #[test]
-#[ignore = "runs as long as XLB_FUZZ_MINUTES says: cargo xtask fuzz"]
-fn longer() {
-    let minutes =
-        std::env::var("XLB_FUZZ_MINUTES").map_or(1, |text| text.parse().expect("a number of minutes"));
-    let until = Instant::now() + Duration::from_secs(60 * minutes);
-    let Some(mut both) = Both::new() else { return };
-    let mut next = seed().unwrap_or_else(rand::random);
-    while Instant::now() < until {
-        for way in WAYS {
-            both.crowd(way, next);
-        }
-        next = next.wrapping_add(1);
-    }
-}
-
-#[test]
 fn what_was_found_before() {
-    let Some(mut both) = Both::new() else { return };
+    let Some(mut all) = features::all() else { return };
     let mut files: Vec<_> = fs::read_dir(found())
         .expect("the folder of frames")
         .map(|entry| entry.expect("a file").path())
@@ -201,6 +223,8 @@ fn what_was_found_before() {
             })
             .collect();
         println!("{}", path.display());
-        both.judge(&frame);
+        for (_, both) in &mut all {
+            both.judge(&frame);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use lb_common::reason::Reason;
 
@@ -10,8 +11,11 @@ use super::{Expected, FRAGMENT, Model, Packet, TCP, UDP, be, walk};
 /// What the fragments of a datagram have in common; the protocol counts for IPv4 only.
 type Key = (IpAddr, IpAddr, u32, Option<u8>);
 
-/// The service and the backend of datagrams; `None`: no service's.
-pub type Remembered = HashMap<Key, Option<(usize, IpAddr)>>;
+/// The service and the backend of datagrams, `None`: no service's; and when their first fragment came.
+pub type Remembered = HashMap<Key, (Option<(usize, IpAddr)>, Instant)>;
+
+/// So long a first fragment is remembered for certain. The program forgets it a second later.
+const CERTAIN: Duration = Duration::from_secs(29);
 
 impl Model {
     pub(super) fn fragment_v4(
@@ -60,24 +64,27 @@ impl Model {
         let expected = self.transport(packet, protocol, offset);
         match &expected {
             Expected::Placed { service, backend, .. } if more => {
-                self.fragments.insert(key, Some((*service, *backend)));
+                let place = Some((*service, *backend));
+                self.fragments.insert(key, (place, Instant::now()));
             }
             Expected::Judged {
                 reason: Reason::NotService,
                 ..
             } => {
-                self.fragments.insert(key, None);
+                self.fragments.insert(key, (None, Instant::now()));
             }
             _ => {}
         }
         expected
     }
 
-    fn later(&self, packet: &Packet<'_>, key: &Key) -> Expected {
-        match self.fragments.get(key) {
+    fn later(&mut self, packet: &Packet<'_>, key: &Key) -> Expected {
+        let found = self.fragments.get(key);
+        self.unsure = found.is_some_and(|(_, at)| at.elapsed() > CERTAIN);
+        match found {
             None => Reason::Fragment.into(),
-            Some(None) => Reason::NotService.into(),
-            Some(Some((service, backend))) => Expected::Placed {
+            Some((None, _)) => Reason::NotService.into(),
+            Some((Some((service, backend)), _)) => Expected::Placed {
                 service: *service,
                 backend: *backend,
                 length: packet.bytes.len(),

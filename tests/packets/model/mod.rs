@@ -2,6 +2,7 @@
 //! become of a frame.
 
 pub(crate) mod crowd;
+pub mod features;
 mod fragment;
 mod icmp;
 mod random;
@@ -73,6 +74,10 @@ pub struct Model {
     mtu: usize,
     /// Where first fragments went.
     fragments: fragment::Remembered,
+    /// The frame is a later fragment whose first one came so long ago that the program may have forgotten it.
+    unsure: bool,
+    /// The program looks for answers that it translates among what is no service's.
+    translates: bool,
 }
 
 /// A packet without its link-layer header.
@@ -107,6 +112,8 @@ impl Model {
             owners,
             mtu: mtu as usize,
             fragments: fragment::Remembered::new(),
+            unsure: false,
+            translates: config.translates(),
         }
     }
 
@@ -120,7 +127,11 @@ impl Model {
 
     fn judge_outcome(&mut self, frame: &[u8], outcome: &Outcome) -> Reason {
         out::check("a frame of the model", frame, outcome);
+        self.unsure = false;
         let expected = self.expect(frame);
+        if self.unsure {
+            return outcome.reason;
+        }
         let announced = matches!(outcome.reason, Reason::ArpReply | Reason::NeighborReply);
         let (reason, service, backend) = match expected {
             // Answers have tests of their own; here they only must not come for anything else.
@@ -128,6 +139,11 @@ impl Model {
                 reason: Reason::NotIp | Reason::OtherProtocol,
                 ..
             } if announced => (outcome.reason, None, None),
+            // Both are passed; the one that looks for answers says it of what cannot be one.
+            Expected::Judged {
+                reason: Reason::NotService,
+                ..
+            } if self.translates && outcome.reason == Reason::OtherProtocol => (outcome.reason, None, None),
             Expected::Judged { reason, service } => (reason, service, None),
             Expected::Placed {
                 service,

@@ -298,13 +298,18 @@ impl Crowd {
     }
 }
 
-fn crowd(number: usize) {
+/// How many ways there are.
+pub const WAYS: usize = 8;
+
+/// The packets of one way; gives back how many.
+pub fn crowd(number: usize, seed: u64) -> u32 {
     let way = Way {
         ports: (1024, 65_535),
         ..all_ways()[number].clone()
     };
-    let Some(mut world) = World::new(&way) else { return };
-    let seed = seed().unwrap_or(SEED);
+    let Some(mut world) = World::new(&way) else {
+        return 0;
+    };
     // Each mode and family has two: one for TCP, one for UDP.
     let packets = CROWD / 2;
     println!("{}: {packets} packets, seed {seed:#x}", way.name());
@@ -314,6 +319,7 @@ fn crowd(number: usize) {
         known: Vec::new(),
     };
     crowd.run(&mut world, packets);
+    packets
 }
 
 /// One test a way, so that they run side by side.
@@ -321,7 +327,7 @@ macro_rules! crowds {
     ($($name:ident = $way:literal;)+) => {
         $(#[test]
         fn $name() {
-            crowd($way);
+            crowd($way, seed().unwrap_or(SEED));
         })+
     };
 }

@@ -1,8 +1,13 @@
-//! The known limits, each with its extent: what the documentation says of them, and no more.
+//! The known limits, each with its extent: what the documentation says of them, and no more. What a reboot costs show
+//! the real maps too (`tests/packets/crash/reboot.rs`).
 
 use lb_common::layout::{FlowControl, Slot};
 use lb_common::rule::{CONFIRM_WINDOW, Packet, Standing};
+use xlb::control::step::{self, Generation, Step, Tables};
+use xlb::datapath::sweep::{self, CLOSING_NS, Case, Verdict};
+use xlb::model::Tracking;
 
+use crate::agent::SECOND;
 use crate::kernel::{BACKENDS, Kernel};
 
 const A: u32 = 1;
@@ -78,14 +83,169 @@ fn a_late_copy_of_a_syn() {
     assert_eq!(goes(&mut world, data(2)), A);
 }
 
+/// The slot opens when the flow has just been seen for the last time, and the agent steps once a second.
 #[test]
 fn a_flow_that_is_idle_for_longer_than_the_window() {
+    const WINDOW: u64 = 900;
+    let mut world = kernel(STABLE);
+    let mut tables = Tables {
+        now: Generation::stable(&[A]),
+        ..Tables::default()
+    };
+    let mut lost = None;
+    for second in 0..2 * WINDOW {
+        let step = Step {
+            tracking: Tracking::Moved,
+            want: &[B],
+            standing: &|_| Standing::Serves,
+            takes_new: &|_| true,
+            now_ns: (10_000 + second) * SECOND,
+            window_ns: WINDOW * SECOND,
+            refused_ns: 0,
+            room: 1,
+            scan: None,
+        };
+        tables = step::advance(&tables, &step).tables;
+        world.record.now.clone_from(&tables.now.slots);
+        let to = world.lookup(FLOW, data(1));
+        if to == B {
+            lost.get_or_insert(second);
+        }
+        assert_eq!(to == B, lost.is_some(), "once for all");
+    }
+    // A second for packets on their way, and one in which the service is held.
+    assert_eq!(lost, Some(WINDOW + 2));
+
+    // One segment within it is enough.
     let mut seen = kernel(MOVED);
     assert_eq!(goes(&mut seen, data(1)), A);
     seen.record.now = vec![SETTLED];
     assert_eq!(goes(&mut seen, data(2)), A);
-    let mut idle = kernel(SETTLED);
-    assert_eq!(goes(&mut idle, data(2)), B);
+}
+
+#[test]
+fn a_half_closed_connection_that_is_idle() {
+    let mut world = kernel(MOVED);
+    goes(&mut world, Packet::Syn(ISN));
+    goes(&mut world, data(1));
+    let fin = Packet::Last {
+        sequence: ISN.wrapping_add(2),
+        reset: false,
+    };
+    assert_eq!(goes(&mut world, fin), B);
+    let entry = world.flows[world.at(FLOW)].expect("its entry");
+    let verdict = |idle_ns: u64| {
+        sweep::judge(&Case {
+            entry,
+            now_ns: entry.seen.at_ns() + idle_ns,
+            idle_ns: 900 * SECOND,
+            dead_before_ns: 0,
+            other_dead_before_ns: None,
+            slot: Some(MOVED),
+        })
+    };
+    assert_eq!(verdict(CLOSING_NS), Verdict::Keep);
+    assert_eq!(verdict(CLOSING_NS + 2 * SECOND), Verdict::Expired);
+    assert_eq!(goes(&mut world, data(3)), B);
+    world.take(world.at(FLOW));
+    assert_eq!(goes(&mut world, data(4)), A);
+}
+
+#[test]
+fn a_forged_syn_that_guesses_the_clients_number() {
+    for (behind, expected) in [(0, A), (1, B), (CONFIRM_WINDOW, B), (CONFIRM_WINDOW + 1, A)] {
+        let mut world = kernel(MOVED);
+        assert_eq!(
+            goes(&mut world, Packet::Syn(ISN.wrapping_sub(behind))),
+            B,
+            "forged"
+        );
+        assert_eq!(goes(&mut world, data(0)), expected, "{behind} bytes behind");
+    }
+    // Too late where the flow was seen before.
+    let mut world = kernel(MOVED);
+    assert_eq!(goes(&mut world, data(0)), A);
+    assert_eq!(goes(&mut world, Packet::Syn(ISN.wrapping_sub(1))), A, "forged");
+    assert_eq!(goes(&mut world, data(0)), A);
+}
+
+/// A closing entry is taken over by the SYN that writes last: a forged one at the very moment of the real one.
+#[test]
+fn a_forged_syn_at_the_moment_of_the_real_one() {
+    for (forged_last, expected) in [(false, B), (true, A)] {
+        let mut world = kernel(MOVED);
+        assert_eq!(goes(&mut world, data(0)), A);
+        let fin = Packet::Last {
+            sequence: ISN,
+            reset: false,
+        };
+        assert_eq!(goes(&mut world, fin), A);
+        let forged = world.enter(FLOW, Packet::Syn(9 << 20));
+        let real = world.enter(FLOW, Packet::Syn(ISN));
+        let order = if forged_last {
+            [real, forged]
+        } else {
+            [forged, real]
+        };
+        for passing in &order {
+            assert_eq!(world.leave(passing, 2).backend, B);
+        }
+        assert_eq!(goes(&mut world, data(1)), expected);
+    }
+    // One after the other, the real one stays.
+    let mut world = kernel(MOVED);
+    goes(&mut world, Packet::Syn(ISN));
+    assert_eq!(goes(&mut world, Packet::Syn(9 << 20)), A, "forged");
+    assert_eq!(goes(&mut world, data(1)), B);
+}
+
+/// The client of an established entry vanished, and its ports are used again.
+#[test]
+fn ports_that_are_used_again() {
+    let vanished = || {
+        let mut world = kernel(MOVED);
+        goes(&mut world, Packet::Syn(77));
+        goes(&mut world, Packet::Data(78));
+        // The next connection follows the entry.
+        assert_eq!(goes(&mut world, Packet::Syn(ISN)), B);
+        world
+    };
+    let mut world = vanished();
+    assert_eq!(goes(&mut world, data(1)), B);
+    // The entry expires between its SYN and its next segment.
+    let mut world = vanished();
+    world.take(world.at(FLOW));
+    assert_eq!(goes(&mut world, data(1)), A);
+    // Or the sweep takes it out before the segment and puts it back after it, because the SYN changed nothing.
+    let mut world = vanished();
+    let at = world.at(FLOW);
+    let entry = world.take(at).expect("its entry");
+    assert_eq!(goes(&mut world, data(1)), A);
+    world.put_back(at, entry);
+    assert_eq!(goes(&mut world, data(2)), A);
+    // The segment must come between the two.
+    let mut world = vanished();
+    let entry = world.take(at).expect("its entry");
+    world.put_back(at, entry);
+    assert_eq!(goes(&mut world, data(1)), B);
+}
+
+#[test]
+fn datagrams_that_are_refused_for_a_whole_window() {
+    let mut world = kernel(MOVED);
+    world.control.udp_left = 0;
+    assert_eq!(goes(&mut world, Packet::Datagram), A);
+    assert_eq!(world.control.refused_ns, 0, "windows are not prolonged");
+    world.record.now = vec![SETTLED];
+    assert_eq!(goes(&mut world, Packet::Datagram), B);
+    // One that is not refused within it is enough.
+    let mut world = kernel(MOVED);
+    world.control.udp_left = 0;
+    goes(&mut world, Packet::Datagram);
+    world.control.udp_left = 1;
+    goes(&mut world, Packet::Datagram);
+    world.record.now = vec![SETTLED];
+    assert_eq!(goes(&mut world, Packet::Datagram), A);
 }
 
 #[test]

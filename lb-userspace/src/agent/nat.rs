@@ -14,6 +14,7 @@ use crate::datapath::Error;
 use crate::datapath::clock::monotonic_ns;
 use crate::datapath::nat::NatFlows;
 use crate::datapath::nat::sweep::{self, NatReport, NatView};
+use crate::model::BackendId;
 
 /// Between two sweeps; while the table is filling up.
 const SOON: Duration = Duration::from_secs(1);
@@ -146,6 +147,16 @@ impl Agent {
                 .collect(),
             pressed: last.is_some_and(|report| report.presses(self.dataplane.maps.nat.capacity())),
         }
+    }
+
+    /// Translated flows of a backend, by the last scan.
+    pub(super) fn nat_flows_on(&self, id: &BackendId) -> u64 {
+        let report = self.nat.as_ref().and_then(NatSweeper::report);
+        let index = self.dataplane.index_of(id);
+        let count = report
+            .zip(index)
+            .and_then(|(report, index)| report.backends.get(&index).copied());
+        count.unwrap_or(0)
     }
 
     /// What `status` says of translated flows.

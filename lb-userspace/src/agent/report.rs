@@ -158,7 +158,7 @@ impl Agent {
                 packets: counted.packets,
                 bytes: counted.bytes,
                 new_flows: counted.new_flows,
-                remembered_flows: Some(self.dataplane.flows_on(&id)),
+                remembered_flows: Some(self.dataplane.flows_on(&id) + self.nat_flows_on(&id)),
                 unseen_flows_until: self.unseen_flows_until(&id),
                 packet_mtu: want.packet_mtu,
                 changed: observed.changed.map(rfc3339),

@@ -279,7 +279,8 @@ pub struct BackendStatus {
     pub bytes: u64,
     pub new_flows: u64,
     /// Flows that are remembered as its own: those of slots on the move, by the last scan of the flow table; with
-    /// `tracking = "full"` all that have not ended. `null` where no agent runs.
+    /// `tracking = "full"` all that have not ended; where addresses are translated all that there are. `null` where no
+    /// agent runs.
     #[serde(default)]
     pub remembered_flows: Option<u64>,
     /// Until when flows may be idle on it that nobody has seen, in slots that it does not own any longer; RFC 3339,

@@ -413,6 +413,7 @@ impl Stage {
     /// # Errors
     /// Where that is refused.
     pub fn other_program(&mut self, other: bool) -> anyhow::Result<()> {
+        let before = self.programs()?;
         self.config.services.retain(|service| service.name != "all-ports");
         if other {
             let mut all = self.config.services[0].clone();
@@ -422,7 +423,19 @@ impl Stage {
             all.check = format!("port = {PORT}\n");
             self.config.services.push(all);
         }
-        self.reload()
+        self.reload()?;
+        let after = self.programs()?;
+        ensure!(before != after, "the program is the same: {before:?}");
+        Ok(())
+    }
+
+    /// The program on each interface.
+    fn programs(&self) -> anyhow::Result<Vec<u32>> {
+        let interfaces = self.agent.status()?.interfaces;
+        let ids = interfaces
+            .iter()
+            .map(|interface| interface.program_id.context("a program"));
+        ids.collect()
     }
 
     /// Writes the configuration as it should be and reloads it.

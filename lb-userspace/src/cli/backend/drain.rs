@@ -2,7 +2,7 @@
 //!
 //! The load balancer does not know of flows that are idle. After one idle timeout all that live have been seen, so
 //! this waits for the end of the windows of the backend's slots, and says how many flows are seen on it meanwhile. With
-//! `tracking = "full"` every flow is known: then the wait is over when none is left, and after an idle timeout at the
+//! `tracking = "full"`, and where addresses are translated, every flow is known: then the wait is over when none is left, and after an idle timeout at the
 //! latest, as elsewhere.
 
 use std::thread;
@@ -67,7 +67,7 @@ fn left(status: &Status, order: &BackendOrder) -> Left {
     for (service, backend) in backends {
         let flows = backend.remembered_flows.unwrap_or(0);
         left.remembered_flows += flows;
-        if service.tracking == "full" && flows > 0 {
+        if (service.tracking == "full" || service.forward.translates()) && flows > 0 {
             left.known_ms = left.known_ms.max(service.idle_timeout_ms.unwrap_or(0));
         }
         // RFC 3339 in UTC sorts as time does.

@@ -40,7 +40,9 @@ pub struct NatReport {
     pub took_ns: u64,
     /// Flows that stayed.
     pub flows: u64,
-    /// Of those: without a packet for ten seconds at least, and waiting for an answer, closing or closed.
+    /// The same by index of the backend.
+    pub backends: BTreeMap<u32, u64>,
+    /// Of all that stayed: without a packet for ten seconds at least, and waiting for an answer, closing or closed.
     pub fading: u64,
     /// Ports in use, by address of ours.
     pub ports: BTreeMap<IpAddr, u64>,
@@ -170,6 +172,7 @@ impl NatReport {
 
     fn stays(&mut self, key: &NatKey, entry: &NatEntry) {
         self.flows += 1;
+        *self.backends.entry(entry.backend).or_default() += 1;
         if entry.source != key.source
             && let Some(address) = identity::address(entry.source, (key.kind >> 8) as u8)
         {

@@ -200,6 +200,11 @@ fn table(run: &Run) -> String {
             settled.after_s
         );
     }
+    let _ = write!(
+        text,
+        "\n{} right answers; {} packets found no room in the load balancer's device",
+        run.answers, run.no_room
+    );
     for arm in arms(run) {
         let _ = write!(text, "\nbroken with tracking = \"{arm}\": {}", broken(run, arm));
     }

@@ -97,8 +97,11 @@ pub struct Outcome {
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
     pub outcomes: Vec<Outcome>,
-    /// Packets that arrived with a wrong checksum, or that the driver would not send: faults of the network.
+    /// Packets that arrived with a wrong checksum: a fault of the network.
     pub network_faults: u64,
+    /// Packets that the program sent and the device of the load balancer had no room for: a flood is faster than the
+    /// machine. TCP sends them again.
+    pub no_room: u64,
     /// Right answers.
     pub answers: u64,
     /// What came after the clients of the first stage had left.
@@ -139,6 +142,7 @@ pub fn perform(plan: &Plan) -> anyhow::Result<Run> {
     let mut run = Run {
         outcomes: Vec::new(),
         network_faults: 0,
+        no_room: 0,
         answers: 0,
         settled: Vec::new(),
     };
@@ -169,7 +173,8 @@ pub fn perform(plan: &Plan) -> anyhow::Result<Run> {
             run.outcomes.push(outcome);
         }
         run.answers += stage.flows()?.answers();
-        run.network_faults += stage.lab.checksum_errors()? + stage.lab.tx_errors()?;
+        run.network_faults += stage.lab.checksum_errors()?;
+        run.no_room += stage.lab.tx_errors()?;
         // It takes a minute, and once is enough.
         if plan.to_the_end && run.settled.is_empty() {
             run.settled.push(settle(&mut stage, &watch, options.window));

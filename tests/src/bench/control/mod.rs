@@ -2,6 +2,7 @@
 
 mod agent;
 mod probes;
+mod scan;
 mod swap;
 mod tables;
 
@@ -34,6 +35,8 @@ enum Piece {
     Swap,
     /// The prober.
     Probes,
+    /// The sweep of a full flow table.
+    Scan,
 }
 
 /// Measures.
@@ -87,6 +90,11 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
             };
             probes::measure(load, runs, &mut table)?;
         }
+    }
+    if wants(Piece::Scan) {
+        println!("  a scan of the flow table");
+        scan::measure(runs, &mut table)?;
+        table.promise(scan::GROUP, "scanned, with the pauses between batches", 500.0);
     }
     Ok(table.result(runs))
 }

@@ -230,6 +230,21 @@ fn ports_that_are_used_again() {
     assert_eq!(goes(&mut world, data(1)), B);
 }
 
+/// The sweep holds an entry whose flow was seen since it looked, and its agent dies before it puts it back.
+#[test]
+fn an_agent_that_dies_with_an_entry_in_its_hands() {
+    let mut world = kernel(MOVED);
+    goes(&mut world, Packet::Syn(ISN));
+    assert_eq!(goes(&mut world, data(1)), B);
+    world.take(world.at(FLOW));
+    assert_eq!(goes(&mut world, data(2)), A);
+    // A flow of `previous` is where it was: it has none to lose.
+    let mut world = kernel(MOVED);
+    assert_eq!(goes(&mut world, data(1)), A);
+    world.take(world.at(FLOW));
+    assert_eq!(goes(&mut world, data(2)), A);
+}
+
 #[test]
 fn datagrams_that_are_refused_for_a_whole_window() {
     let mut world = kernel(MOVED);

@@ -39,7 +39,7 @@ fn a_million_flows_within_one_percent_of_the_weights() {
     assert_eq!(evicted as usize, 1_000_000 - stage.ways());
 }
 
-/// Three degrees of freedom: above 22 one time in 15,000.
+/// Three degrees of freedom: above 22 one time in 15,000, twice in a row one time in 200 million.
 #[test]
 fn random_choices_follow_the_weights() {
     let weights = [1, 2, 3, 4];
@@ -47,17 +47,19 @@ fn random_choices_follow_the_weights() {
         return;
     };
     const FLOWS: u32 = 50_000;
-    let counts = shares(&stage, FLOWS, weights.len());
-    let chi_square: f64 = counts
-        .iter()
-        .zip(weights)
-        .map(|(count, weight)| {
+    let chi_square = |stage: &Stage| {
+        let counts = shares(stage, FLOWS, weights.len());
+        let squares = counts.iter().zip(weights).map(|(count, weight)| {
             let expected = f64::from(FLOWS) * f64::from(weight) / 10.0;
             (f64::from(*count) - expected).powi(2) / expected
-        })
-        .sum();
-    println!("{counts:?}: chi-square {chi_square:.1}");
-    assert!(chi_square < 22.0, "{counts:?}: {chi_square}");
+        });
+        let sum: f64 = squares.sum();
+        println!("{counts:?}: chi-square {sum:.1}");
+        sum
+    };
+    let follows = chi_square(&stage) < 22.0
+        || Stage::new("random", Protocol::Udp, &weights).is_some_and(|stage| chi_square(&stage) < 22.0);
+    assert!(follows);
     // And it is random: the choices of one run are not those of another.
     let Some(again) = Stage::new("random", Protocol::Udp, &weights) else {
         return;

@@ -51,7 +51,13 @@ impl Plan {
     /// The short form that tests run.
     #[must_use]
     pub fn short() -> Self {
-        let events = vec![Event::Drained, Event::Ready, Event::Killed, Event::BackUp];
+        let events = vec![
+            Event::Drained,
+            Event::Ready,
+            Event::Killed,
+            Event::BackUp,
+            Event::Upgraded,
+        ];
         Self {
             to_the_end: false,
             ..Self::new(events, 6, 300, Duration::from_secs(6))

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use lb_common::layout::{FlowEntry, FlowKey, FlowOwner, FlowSeen};
 use lb_common::rule::State;
+use nix::time::{ClockId, clock_gettime};
 use xlb::datapath::clock::monotonic_ns;
 use xlb::datapath::load::{self, Features, Sizes};
 use xlb::datapath::maps::Maps;
@@ -71,13 +72,19 @@ pub fn measure(runs: usize, table: &mut Table) -> anyhow::Result<()> {
             batch.set(Instant::now());
             true
         };
-        let begun = Instant::now();
+        let (begun, begun_cpu) = (Instant::now(), processor_time()?);
         let report = sweep::sweep(&mut maps.flows, &|| Arc::clone(&view), &monotonic_ns, &go_on)?;
-        let took = begun.elapsed();
+        let (took, took_cpu) = (begun.elapsed(), processor_time()? - begun_cpu);
         let stay = report.context("a scan")?.states.total();
         ensure!(stay == u64::from(ENTRIES), "{stay} entries");
         table.ms(GROUP, "scanned, with the pauses between batches", took);
+        table.ms(GROUP, "processor time of it", took_cpu);
         table.ms(GROUP, "the longest batch", longest.get());
     }
     Ok(())
+}
+
+/// Of this thread.
+fn processor_time() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }

@@ -12,6 +12,7 @@ use crate::api::types::{
     AgentCheckStatus, AgentStatus, BackendStats, BackendStatus, DriverStats, InterfaceStatus, MemoryStatus,
     RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
 };
+use crate::config::Role;
 use crate::control::DesiredService;
 use crate::control::slow_start::STEPS;
 use crate::datapath::maps::add;
@@ -180,7 +181,11 @@ impl Agent {
             all_down: wanted.all_down,
             pool: service.pool.clone(),
             selection: Some(wanted.why),
-            backups_in_use: wanted.backups,
+            backups_in_use: wanted.backups
+                && wanted
+                    .backends
+                    .values()
+                    .any(|backend| backend.role == Role::Backup),
             packets: total.packets,
             bytes: total.bytes,
             new_flows: total.new_flows,

@@ -323,7 +323,9 @@ pub(in crate::cli) fn backend_row(
         notes.push(format!("UNRESOLVED: {why}"));
     }
     let failed = matches!(check.code.passed(), Some(false)) || check.code == CheckCode::Sockerr;
-    if failed && split_status(&check.detail).is_none() && !check.detail.is_empty() {
+    // The status alone stands beside the code.
+    let told = check.code != CheckCode::L7rsp && split_status(&check.detail).is_some();
+    if failed && !told && !check.detail.is_empty() {
         notes.push(format!("check: {}", check.detail));
     }
     (cells, notes)

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self as nix_socket, MsgFlags};
+use nix::sys::socket::{self as nix_socket, MsgFlags, setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +21,9 @@ use crate::health::socket::watch;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// Of each listener, as the kernel counts: for thousands of answers.
+const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
 /// Packets that a session has not looked at yet; more are lost, as on any link.
 const ROOM: usize = 256;
@@ -264,6 +267,11 @@ pub(super) fn filter_with(socket: &impl AsFd, filter: &[libc::sock_filter]) -> i
 fn listener(ethertype: u16, first_port: u16) -> io::Result<OwnedFd> {
     let socket = packet_socket(libc::SOCK_DGRAM)?;
     filter_with(&socket, &filter(ethertype, first_port))?;
+    // Answers to all probes wait here while others have the processor: one that is lost is silence. More than the usual
+    // limit takes a right that the agent has; without it the limit is what we get.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER_BYTES)?;
+    }
     let address = link_address(ethertype);
     // SAFETY: the address is valid for the length passed.
     let bound = unsafe {

@@ -239,6 +239,74 @@ fn clients_find_the_mtu_of_a_narrow_way() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Not the load balancer's own link is narrow but one behind a router: it says so, and clients are told.
+///
+/// ```text
+///   client (1500) --- lb (1600) --- b2, a router (1600) === 1400 === b1
+/// ```
+#[test]
+fn what_a_router_on_the_way_says_reaches_the_clients() -> anyhow::Result<()> {
+    privileged!("what_a_router_on_the_way_says_reaches_the_clients");
+    const MTU: u64 = 1400;
+    let lab = Lab::new(LabOptions {
+        backends: 2,
+        decap: true,
+        ..LabOptions::default()
+    })?;
+    let [backend, router] = &lab.backends[..] else {
+        anyhow::bail!("two backends")
+    };
+    // It forwards what comes for the other one, as it is.
+    router.unwrap_from(&["10.77.0.99".into(), "fd77::99".into()])?;
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        router.netns.sysctl(key, "1")?;
+    }
+    for scope in ["all", "eth0"] {
+        router
+            .netns
+            .sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
+        lab.lb
+            .netns
+            .sysctl(&format!("net/ipv6/conf/{scope}/accept_redirects"), "0")?;
+    }
+    let ((b4, b6), (r4, r6)) = ((backend.v4, backend.v6), (router.v4, router.v6));
+    router.netns.ip(&format!(
+        "route add {b4}/32 dev eth0 mtu lock {MTU}\nroute add {b6}/128 dev eth0 mtu lock {MTU}\n"
+    ))?;
+    lab.lb.netns.ip(&format!(
+        "route add {b4}/32 via {r4}\nroute add {b6}/128 via {r6}\n"
+    ))?;
+    let ways: Vec<_> = WAYS.iter().filter(|(forward, ..)| *forward != "dsr-l2").collect();
+    let all: String = ways
+        .iter()
+        .enumerate()
+        .map(|(n, (forward, address, v6, _))| {
+            let own = if *v6 { b6.to_string() } else { b4.to_string() };
+            let name = format!("way{n}");
+            service(&name, address, PORT, "tcp", forward, "type = \"none\"", &[own])
+        })
+        .collect();
+    let xlb = Xlb::started(&lab, "", &all)?;
+    for (n, (forward, address, v6, overhead)) in ways.iter().enumerate() {
+        let what = format!("{forward} {address}");
+        let own = if *v6 { b6.to_string() } else { b4.to_string() };
+        let before = xlb.reason("too_big_answered")?;
+        let sink = sink(backend, PORT).context(what.clone())?;
+        let arrived = send(&lab, place(address), 2_000_000).context(what.clone())?;
+        assert_eq!(arrived, 2_000_000, "{what}");
+        sink.join().expect("a thread that ends").context(what.clone())?;
+        let said = xlb.backend(&format!("way{n}"), &own)?;
+        assert_eq!(said["packet_mtu"], MTU - overhead, "{what}: {said}");
+        assert!(said["path_mtu_until"].is_string(), "{what}: {said}");
+        assert!(
+            xlb.reason("too_big_answered")? > before,
+            "{what}: nobody was told"
+        );
+    }
+    assert_eq!(lab.checksum_errors()?, 0);
+    Ok(())
+}
+
 #[test]
 fn service_addresses_answer_ping_and_the_first_hop_of_a_traced_route() -> anyhow::Result<()> {
     privileged!("service_addresses_answer_ping_and_the_first_hop_of_a_traced_route");

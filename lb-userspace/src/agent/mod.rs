@@ -24,6 +24,7 @@ mod members;
 mod migrate;
 mod nat;
 mod orders;
+mod path_mtu;
 mod pool;
 mod reconcile;
 mod reload;
@@ -134,6 +135,8 @@ struct Agent {
     statuses: BTreeMap<BackendId, BackendStatus>,
     observed: BTreeMap<BackendId, Observed>,
     hops: BTreeMap<IpAddr, HopView>,
+    /// What routers said of ways to backends.
+    paths: path_mtu::PathMtus,
     prober: Prober,
     agents: steering::Agents,
     resolver: Resolver,
@@ -243,6 +246,10 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
                 while let Ok(answer) = heard.try_recv() {
                     agent.hear(answer);
                 }
+                agent.after_change().await?;
+            }
+            notice = agent.paths.next() => {
+                agent.take_notice(&notice);
                 agent.after_change().await?;
             }
             Some(event) = links.recv() => agent.link_changed(&event).await,

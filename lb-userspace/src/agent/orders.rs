@@ -89,6 +89,7 @@ impl Agent {
             self.dataplane.forget_idle(monotonic_ns());
             self.look_after_nat();
             let now = Instant::now();
+            self.look_after_paths(now);
             self.look_after(now).await;
             if self.announce_at.is_some_and(|at| now >= at) {
                 self.announce().await;

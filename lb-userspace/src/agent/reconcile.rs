@@ -197,10 +197,11 @@ impl Agent {
     /// What they would have to hold if the states were these.
     pub(super) fn desired_with(&self, statuses: &BTreeMap<BackendId, BackendStatus>) -> Desired {
         let backups = self.chosen.iter().filter(|(_, chosen)| chosen.backups);
+        let hops = self.paths.narrowed(&self.hops);
         control::desired(&Inputs {
             services: &self.config.services,
             statuses,
-            hops: &self.hops,
+            hops: &hops,
             earlier: &self.dataplane.earlier(),
             backups: &backups.map(|(key, _)| *key).collect(),
             vlans: self.config.has_vlans(),

@@ -162,6 +162,9 @@ impl Agent {
                 remembered_flows: Some(self.dataplane.flows_on(&id) + self.nat_flows_on(&id)),
                 unseen_flows_until: self.unseen_flows_until(&id),
                 packet_mtu: want.packet_mtu,
+                path_mtu_until: self.paths.until(id.address).map(|until| {
+                    rfc3339(SystemTime::now() + until.saturating_duration_since(Instant::now()))
+                }),
                 changed: observed.changed.map(rfc3339),
             });
         }

@@ -13,6 +13,7 @@ use super::doubt::{Doubts, HeardReceiver};
 use super::keep::{self, Restored};
 use super::measure::Scrape;
 use super::members::Members;
+use super::path_mtu::PathMtus;
 use super::pool::Sharing;
 use super::steering::Agents;
 use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
@@ -147,6 +148,7 @@ impl Agent {
             statuses,
             observed,
             hops: BTreeMap::new(),
+            paths: PathMtus::listening(),
             round: None,
             attachments: BTreeMap::new(),
             watches: Vec::new(),

@@ -412,6 +412,7 @@ fn backend_status(backend: &Member, table_size: u32) -> BackendStatus {
         unseen_flows_until: None,
         new_flows: counted.new_flows,
         packet_mtu: packet_mtu(record, place),
+        path_mtu_until: None,
         changed: None,
     }
 }

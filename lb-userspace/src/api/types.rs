@@ -289,6 +289,9 @@ pub struct BackendStatus {
     pub unseen_flows_until: Option<String>,
     /// Longest packet of a client that fits the way to it, in bytes.
     pub packet_mtu: Option<u32>,
+    /// Until when that is so because a router on the way said it; RFC 3339, UTC.
+    #[serde(default)]
+    pub path_mtu_until: Option<String>,
     /// RFC 3339, UTC; when its operational state last changed under this agent.
     pub changed: Option<String>,
 }

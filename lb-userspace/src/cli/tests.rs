@@ -49,6 +49,7 @@ pub(super) fn example_backend(address: &str) -> BackendStatus {
         remembered_flows: Some(0),
         unseen_flows_until: None,
         packet_mtu: Some(1480),
+        path_mtu_until: None,
         changed: Some("2025-01-01T00:00:01Z".into()),
     }
 }

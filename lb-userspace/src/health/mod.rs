@@ -31,7 +31,7 @@ pub mod machine;
 pub mod presence;
 pub mod probe;
 pub mod prober;
-mod socket;
+pub(crate) mod socket;
 mod spec;
 pub mod suspicion;
 mod tcp;

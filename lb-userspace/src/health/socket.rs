@@ -49,7 +49,7 @@ pub(super) fn connect(socket: &OwnedFd, peer: SocketAddr) -> io::Result<()> {
 }
 
 /// A descriptor whose readiness the runtime watches.
-pub(super) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and the same descriptor as long as it lives, and the result owns it.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }

@@ -20,6 +20,7 @@ pub mod link;
 pub mod neighbor;
 pub mod netlink;
 pub mod nexthop;
+pub mod path_mtu;
 pub mod resolver;
 pub mod route;
 pub mod sysctl;

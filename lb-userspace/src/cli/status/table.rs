@@ -256,7 +256,8 @@ pub(in crate::cli) fn backend_row(
         new_flows,
         remembered_flows,
         unseen_flows_until,
-        packet_mtu: _,
+        packet_mtu,
+        path_mtu_until,
         changed,
     } = backend;
     let state_tone = match state {
@@ -317,6 +318,11 @@ pub(in crate::cli) fn backend_row(
         let seen = human::count(remembered_flows.unwrap_or(0));
         notes.push(format!(
             "{seen} old flows seen on it; idle ones may show until {until}"
+        ));
+    }
+    if let (Some(mtu), Some(until)) = (packet_mtu, path_mtu_until) {
+        notes.push(format!(
+            "a router on the way takes packets of clients up to {mtu} bytes; believed until {until}"
         ));
     }
     if let Some(why) = unresolved {

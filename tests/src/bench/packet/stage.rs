@@ -33,6 +33,7 @@ pub fn simulator(setting: Setting) -> Result<Simulator> {
         | Setting::Gue
         | Setting::Impassive
         | Setting::Full
+        | Setting::FullLarge
         | Setting::FullCrowded => {}
         Setting::Moved => move_slots(&simulator, 1 << 30, |_, _| true)?,
         Setting::MovedWithout => move_slots(&simulator, 0, |_, _| true)?,
@@ -99,15 +100,13 @@ fn configuration(setting: Setting) -> Result<Config> {
     let (forward, more) = match setting {
         Setting::L2 => ("dsr-l2", ""),
         Setting::Gue => ("dsr-gue", ""),
-        Setting::Full | Setting::FullCrowded => ("dsr-ipip", "tracking = \"full\"\n"),
+        Setting::Full | Setting::FullLarge | Setting::FullCrowded => ("dsr-ipip", "tracking = \"full\"\n"),
         Setting::Impassive => ("dsr-ipip", "[service.check]\npassive = false\n"),
         Setting::Ipip | Setting::Moved | Setting::MovedWithout | Setting::TenthMoving => ("dsr-ipip", ""),
     };
     let mut text = "schema = 1\n[agent]\ninterfaces = [\"lo\"]\n".to_owned();
-    match setting {
-        Setting::Full => writeln!(text, "flow_cache_size = {}", 1 << 22)?,
-        Setting::FullCrowded => writeln!(text, "flow_cache_size = {}", 1 << 18)?,
-        _ => {}
+    if setting == Setting::FullLarge {
+        writeln!(text, "flow_cache_size = {}", 1 << 22)?;
     }
     for (family, address) in [(4, "192.0.2.10"), (6, "2001:db8::10")] {
         for protocol in ["tcp", "udp"] {

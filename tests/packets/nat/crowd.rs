@@ -279,6 +279,9 @@ impl Crowd {
             let frame = self.next(&model);
             let outcome = world.send("a frame of the crowd", &frame);
             let reason = model.judge(&frame, &outcome);
+            if let Some(key) = model.unseen {
+                model.learn(&key, world.given(&key));
+            }
             *reasons.entry(reason.name()).or_default() += 1;
             if reason == Reason::Transmitted && self.known.len() < 4096 {
                 self.known.extend(model.last_opened.take());

@@ -39,7 +39,7 @@ impl Side {
 pub struct Flow {
     pub client: SocketAddr,
     pub backend: SocketAddr,
-    /// What the backend sees as the client; `None`: no packet has left so far.
+    /// What the backend sees as the client; `None`: it has not been told, as none of its packets has left.
     pub seen_as: Option<SocketAddr>,
     /// The first twelve bytes of the frame that opened it.
     macs: [u8; 12],
@@ -63,6 +63,8 @@ pub struct Model {
     passed: HashSet<Datagram>,
     /// The flow that was noted last.
     pub last_opened: Option<Key>,
+    /// A flow of which the model is to be told what it was given ([`Model::learn`]): its first packet did not leave.
+    pub unseen: Option<Key>,
 }
 
 /// A packet by its headers.
@@ -85,8 +87,6 @@ enum Expected {
         rewriting: Box<Rewriting>,
         forward: bool,
     },
-    /// Of a flow of which the model does not know all.
-    Unknown,
 }
 
 impl From<Reason> for Expected {
@@ -107,6 +107,7 @@ impl Model {
             fragments: HashMap::new(),
             passed: HashSet::new(),
             last_opened: None,
+            unseen: None,
         }
     }
 
@@ -123,7 +124,6 @@ impl Model {
         let reason = match self.expect(frame, outcome) {
             Expected::Settled(reason) => reason,
             Expected::TooLong { quiet } => self.too_long(frame, quiet),
-            Expected::Unknown => return outcome.reason,
             Expected::Sent { rewriting, forward } => {
                 let reason = if forward {
                     Reason::Transmitted
@@ -387,7 +387,9 @@ impl Model {
                 sides: [Side::default(); 2],
             };
             self.flows.insert(*key, flow);
-            if !self.way.full {
+            if self.way.full {
+                self.unseen = Some(*key);
+            } else {
                 self.note(key, client);
             }
         }
@@ -408,14 +410,19 @@ impl Model {
             v4_at(out, 26)
         };
         let chosen = SocketAddr::new(address, be(out, 14 + offset) as u16);
-        assert_eq!(address, self.way.snat(), "an address of the pool");
+        self.learn(key, chosen);
+        chosen
+    }
+
+    /// Takes down what a flow was given.
+    pub fn learn(&mut self, key: &Key, chosen: SocketAddr) {
+        assert_eq!(chosen.ip(), self.way.snat(), "an address of the pool");
         let (first, last) = self.way.ports;
         assert!(
             (first..=last).contains(&chosen.port()),
             "a port of the pool: {chosen}"
         );
         self.note(key, chosen);
-        chosen
     }
 
     fn note(&mut self, key: &Key, seen_as: SocketAddr) {
@@ -424,6 +431,7 @@ impl Model {
         let before = self.replies.insert((key.0, (flow.backend, seen_as)), *key);
         assert_eq!(before, None, "{seen_as} is another flow's");
         self.last_opened = Some(*key);
+        self.unseen = None;
     }
 
     fn icmp(&self, packet: &Packet<'_>, offset: usize) -> Expected {
@@ -483,9 +491,7 @@ impl Model {
             };
             return reason.into();
         };
-        let Some(seen_as) = flow.seen_as else {
-            return Expected::Unknown;
-        };
+        let seen_as = flow.seen_as.expect("it was learned");
         if packet.hops() < 2 {
             return Reason::TtlExceeded.into();
         }

@@ -5,9 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::{
     Ipv4Header, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
+use lb_common::nat::{self, NatKey};
 use xlb::config::Config;
+use xlb::datapath::identity;
 use xlb::datapath::simulate::{OWN_MAC, Outcome, Simulator};
 
+use super::model::Key;
 use crate::build::{self, CLIENT_MAC};
 use crate::world::{CLIENT_V4, CLIENT_V6, mac_of, options, world_with};
 
@@ -167,6 +170,24 @@ impl World {
         self.simulator
             .packet(packet)
             .unwrap_or_else(|error| panic!("{shows}: {error}"))
+    }
+
+    /// What the backend is to see as the client of a flow, by the table of the program.
+    pub fn given(&self, (protocol, (from, to)): &Key) -> SocketAddr {
+        let (source, family) = identity::words(from.ip());
+        let (destination, _) = identity::words(to.ip());
+        let ports = nat::ports(from.port().to_be(), to.port().to_be());
+        let kind = NatKey::kind(family, *protocol);
+        let flows = &self.simulator.dataplane.maps.nat.flows;
+        let key = NatKey {
+            source,
+            destination,
+            ports,
+            kind,
+        };
+        let entry = flows.get(&key).expect("the table").expect("an entry of the flow");
+        let address = identity::address(entry.source, family).expect("an address");
+        SocketAddr::new(address, u16::from_be(entry.ports as u16))
     }
 
     /// A packet of the client.

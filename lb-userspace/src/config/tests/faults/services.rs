@@ -174,7 +174,7 @@ fn of_services() {
             (
                 "a port as text",
                 shaped("\"192.0.2.1\"", "▶\"80\"", "\"dsr-l2\"", "\"10.0.0.1\""),
-                &["`port` is a string"],
+                &["`port` is \"80\"; expected an integer from 0 to 65535, or a range"],
             ),
             (
                 "forward",

@@ -34,11 +34,20 @@ static ETHERNET_LOW: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static ETHERNET_HIGH: Global<u64> = Global::new(0);
 
+/// 0, or the IP version of a segment whose addresses, ports and checksums are restored as well: what programs that
+/// translate addresses change.
+#[unsafe(no_mangle)]
+static TRANSLATED: Global<u8> = Global::new(0);
+
+/// Those, in the order in which they stand in the frame ([`restore_v4`], [`restore_v6`]).
+#[unsafe(no_mangle)]
+static WORDS: [u64; 7] = [0; 7];
+
 /// The number of flows less one, a power of two less one; 0: always the same flow.
 #[unsafe(no_mangle)]
 static FLOW_MASK: Global<u32> = Global::new(0);
 
-/// Where the four bytes lie that tell flows apart: the last of the source address.
+/// Where the four bytes lie that tell flows apart: the last of the client's address.
 #[unsafe(no_mangle)]
 static FLOW_OFFSET: Global<u16> = Global::new(26);
 
@@ -79,12 +88,65 @@ pub fn harness(ctx: XdpContext) -> u32 {
         set_word::<u32, 8>(frame, high as u32);
         set_word::<u16, 12>(frame, (high >> 32) as u16);
     }
+    let restored = match TRANSLATED.load() {
+        0 => Some(()),
+        4 => restore_v4(&ctx),
+        _ => restore_v6(&ctx),
+    };
+    if restored.is_none() {
+        return xdp_action::XDP_ABORTED;
+    }
     if FLOW_MASK.load() != 0 && next_flow(&ctx).is_none() {
         return xdp_action::XDP_ABORTED;
     }
     // SAFETY: a valid context of the same program type.
     unsafe { UNDER_TEST.tail_call(&ctx, 0) };
     xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn word(index: usize) -> u64 {
+    // SAFETY: a valid, aligned reference; volatile because the loader writes the value after compilation.
+    unsafe { core::ptr::read_volatile(&raw const WORDS[index]) }
+}
+
+/// TTL, protocol and checksum; both addresses; both ports; the checksum of TCP behind a header without options.
+#[inline(always)]
+fn restore_v4(ctx: &XdpContext) -> Option<()> {
+    let start = ctx.data();
+    if start + 14 + 20 + 20 > ctx.data_end() {
+        return None;
+    }
+    let frame = start as *mut u8;
+    // SAFETY: the bounds were checked.
+    unsafe {
+        set_word::<u32, 22>(frame, word(0) as u32);
+        set_word::<u64, 26>(frame, word(1));
+        set_word::<u32, 34>(frame, word(2) as u32);
+        set_word::<u16, 50>(frame, word(3) as u16);
+    }
+    Some(())
+}
+
+/// Length, next header and hop limit; both addresses, in two words each; both ports; the checksum of TCP.
+#[inline(always)]
+fn restore_v6(ctx: &XdpContext) -> Option<()> {
+    let start = ctx.data();
+    if start + 14 + 40 + 20 > ctx.data_end() {
+        return None;
+    }
+    let frame = start as *mut u8;
+    // SAFETY: the bounds were checked.
+    unsafe {
+        set_word::<u32, 18>(frame, word(0) as u32);
+        set_word::<u64, 22>(frame, word(1));
+        set_word::<u64, 30>(frame, word(2));
+        set_word::<u64, 38>(frame, word(3));
+        set_word::<u64, 46>(frame, word(4));
+        set_word::<u32, 54>(frame, word(5) as u32);
+        set_word::<u16, 70>(frame, word(6) as u16);
+    }
+    Some(())
 }
 
 /// Makes the packet one of the next flow. Checksums are left as they were: nobody looks at them.

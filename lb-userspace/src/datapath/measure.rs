@@ -1,8 +1,8 @@
 //! Nanoseconds a packet, with a harness that undoes between two runs what the program under test did to
 //! the frame: a packet that is already rewritten is another one.
 //!
-//! What the harness restores is the Ethernet header and the length of the frame; with several flows it also writes
-//! another source address each time.
+//! What the harness restores is the Ethernet header and the length of the frame, for programs that translate addresses also
+//! those, ports and checksums; with several flows it writes another client's address each time.
 
 use std::path::Path;
 
@@ -59,6 +59,8 @@ pub enum Floor {
     OuterUdp,
     /// Transmits.
     Transmit,
+    /// Drops.
+    Drop,
 }
 
 impl Floor {
@@ -72,16 +74,17 @@ impl Floor {
             Self::OuterV6 => "floor_outer_v6",
             Self::OuterUdp => "floor_outer_udp",
             Self::Transmit => "transmit",
+            Self::Drop => "sink",
         }
     }
 
     /// What it ends in.
     #[must_use]
     pub fn action(self) -> Action {
-        if self == Self::Pass {
-            Action::Pass
-        } else {
-            Action::Tx
+        match self {
+            Self::Pass => Action::Pass,
+            Self::Drop => Action::Drop,
+            _ => Action::Tx,
         }
     }
 }
@@ -152,11 +155,18 @@ pub enum Subject<'a> {
 pub struct Flows {
     /// How many, a power of two.
     pub count: u32,
-    /// Where the last four bytes of the source address lie in the frame.
+    /// Where the last four bytes of the client's address lie in the frame.
     pub offset: u16,
 }
 
 impl Flows {
+    /// The last four bytes of the client's address in the frames of a flow, by its number, as they stand in memory.
+    #[must_use]
+    pub fn client(number: u32) -> u32 {
+        // The harness' own factor.
+        number.wrapping_mul(2_654_435_761)
+    }
+
     /// Always the client that stands in the frame.
     pub const ONE: Self = Self { count: 1, offset: 26 };
 }
@@ -174,6 +184,19 @@ impl Harness {
     /// [`Error::Datapath`], [`Error::Flows`]; [`Error::Refused`] for a program that the kernel does not let the
     /// harness call.
     pub fn new(subject: Subject<'_>, frame: &[u8], flows: Flows) -> Result<Self, Error> {
+        Self::with(subject, frame, flows, false)
+    }
+
+    /// The same for a subject that translates addresses. The frame is a TCP segment behind an IP header without options or
+    /// extension headers.
+    ///
+    /// # Errors
+    /// As [`Harness::new`].
+    pub fn translating(subject: Subject<'_>, frame: &[u8], flows: Flows) -> Result<Self, Error> {
+        Self::with(subject, frame, flows, true)
+    }
+
+    fn with(subject: Subject<'_>, frame: &[u8], flows: Flows, translates: bool) -> Result<Self, Error> {
         if !flows.count.is_power_of_two() {
             return Err(Error::Flows { flows: flows.count });
         }
@@ -182,7 +205,14 @@ impl Harness {
         }
         let (low, high) = (word(&frame[..8]), word(&frame[8..ETHERNET]));
         let (len, mask) = (frame.len() as u16, flows.count - 1);
+        let (version, words) = if translates {
+            translated(frame)?
+        } else {
+            (0, [0; 7])
+        };
         let mut ebpf = EbpfLoader::new()
+            .override_global("TRANSLATED", &version, true)
+            .override_global("WORDS", &words, true)
             .override_global("FRAME_LEN", &len, true)
             .override_global("ETHERNET_LOW", &low, true)
             .override_global("ETHERNET_HIGH", &high, true)
@@ -277,6 +307,22 @@ pub fn pinned(path: &Path) -> Result<Xdp, super::Error> {
 fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a Xdp, super::Error> {
     let program = ebpf.program(name).ok_or(super::Error::MissingMap(name))?;
     Ok(program.try_into()?)
+}
+
+/// The version of the IP packet in a frame, and what a translation of it changes, as the harness writes it back.
+fn translated(frame: &[u8]) -> Result<(u8, [u64; 7]), Error> {
+    let places: &[(usize, usize)] = match frame[ETHERNET - 2..] {
+        [0x08, 0x00, ..] if frame.len() >= ETHERNET + 20 + 20 => &[(22, 4), (26, 8), (34, 4), (50, 2)],
+        [0x86, 0xdd, ..] if frame.len() >= ETHERNET + 40 + 20 => {
+            &[(18, 4), (22, 8), (30, 8), (38, 8), (46, 8), (54, 4), (70, 2)]
+        }
+        _ => return Err(testrun::Error::TooShort { len: frame.len() }.into()),
+    };
+    let mut words = [0; 7];
+    for (place, (at, len)) in words.iter_mut().zip(places) {
+        *place = word(&frame[*at..at + len]);
+    }
+    Ok((frame[ETHERNET] >> 4, words))
 }
 
 /// At most eight bytes, as the harness writes them back.

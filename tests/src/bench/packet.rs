@@ -8,13 +8,13 @@ mod stage;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramFd, Xdp};
 use clap::Args;
 use xlb::datapath::measure::{self, Bare, Floor, Flows, Harness, Subject, Yardstick};
 use xlb::datapath::testrun::Action;
 
-use self::cases::{CASES, Case, Family, Kind, SETTINGS, SKETCH};
+use self::cases::{CASES, Case, Kind, SETTINGS, SKETCH, Setting};
 use super::result::{Better, Fact, PartResult, Row};
 
 /// What to measure.
@@ -47,10 +47,24 @@ struct Ready {
 }
 
 impl Ready {
-    fn new(subject: Subject<'_>, frame: &[u8], flows: Flows, action: Action) -> Result<Self> {
+    /// With the packets of a case; `action`: what its program ends in, where that is known.
+    fn new(subject: Subject<'_>, case: &Case, action: Option<Action>) -> Result<Self> {
+        let flows = Flows {
+            count: case.flows,
+            offset: stage::client_offset(case),
+        };
+        let frame = stage::frame(case)?;
+        let harness = if case.setting.translates() {
+            Harness::translating(subject, &frame, flows)?
+        } else {
+            Harness::new(subject, &frame, flows)?
+        };
         Ok(Self {
-            harness: Harness::new(subject, frame, flows)?,
-            action,
+            action: match action {
+                Some(action) => action,
+                None => harness.action()?,
+            },
+            harness,
             samples: Vec::new(),
         })
     }
@@ -85,10 +99,6 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
         rounds: options.rounds.unwrap_or(if quick { 3 } else { 11 }),
         repeat: if quick { 100_000 } else { 1_000_000 },
     };
-    let simulators = SETTINGS
-        .map(|setting| -> Result<_> { Ok((setting, stage::simulator(setting)?)) })
-        .into_iter()
-        .collect::<Result<Vec<_>>>()?;
     let pinned = options
         .pinned
         .as_ref()
@@ -97,6 +107,16 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
     let pinned = pinned.as_ref().map(Xdp::fd).transpose()?;
     let only = options.only.as_deref().unwrap_or_default();
     let cases: Vec<&Case> = CASES.iter().filter(|case| case.title().contains(only)).collect();
+    let mut simulators = SETTINGS
+        .into_iter()
+        .filter(|setting| cases.iter().any(|case| case.setting == *setting))
+        .map(|setting| {
+            Ok((
+                setting,
+                stage::simulator(setting).with_context(|| format!("{setting:?}"))?,
+            ))
+        })
+        .collect::<Result<Vec<_>>>()?;
     let yardstick = |kinds: &[Kind]| {
         let case = cases
             .iter()
@@ -124,18 +144,32 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
     }
     for round in 0..=task.rounds {
         for one in &mut measured {
+            let setting = one.case.setting;
+            if setting.begins_anew()
+                && let Some((_, simulator)) = simulators.iter_mut().find(|(of, _)| *of == setting)
+            {
+                let known = stage::begin(setting, simulator)?;
+                let least = one.case.flows as usize / 10 * 9;
+                ensure!(
+                    round == 0 || known >= least,
+                    "{}: {known} flows were made",
+                    one.case.title()
+                );
+            }
             let ours = [&mut one.idle, &mut one.floor, &mut one.subject];
             for ready in ours
                 .into_iter()
                 .chain(one.bare.iter_mut().flatten())
                 .chain(&mut one.pinned)
             {
+                let flows = one.case.flows;
+                // Not a packet more, where every one is to be a flow's first.
+                let anew = setting.begins_anew().then_some(flows);
                 if round == 0 {
-                    ready
-                        .harness
-                        .measure(one.case.flows.max(1000) * 2, ready.action)?;
+                    let packets = anew.unwrap_or(flows.max(1000) * 2);
+                    ready.harness.measure(packets, ready.action)?;
                 } else {
-                    ready.run(task.repeat)?;
+                    ready.run(anew.unwrap_or(task.repeat))?;
                 }
             }
         }
@@ -147,48 +181,25 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
 
 /// The bare ways, with the packets of a case.
 fn bare(case: &Case, yardstick: &Yardstick) -> Result<[Ready; 2]> {
-    let ready = |bare| {
-        let subject = Subject::Program(yardstick.fd(bare)?);
-        Ready::new(subject, &stage::frame(case)?, flows(case), Action::Tx)
-    };
+    let ready = |bare| Ready::new(Subject::Program(yardstick.fd(bare)?), case, Some(Action::Tx));
     Ok([ready(Bare::Sketch)?, ready(Bare::Remembering)?])
 }
 
-fn flows(case: &Case) -> Flows {
-    Flows {
-        count: case.flows,
-        offset: match case.family {
-            Family::V4 => 14 + 12,
-            Family::V6 => 14 + 8 + 12,
-        },
-    }
-}
-
 fn prepare<'a>(case: &'a Case, program: &ProgramFd, pinned: Option<&ProgramFd>) -> Result<Measured<'a>> {
-    let frame = stage::frame(case)?;
-    let flows = flows(case);
-    let action = if case.kind == Kind::Foreign {
-        Action::Pass
-    } else {
-        Action::Tx
+    let action = match (case.kind, case.setting) {
+        (Kind::Foreign, _) => Action::Pass,
+        (_, Setting::Denied) => Action::Drop,
+        _ => Action::Tx,
     };
+    let floor = |floor: Floor| Ready::new(Subject::Floor(floor), case, Some(floor.action()));
     let pinned = pinned
-        .map(|fd| {
-            let harness = Harness::new(Subject::Program(fd), &frame, flows)?;
-            let action = harness.action()?;
-            Ok::<_, anyhow::Error>(Ready {
-                harness,
-                action,
-                samples: Vec::new(),
-            })
-        })
+        .map(|fd| Ready::new(Subject::Program(fd), case, None))
         .transpose()?;
     Ok(Measured {
         case,
-        subject: Ready::new(Subject::Program(program), &frame, flows, action)
-            .with_context(|| case.title())?,
-        floor: Ready::new(Subject::Floor(case.floor), &frame, flows, case.floor.action())?,
-        idle: Ready::new(Subject::Floor(Floor::Pass), &frame, flows, Floor::Pass.action())?,
+        subject: Ready::new(Subject::Program(program), case, Some(action)).with_context(|| case.title())?,
+        floor: floor(case.floor)?,
+        idle: floor(Floor::Pass)?,
         bare: None,
         pinned,
     })

@@ -12,6 +12,8 @@ pub enum Kind {
     Udp,
     /// TCP to a port that no service has.
     Foreign,
+    /// A TCP segment with ACK of a backend to a client, of `nat` or `full-nat`.
+    Reply,
 }
 
 /// Which addresses a case uses.
@@ -41,9 +43,23 @@ pub enum Setting {
     MovedWithout,
     /// `dsr-ipip` with a tenth of its slots moving, that of the one client not among them.
     TenthMoving,
+    /// As [`Setting::Full`], with no flow known when a measurement begins.
+    FullAnew,
+    /// `nat`, with room for 262,144 flows, and entries for the answers to as many clients as a case has at most.
+    Nat,
+    /// `nat` with no flow known when a measurement begins.
+    NatAnew,
+    /// As [`Setting::Nat`], with `full-nat`.
+    FullNat,
+    FullNatAnew,
+    /// `dsr-ipip` with 5,000 prefixes that are denied, that of no case's client among them.
+    Listed,
+    /// The same with that of the one client.
+    Denied,
 }
 
-pub const SETTINGS: [Setting; 10] = [
+/// All of them.
+pub const SETTINGS: [Setting; 17] = [
     L2,
     Ipip,
     Gue,
@@ -54,7 +70,26 @@ pub const SETTINGS: [Setting; 10] = [
     Moved,
     MovedWithout,
     TenthMoving,
+    FullAnew,
+    Nat,
+    NatAnew,
+    FullNat,
+    FullNatAnew,
+    Listed,
+    Denied,
 ];
+
+impl Setting {
+    /// Whether addresses in the frame itself are rewritten.
+    pub fn translates(self) -> bool {
+        matches!(self, Nat | NatAnew | FullNat | FullNatAnew)
+    }
+
+    /// Whether each measurement begins with empty tables, and has one packet of each flow.
+    pub fn begins_anew(self) -> bool {
+        matches!(self, FullAnew | NatAnew | FullNatAnew)
+    }
+}
 
 /// One line of the table.
 pub struct Case {
@@ -104,7 +139,7 @@ impl Case {
 
     /// Whether the bare ways to a backend can be measured with its packets.
     pub fn has_yardstick(&self) -> bool {
-        self.floor == OuterV4
+        self.floor == OuterV4 && !self.setting.begins_anew()
     }
 
     /// Group and name.
@@ -134,16 +169,19 @@ const fn case(
 }
 
 use Family::{V4, V6};
-use Floor::{OuterUdp, OuterV4, OuterV6, Pass, Rewrite};
-use Kind::{Established, Foreign, Syn, Udp};
-use Setting::{Full, FullCrowded, FullLarge, Gue, Impassive, Ipip, L2, Moved, MovedWithout, TenthMoving};
+use Floor::{Drop, OuterUdp, OuterV4, OuterV6, Pass, Rewrite};
+use Kind::{Established, Foreign, Reply, Syn, Udp};
+use Setting::{
+    Denied, Full, FullAnew, FullCrowded, FullLarge, FullNat, FullNatAnew, Gue, Impassive, Ipip, L2, Listed,
+    Moved, MovedWithout, Nat, NatAnew, TenthMoving,
+};
 
 const MILLION: u32 = 1 << 20;
-const MANY: u32 = 1 << 16;
+pub const MANY: u32 = 1 << 16;
 
 // A line a case, to be read as a table.
 #[rustfmt::skip]
-pub const CASES: [Case; 31] = [
+pub const CASES: [Case; 49] = [
     case("IPv4 in IPv4", "established TCP, 1 flow", Ipip, V4, Established, 1, OuterV4),
     case("IPv4 in IPv4", "established TCP, 65,536 flows", Ipip, V4, Established, MANY, OuterV4),
     case("IPv4 in IPv4", "established TCP, 1,048,576 flows", Ipip, V4, Established, MILLION, OuterV4),
@@ -173,6 +211,24 @@ pub const CASES: [Case; 31] = [
     case("tracking = \"full\"", "UDP, 65,536 flows, known", Full, V4, Udp, MANY, OuterV4),
     case("tracking = \"full\"", "established TCP, 1,048,576 flows in a cache for 262,144", FullCrowded, V4, Established, MILLION, OuterV4),
     case("tracking = \"full\"", "SYN, 1,048,576 flows (a flood)", FullCrowded, V4, Syn, MILLION, OuterV4),
+    case("tracking = \"full\"", "established TCP, the first packet of each of 65,536 flows", FullAnew, V4, Established, MANY, OuterV4),
+    case("nat", "established TCP, 1 flow", Nat, V4, Established, 1, Rewrite),
+    case("nat", "established TCP, 65,536 flows", Nat, V4, Established, MANY, Rewrite),
+    case("nat", "answers, 1 flow", Nat, V4, Reply, 1, Rewrite),
+    case("nat", "answers, 65,536 flows", Nat, V4, Reply, MANY, Rewrite),
+    case("nat", "SYN, the first packet of each of 65,536 flows", NatAnew, V4, Syn, MANY, Rewrite),
+    case("nat", "IPv6, established TCP, 1 flow", Nat, V6, Established, 1, Rewrite),
+    case("nat", "IPv6, answers, 1 flow", Nat, V6, Reply, 1, Rewrite),
+    case("full-nat", "established TCP, 1 flow", FullNat, V4, Established, 1, Rewrite),
+    case("full-nat", "established TCP, 65,536 flows", FullNat, V4, Established, MANY, Rewrite),
+    case("full-nat", "answers, 1 flow", FullNat, V4, Reply, 1, Rewrite),
+    case("full-nat", "answers, 65,536 flows", FullNat, V4, Reply, MANY, Rewrite),
+    case("full-nat", "SYN, the first packet of each of 65,536 flows", FullNatAnew, V4, Syn, MANY, Rewrite),
+    case("full-nat", "IPv6, established TCP, 1 flow", FullNat, V6, Established, 1, Rewrite),
+    case("full-nat", "IPv6, answers, 1 flow", FullNat, V6, Reply, 1, Rewrite),
+    case("access list of 5,000 prefixes", "established TCP, 1 flow", Listed, V4, Established, 1, OuterV4),
+    case("access list of 5,000 prefixes", "established TCP, 65,536 flows", Listed, V4, Established, MANY, OuterV4),
+    case("access list of 5,000 prefixes", "established TCP, 1 flow, denied", Denied, V4, Established, 1, Drop),
     case("no service's", "IPv4 TCP", Ipip, V4, Foreign, 1, Pass),
     case("no service's", "IPv6 TCP", Ipip, V6, Foreign, 1, Pass),
 ];

@@ -208,21 +208,22 @@ pub(in crate::cli) fn serving(service: &ServiceStatus) -> String {
     format!("{serving} of {} backends serve", counted(service).count())
 }
 
-const COLUMNS: usize = 10;
+const COLUMNS: usize = 11;
 
 /// The columns that [`backend_row`] fills.
 pub(in crate::cli) fn backend_grid() -> Grid {
     let columns: [Column; COLUMNS] = [
         Column::left("BACKEND"),
         Column::left("STATE"),
-        Column::left("FOR").dispensable(4),
+        Column::left("FOR").dispensable(5),
         Column::left("ADMIN"),
         Column::left("CHECK"),
         Column::left("WEIGHT").dispensable(1),
         Column::right("SHARE").dispensable(2),
-        Column::right("NEW FLOWS").dispensable(3),
-        Column::right("PACKETS").dispensable(5),
-        Column::right("BYTES").dispensable(6),
+        Column::right("MTU").dispensable(3),
+        Column::right("NEW FLOWS").dispensable(4),
+        Column::right("PACKETS").dispensable(6),
+        Column::right("BYTES").dispensable(7),
     ];
     Grid::new(&columns)
 }
@@ -285,6 +286,7 @@ pub(in crate::cli) fn backend_row(
         check_text(check).into(),
         weight.into(),
         format!("{share_percent:.1}%").into(),
+        mtu_cell(*packet_mtu),
         human::flows(*new_flows, protocol).into(),
         human::count(*packets).into(),
         human::bytes(*bytes).into(),
@@ -335,6 +337,18 @@ pub(in crate::cli) fn backend_row(
         notes.push(format!("check: {}", check.detail));
     }
     (cells, notes)
+}
+
+/// What clients usually send at most.
+const USUAL_MTU: u32 = 1500;
+
+/// The longest packet of a client that fits the way, outer header included.
+fn mtu_cell(packet_mtu: Option<u32>) -> Cell {
+    match packet_mtu {
+        None => "-".into(),
+        Some(mtu) if mtu < USUAL_MTU => Cell::toned(&mtu, Tone::Warning),
+        Some(mtu) => mtu.into(),
+    }
 }
 
 /// `its agent says: down # no disk, drain, 75%`; nothing where it said no more than that all is well.
@@ -498,17 +512,17 @@ eth0       native  virtio_net  1500       42
 
 web  192.0.2.10:80/tcp  dsr-ipip maglev  1 of 3 backends serve
   24,690 packets, 2.47 MB, ~2,408 new flows; 4093 slots, generation 7
-  BACKEND       STATE    FOR    ADMIN  CHECK              WEIGHT       SHARE  NEW FLOWS  PACKETS    BYTES
-  10.0.1.11:80  UP       3h11m  READY  L7OK/200 in 1.2ms  10           33.3%     ~1,204   12,345  1.23 MB
-  10.0.1.12:80  DOWN     3h11m  READY  L4CON in 0.10ms    10            0.0%     ~1,204   12,345  1.23 MB
+  BACKEND       STATE    FOR    ADMIN  CHECK              WEIGHT       SHARE   MTU  NEW FLOWS  PACKETS    BYTES
+  10.0.1.11:80  UP       3h11m  READY  L7OK/200 in 1.2ms  10           33.3%  1480     ~1,204   12,345  1.23 MB
+  10.0.1.12:80  DOWN     3h11m  READY  L4CON in 0.10ms    10            0.0%  1480     ~1,204   12,345  1.23 MB
     check: connection refused
-  10.0.1.13:80  UNKNOWN  3h11m  MAINT  UNK                5 (file 10)   0.0%     ~1,204   12,345  1.23 MB
+  10.0.1.13:80  UNKNOWN  3h11m  MAINT  UNK                5 (file 10)   0.0%  1480     ~1,204   12,345  1.23 MB
 
 dns  [2001:db8::10]:80/udp  dsr-ipip maglev  1 of 2 backends serve
   24,690 packets, 2.47 MB; 4093 slots, generation 7
-  BACKEND              STATE  FOR    ADMIN  CHECK              WEIGHT  SHARE  NEW FLOWS  PACKETS    BYTES
-  [2001:db8::1:11]:80  UP     3h11m  READY  L7OK/200 in 1.2ms  10      33.3%          -   12,345  1.23 MB
-  [2001:db8::1:12]:80  UP     3h11m  READY  L7OK/200 in 1.2ms  10      33.3%          -   12,345  1.23 MB
+  BACKEND              STATE  FOR    ADMIN  CHECK              WEIGHT  SHARE   MTU  NEW FLOWS  PACKETS    BYTES
+  [2001:db8::1:11]:80  UP     3h11m  READY  L7OK/200 in 1.2ms  10      33.3%  1480          -   12,345  1.23 MB
+  [2001:db8::1:12]:80  UP     3h11m  READY  L7OK/200 in 1.2ms  10      33.3%  1480          -   12,345  1.23 MB
     UNRESOLVED: no route to 2001:db8::1:12
 ";
 
@@ -521,17 +535,17 @@ eth0       native  virtio_net  1500       42
 
 web  192.0.2.10:80/tcp  dsr-ipip maglev  1 of 3 backends serve
   24,690 packets, 2.47 MB, ~2,408 new flows; 4093 slots, generation 7
-  BACKEND       STATE    ADMIN  CHECK              WEIGHT       SHARE  NEW FLOWS
-  10.0.1.11:80  UP       READY  L7OK/200 in 1.2ms  10           33.3%     ~1,204
-  10.0.1.12:80  DOWN     READY  L4CON in 0.10ms    10            0.0%     ~1,204
+  BACKEND       STATE    ADMIN  CHECK              WEIGHT       SHARE   MTU
+  10.0.1.11:80  UP       READY  L7OK/200 in 1.2ms  10           33.3%  1480
+  10.0.1.12:80  DOWN     READY  L4CON in 0.10ms    10            0.0%  1480
     check: connection refused
-  10.0.1.13:80  UNKNOWN  MAINT  UNK                5 (file 10)   0.0%     ~1,204
+  10.0.1.13:80  UNKNOWN  MAINT  UNK                5 (file 10)   0.0%  1480
 
 dns  [2001:db8::10]:80/udp  dsr-ipip maglev  1 of 2 backends serve
   24,690 packets, 2.47 MB; 4093 slots, generation 7
-  BACKEND              STATE  ADMIN  CHECK              WEIGHT  SHARE  NEW FLOWS
-  [2001:db8::1:11]:80  UP     READY  L7OK/200 in 1.2ms  10      33.3%          -
-  [2001:db8::1:12]:80  UP     READY  L7OK/200 in 1.2ms  10      33.3%          -
+  BACKEND              STATE  ADMIN  CHECK              WEIGHT  SHARE   MTU
+  [2001:db8::1:11]:80  UP     READY  L7OK/200 in 1.2ms  10      33.3%  1480
+  [2001:db8::1:12]:80  UP     READY  L7OK/200 in 1.2ms  10      33.3%  1480
     UNRESOLVED: no route to 2001:db8::1:12
 ";
 }

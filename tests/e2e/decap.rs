@@ -1,7 +1,10 @@
 //! `xlb decap` on a backend: whose packets it unwraps, and that it leaves all others alone.
 
-use std::net::{IpAddr, SocketAddr};
+mod support;
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lb_tests::agent::Agent;
@@ -13,6 +16,9 @@ use lb_tests::privileged;
 use lb_tests::server::Server;
 use lb_tests::wait::wait_until;
 use lb_tests::wire;
+use nix::sys::socket::{getsockopt, sockopt};
+use support::bulk::{send_by, sink};
+use support::{Xlb, addresses, service};
 use xlb::api::types::{BackendStatus, Status};
 use xlb::model::{CheckCode, Forward, Protocol};
 
@@ -213,4 +219,102 @@ fn datagrams_are_exchanged_through_the_forward_path() -> anyhow::Result<()> {
     codes(CheckCode::L7ok)?;
     server.kill()?;
     codes(CheckCode::L4con)
+}
+
+/// What the client may send at most in a segment of this connection.
+fn segment(stream: &TcpStream) -> anyhow::Result<u32> {
+    Ok(getsockopt(stream, sockopt::TcpMaxSeg)?)
+}
+
+/// All links take 1500 bytes, and so do not take what clients send once it is encapsulated. With `--mss auto` clients are
+/// told to send less before they send anything, whoever fills in the checksum of the SYN-ACK; without it they are told by
+/// ICMP, when it did not fit.
+#[test]
+fn a_lower_mss_keeps_clients_to_what_fits_once_it_is_encapsulated() -> anyhow::Result<()> {
+    privileged!("a_lower_mss_keeps_clients_to_what_fits_once_it_is_encapsulated");
+    const BYTES: u64 = 100_000_000;
+    const PORT: u16 = 7000;
+    let lab = Lab::new(LabOptions {
+        backends: 1,
+        decap: true,
+        ..LabOptions::default()
+    })?;
+    let backend = &lab.backends[0];
+    for host in [&lab.lb, backend] {
+        host.netns.ip("link set eth0 mtu 1500\n")?;
+    }
+    let ways = [
+        ("192.0.2.20", false, 1500 - 48 - 40),
+        ("2001:db8::20", true, 1500 - 48 - 60),
+        ("192.0.2.30", true, 1500 - 48 - 40),
+    ];
+    let services: String = ways
+        .iter()
+        .enumerate()
+        .map(|(n, (address, v6, _))| {
+            let own = addresses(&lab, *v6);
+            service(
+                &format!("s{n}"),
+                address,
+                PORT,
+                "tcp",
+                "dsr-ipip",
+                "type = \"none\"",
+                &own,
+            )
+        })
+        .collect();
+    let xlb = Xlb::started(&lab, "", &services)?;
+    let from = [lab.lb.v4.to_string(), lab.lb.v6.to_string()];
+    let lowered = || -> anyhow::Result<u64> {
+        let status = backend.decap_status()?;
+        status["interfaces"][0]["counts"]["mss_lowered"]
+            .as_u64()
+            .with_context(|| format!("{status:#}"))
+    };
+    let told = || -> anyhow::Result<u64> { Ok(xlb.reason("too_big_answered")? + xlb.reason("too_big")?) };
+
+    backend.unwrap_with(&from, &["--mss", "auto"])?;
+    // The card on the switch's side that sends to the client fills checksums in, from what this one left there.
+    backend.netns.run("ethtool -K eth0 tx on")?;
+    for (address, _, most) in ways {
+        let before = lowered()?;
+        let sink = sink(backend, PORT).context(address)?;
+        let to = SocketAddr::new(address.parse()?, PORT);
+        let stream = lab
+            .client
+            .netns
+            .enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)))?;
+        // Timestamps take 12 bytes of it.
+        ensure!(segment(&stream)? <= most, "{address}: {}", segment(&stream)?);
+        assert_eq!(send_by(stream, BYTES).context(address)?, BYTES, "{address}");
+        sink.join().expect("a thread that ends").context(address)?;
+        assert_eq!(lowered()?, before + 1, "{address}");
+    }
+    assert_eq!(told()?, 0, "all of it fits");
+    assert_eq!(lab.checksum_errors()?, 0);
+
+    // Taken off again, the same clients send what does not fit.
+    backend.unwrap_with(&from, &[])?;
+    let status = backend.decap_status()?;
+    assert_eq!(status["interfaces"][0]["mss"], serde_json::json!({}));
+    for (address, _, most) in ways {
+        let before = told()?;
+        let sink = sink(backend, PORT).context(address)?;
+        let to = SocketAddr::new(address.parse()?, PORT);
+        let stream = lab
+            .client
+            .netns
+            .enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)))?;
+        ensure!(segment(&stream)? > most, "{address}: {}", segment(&stream)?);
+        assert_eq!(
+            send_by(stream, 2_000_000).context(address)?,
+            2_000_000,
+            "{address}"
+        );
+        sink.join().expect("a thread that ends").context(address)?;
+        ensure!(told()? > before, "{address}: nobody was told");
+    }
+    assert_eq!(lab.checksum_errors()?, 0);
+    Ok(())
 }

@@ -21,6 +21,7 @@ mod limits;
 mod load;
 mod malformed;
 mod model;
+mod mss;
 mod nat;
 mod out;
 mod parser;

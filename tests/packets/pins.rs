@@ -348,6 +348,7 @@ fn decap_stays_is_updated_and_goes() {
             root_of_decap(),
             target(None),
             &nets(&["198.51.100.7/24", "2001:db8::/32"]),
+            &[],
             XdpMode::Auto,
         )
         .expect("attaching");
@@ -365,8 +366,8 @@ fn decap_stays_is_updated_and_goes() {
 
         let present = Some((first.program_id, true));
         let again = nets(&["2001:db8::/32", "203.0.113.0/24", "2001:db8:5::1/128"]);
-        let second =
-            decap::attach(root_of_decap(), target(present), &again, XdpMode::Auto).expect("attaching again");
+        let second = decap::attach(root_of_decap(), target(present), &again, &[], XdpMode::Auto)
+            .expect("attaching again");
         assert_eq!(program_on("near"), Some(second.program_id));
         let status = decap::status(root_of_decap(), "near").expect("a status");
         let expected = ["203.0.113.0/24", "2001:db8::/32", "2001:db8:5::1/128"];
@@ -389,6 +390,7 @@ fn decap_goes_with_its_folder() {
             root_of_decap(),
             target(None),
             &nets(&["198.51.100.0/24"]),
+            &[],
             XdpMode::Generic,
         )
         .expect("attaching");
@@ -406,6 +408,7 @@ fn decap_refuses_a_foreign_program_and_leaves_nothing() {
             root_of_decap(),
             target(Some((id, true))),
             &nets(&["198.51.100.0/24"]),
+            &[],
             XdpMode::Auto,
         )
         .expect_err("a foreign program");
@@ -425,6 +428,7 @@ fn decap_counts_go_on_over_an_update() {
             root_of_decap(),
             target(None),
             &nets(&["198.51.100.0/24"]),
+            &[],
             XdpMode::Auto,
         )
         .expect("attaching");
@@ -446,6 +450,7 @@ fn decap_counts_go_on_over_an_update() {
             root_of_decap(),
             target(program_on("near").map(|id| (id, true))),
             &nets(&["203.0.113.0/24"]),
+            &[],
             XdpMode::Auto,
         )
         .expect("attaching again");

@@ -15,6 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::decap::{MAX_PREFIXES, Outcome};
 
 use super::attach::{self, Attachment, Target};
+use super::mss::{self, Limit};
 use super::pins::{self, PinDir, Pinned};
 use super::{Error, check_system, has_frags, object};
 use crate::config::XdpMode;
@@ -39,6 +40,8 @@ pub struct Status {
     pub prefixes: Vec<IpNet>,
     /// Packets by what became of them, all CPUs together, in the order of [`Outcome::ALL`].
     pub counts: Vec<(Outcome, u64)>,
+    /// `None`: the MSS of what leaves is left alone.
+    pub mss: Option<mss::Status>,
 }
 
 /// What the kernel says of the link.
@@ -48,8 +51,9 @@ pub struct Attached {
     pub program_id: u32,
 }
 
-/// Puts the program on an interface. Where it is already, its prefixes become those given, and the program is
-/// replaced by this version's, without a gap; counts go on.
+/// Puts the program on an interface, and with `limits` the one that lowers the MSS of what leaves. Where they are already,
+/// their prefixes become those given, and they are replaced by this version's, without a gap; counts go on. Without
+/// `limits` the second is taken off.
 ///
 /// # Errors
 /// [`Error::ForeignProgram`] where another program holds the interface, [`Error::TooManyPrefixes`],
@@ -58,6 +62,7 @@ pub fn attach(
     root: &Path,
     target: Target<'_>,
     prefixes: &[IpNet],
+    limits: &[Limit],
     mode: XdpMode,
 ) -> Result<Attachment, Error> {
     check_system()?;
@@ -66,8 +71,15 @@ pub fn attach(
     let fresh = !folder.exists();
     let pins = PinDir::create(&folder)?;
     let _lock = pins.lock()?;
-    let result = attach_in(&pins, target, mode, &v4, &v6);
+    let result = attach_in(&pins, target, mode, &v4, &v6).and_then(|attachment| {
+        match limits {
+            [] => mss::detach(&pins, target.interface)?,
+            limits => mss::attach(&pins, target.interface, target.ifindex, limits)?,
+        }
+        Ok(attachment)
+    });
     if result.is_err() && fresh {
+        mss::detach(&pins, target.interface)?;
         remove(root, &pins)?;
     }
     result
@@ -101,7 +113,9 @@ fn attach_in(
 /// # Errors
 /// [`Error::NothingPinned`] where it is not attached, [`Error::Io`].
 pub fn detach(root: &Path, interface: &str) -> Result<(), Error> {
-    remove(root, &existing(root, interface)?)
+    let pins = existing(root, interface)?;
+    mss::detach(&pins, interface)?;
+    remove(root, &pins)
 }
 
 /// The program on one interface.
@@ -129,6 +143,7 @@ pub fn status(root: &Path, interface: &str) -> Result<Status, Error> {
         attached,
         prefixes: v4.into_iter().chain(v6).collect(),
         counts,
+        mss: mss::status(&pins)?,
     })
 }
 

@@ -20,6 +20,7 @@ pub mod maps;
 pub mod measure;
 pub mod memory;
 pub mod mmap;
+pub mod mss;
 pub mod nat;
 pub mod parts;
 pub mod pins;
@@ -43,6 +44,8 @@ pub mod object {
     /// `xlb decap`.
     pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
     pub static DECAP_PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap_plain"));
+    /// `xlb decap --mss`, a classifier.
+    pub static MSS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mss"));
     /// What speed is measured with.
     pub static HARNESS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness"));
     pub static HARNESS_PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/harness_plain"));
@@ -230,10 +233,22 @@ pub const FRAGS_KERNEL: (u32, u32) = (5, 18);
 /// Whether programs may be loaded that take frames of several buffers.
 #[must_use]
 pub fn has_frags() -> bool {
+    has(FRAGS_KERNEL)
+}
+
+/// The oldest kernel that holds classifiers by links (tcx).
+const TCX_KERNEL: (u32, u32) = (6, 6);
+
+fn has_tcx() -> bool {
+    has(TCX_KERNEL)
+}
+
+/// Whether the kernel is this one or a later one; `false` where it does not say.
+fn has(least: (u32, u32)) -> bool {
     let release = release().ok();
     release
         .and_then(|release| parse_release(&release))
-        .is_some_and(|version| version >= FRAGS_KERNEL)
+        .is_some_and(|version| version >= least)
 }
 
 fn release() -> Result<String, Error> {

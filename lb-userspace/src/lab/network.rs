@@ -107,6 +107,14 @@ impl Host {
     /// # Errors
     /// Where it does not, or `xlb decap` fails.
     pub fn unwrap_from(&self, prefixes: &[String]) -> anyhow::Result<()> {
+        self.unwrap_with(prefixes, &[])
+    }
+
+    /// As [`Host::unwrap_from`], with further options of `xlb decap attach`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unwrap_with(&self, prefixes: &[String], options: &[&str]) -> anyhow::Result<()> {
         let pins = self.decap.as_ref().context("no xlb decap on this host")?;
         let mut command = self.netns.command(binary("xlb")?);
         command.args([
@@ -118,7 +126,11 @@ impl Host {
             "native",
             "--pin-dir",
         ]);
-        command.arg(pins.path()).arg("--from").args(prefixes);
+        command
+            .arg(pins.path())
+            .arg("--from")
+            .args(prefixes)
+            .args(options);
         run(&mut command).map(drop)
     }
 

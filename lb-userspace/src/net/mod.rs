@@ -25,7 +25,7 @@ pub mod resolver;
 pub mod route;
 pub mod sysctl;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod xdp_features;
 
 pub use nexthop::{NextHop, NextHops, Unresolved};

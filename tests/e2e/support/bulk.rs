@@ -36,10 +36,15 @@ pub fn sink(host: &Host, port: u16) -> anyhow::Result<JoinHandle<anyhow::Result<
 
 /// Sends so many bytes through one connection; gives back how many arrived right.
 pub fn send(lab: &Lab, to: SocketAddr, bytes: u64) -> anyhow::Result<u64> {
-    let mut stream = lab
+    let stream = lab
         .client
         .netns
         .enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)))?;
+    send_by(stream, bytes)
+}
+
+/// Sends so many bytes through a connection and ends it; gives back how many arrived right.
+pub fn send_by(mut stream: TcpStream, bytes: u64) -> anyhow::Result<u64> {
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     stream.set_write_timeout(Some(Duration::from_secs(60)))?;
     let mut buffer = vec![0; 1 << 16];

@@ -103,7 +103,7 @@ fn put(ctx: &TcContext, tcp: usize, at: usize, most: u32) -> Option<Fate> {
     ctx.store(at, &after, 0).ok()?;
     // At an odd place its bytes are in two words of the sum, each in the half that the other would have
     // (RFC 1071 section 2 (B)).
-    let odd = (at - tcp) % 2 != 0;
+    let odd = !(at - tcp).is_multiple_of(2);
     let turn = |word: u16| u64::from(if odd { word.swap_bytes() } else { word });
     ctx.l4_csum_replace(tcp + TCP_CHECKSUM, turn(before), turn(after), WORD_OF_TWO)
         .ok()?;

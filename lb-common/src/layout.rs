@@ -140,9 +140,8 @@ impl ServiceDoor {
 /// Where the lookup table of a service lies: one 64-bit word, so that one aligned store switches all packets
 /// from one generation to the next.
 ///
-/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 44..48 the [`Chooser`], 60 [`TableWord::NAT`], 61
-/// [`TableWord::HELD`], 62
-/// [`TableWord::FULL`], 63 [`TableWord::RESIZING`]; the rest is 0.
+/// Bits 0..17 size in slots (0: no table), 17..34 first slot, 34..44 slab, 44..48 the [`Chooser`], 59 [`TableWord::QUIC`], 60
+/// [`TableWord::NAT`], 61 [`TableWord::HELD`], 62 [`TableWord::FULL`], 63 [`TableWord::RESIZING`]; the rest is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct TableWord(pub u64);
@@ -151,6 +150,8 @@ impl TableWord {
     const FIELD: u64 = (1 << 17) - 1;
     const CHOOSER: u64 = 15 << 44;
 
+    /// Datagrams are QUIC, see [`crate::quic`].
+    pub const QUIC: u64 = 1 << 59;
     /// Forward mode `nat` or `full-nat`: every flow has its entries in the table of [`crate::nat`].
     pub const NAT: u64 = 1 << 60;
     /// Windows are about to end: a SYN whose entry is refused is dropped, see [`crate::rule::Place::held`].
@@ -210,7 +211,13 @@ impl TableWord {
     /// The same table without flags: which slots they are.
     #[must_use]
     pub const fn place(self) -> Self {
-        Self(self.0 & !(Self::CHOOSER | Self::NAT | Self::HELD | Self::FULL | Self::RESIZING))
+        Self(self.0 & !(Self::CHOOSER | Self::QUIC | Self::NAT | Self::HELD | Self::FULL | Self::RESIZING))
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_quic(self) -> bool {
+        self.0 & Self::QUIC != 0
     }
 
     #[inline(always)]
@@ -920,10 +927,11 @@ mod tests {
             prop_assume!(offset + size <= SLAB_SLOTS);
             let word = TableWord::new(slab, offset, size);
             prop_assert_eq!((word.slab(), word.offset(), word.size()), (slab, offset, size));
-            let flagged = word.with(TableWord::HELD | TableWord::FULL | TableWord::RESIZING);
+            let flagged = word.with(TableWord::QUIC | TableWord::HELD | TableWord::FULL | TableWord::RESIZING);
             prop_assert_eq!((flagged.slab(), flagged.offset(), flagged.size()), (slab, offset, size));
             prop_assert_eq!(flagged.place(), word);
             prop_assert_eq!((flagged.is_held(), flagged.is_full(), flagged.is_resizing()), (true, true, true));
+            prop_assert_eq!((flagged.is_quic(), word.is_quic()), (true, false));
             prop_assert_eq!((word.is_held(), word.is_full(), word.is_resizing()), (false, false, false));
             prop_assert_eq!(word == TableWord::NONE, slab == 0 && offset == 0 && size == 0);
         }

@@ -16,6 +16,7 @@ pub mod layout;
 pub mod limit;
 pub mod mss;
 pub mod nat;
+pub mod quic;
 pub mod reason;
 pub mod reset;
 pub mod rule;

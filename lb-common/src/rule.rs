@@ -23,7 +23,7 @@
 //! The load balancer sees one direction only, so it cannot tell a SYN that opens a connection from a forged one or
 //! a late copy. An entry that a SYN made therefore names two backends: that of the SYN ([`Entry::backend`]), for
 //! segments that begin within [`CONFIRM_WINDOW`] of it, and that of whatever else uses the same addresses and ports
-//! ([`Entry::before`]).
+//! ([`Entry::before`]). QUIC is the same with Initial packets for SYNs and connection ids for sequence numbers.
 
 use crate::layout::Slot;
 
@@ -100,7 +100,11 @@ pub enum Packet {
     Last { sequence: u32, reset: bool },
     /// Any other TCP segment, and its sequence number.
     Data(u32),
-    /// UDP.
+    /// A QUIC packet that may open a connection ([`crate::quic::Kind::Initial`]), and the number of its id.
+    Initial(u32),
+    /// A QUIC packet of a connection that is being opened.
+    Handshake,
+    /// Any other UDP.
     Datagram,
     /// An ICMP error about a packet of the flow: it is led the flow's way and changes nothing.
     Error,
@@ -111,7 +115,7 @@ pub enum Packet {
 pub struct Entry {
     pub backend: u32,
     pub state: State,
-    /// Sequence number of the SYN that made it.
+    /// Sequence number of the SYN that made it; of QUIC the number of the first packet's id.
     pub isn: u32,
     /// Of a pending entry: where segments go that do not follow its SYN; 0: to `previous`, like those of a flow
     /// without an entry.
@@ -228,6 +232,8 @@ impl Standing {
 /// - A reset that follows it (a client's answer to the answer to a forged SYN) ends what the SYN began, and no more: a
 ///   connection that was being opened when its slot moved is not led to where that SYN went.
 /// - An entry whose backends are gone is replaced also where nothing moves: it would come back to life with them.
+/// - Of QUIC an Initial packet is the SYN. The client sends further ones with the id that the server chose, or Handshake
+///   packets, before any other: they confirm the entry, and what else comes belongs to a connection of before.
 #[inline(always)]
 #[must_use]
 pub fn decide(
@@ -237,7 +243,7 @@ pub fn decide(
     standing: impl Fn(u32) -> Standing,
 ) -> Decision {
     let (current, previous) = (place.slot.current(), place.slot.previous());
-    let syn = matches!(packet, Packet::Syn(_));
+    let syn = matches!(packet, Packet::Syn(_) | Packet::Initial(_));
     let moved = previous != 0 && (previous != current || place.resizing);
     let before = if moved { standing(previous) } else { Standing::Gone };
     // Where a packet of a flow without an entry belongs.
@@ -274,6 +280,21 @@ pub fn decide(
             Write::Insert(entry)
         }
     };
+    // A packet of another connection than the one that a pending entry was made for.
+    let beside = |entry: Entry, state| {
+        if entry.before != 0 {
+            return Decision::go(entry.before, Write::Touch(state));
+        }
+        if !matches!(before, Standing::Serves) {
+            return Decision::go(home, Write::Nothing);
+        }
+        let write = Write::Replace(Entry {
+            before: home,
+            state,
+            ..entry
+        });
+        Decision::go(home, write)
+    };
     let touch = |entry: Entry, state| {
         if orphan {
             Write::Replace(Entry::of(entry.backend, state))
@@ -283,7 +304,15 @@ pub fn decide(
     };
 
     match (packet, found) {
-        (Packet::Syn(isn), Some(entry)) => match entry.state {
+        (Packet::Initial(number), Some(entry)) if entry.state.is_pending() => {
+            let state = if number == entry.isn {
+                entry.state
+            } else {
+                State::Established
+            };
+            Decision::go(entry.backend, Write::Touch(state))
+        }
+        (Packet::Syn(isn) | Packet::Initial(isn), Some(entry)) => match entry.state {
             State::Established => Decision::go(entry.backend, Write::Nothing),
             State::Closing if current == 0 => Decision::go(0, Write::Nothing),
             State::Closing => Decision {
@@ -310,7 +339,7 @@ pub fn decide(
                 otherwise: 0,
             },
         },
-        (Packet::Syn(isn), None) if current != 0 && (moved || dead) => Decision {
+        (Packet::Syn(isn) | Packet::Initial(isn), None) if current != 0 && (moved || dead) => Decision {
             backend: current,
             write: put(Entry {
                 isn,
@@ -318,7 +347,7 @@ pub fn decide(
             }),
             otherwise: if moved && place.held { 0 } else { home },
         },
-        (Packet::Syn(_), None) => Decision::go(current, Write::Nothing),
+        (Packet::Syn(_) | Packet::Initial(_), None) => Decision::go(current, Write::Nothing),
 
         (Packet::Data(sequence) | Packet::Last { sequence, .. }, Some(entry)) => {
             let last = matches!(packet, Packet::Last { .. });
@@ -341,22 +370,12 @@ pub fn decide(
             }
             // The life of an unconfirmed entry is enough for a connection that ends.
             let state = if last { entry.state } else { State::Contested };
-            if entry.before != 0 {
-                return Decision::go(entry.before, Write::Touch(state));
-            }
-            if !matches!(before, Standing::Serves) {
-                return Decision::go(home, Write::Nothing);
-            }
-            let write = Write::Replace(Entry {
-                before: home,
-                state,
-                ..entry
-            });
-            Decision::go(home, write)
+            beside(entry, state)
         }
+        (Packet::Datagram, Some(entry)) if entry.state.is_pending() => beside(entry, State::Contested),
         // A reset ends the flow: nothing follows that would need an entry.
         (Packet::Last { reset: true, .. }, None) => Decision::go(home, Write::Nothing),
-        (Packet::Data(_) | Packet::Last { .. } | Packet::Datagram, None) => {
+        (Packet::Data(_) | Packet::Last { .. } | Packet::Handshake | Packet::Datagram, None) => {
             let known = match before {
                 Standing::Serves => true,
                 Standing::Resets => false,
@@ -371,7 +390,9 @@ pub fn decide(
             };
             Decision::go(home, put(Entry::of(home, state)))
         }
-        (Packet::Datagram, Some(entry)) => Decision::go(entry.backend, touch(entry, State::Established)),
+        (Packet::Handshake | Packet::Datagram, Some(entry)) => {
+            Decision::go(entry.backend, touch(entry, State::Established))
+        }
 
         (Packet::Error, Some(entry)) if !entry.state.is_pending() => {
             Decision::go(entry.backend, Write::Nothing)

@@ -69,6 +69,10 @@ pub static NAT: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static NAT_ROUTES: Global<u8> = Global::new(0);
 
+/// Not 0: some service has `quic = true`.
+#[unsafe(no_mangle)]
+pub static QUIC: Global<u8> = Global::new(0);
+
 /// Not 0: some service has an access list.
 #[unsafe(no_mangle)]
 pub static GUARDED: Global<u8> = Global::new(0);

@@ -17,7 +17,7 @@ use crate::forward::{self, gue, ipip, l2};
 use crate::packet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP, UDP, goes_on, linear_len, opens};
 use crate::service::{self, Door};
 use crate::word::word;
-use crate::{flow, full, guard, schedule, stats, suspect, vlan};
+use crate::{flow, full, guard, quic, schedule, stats, suspect, vlan};
 
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
@@ -177,6 +177,19 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
         return None;
     }
     let hash = packet.hash(packet.ports);
+    if quic::is_on(table) {
+        let way = quic::way(ctx, packet.transport(), service);
+        if !way.is_none() {
+            let index = way.backend();
+            let reason = if index != 0 {
+                leave(ctx, packet, hash, index)
+            } else {
+                None
+            }?;
+            way.count(service);
+            return Some(reason);
+        }
+    }
     if constants::choosers() && table.is_full() {
         let index = full::known(packet.identity(hash, service), packet.goes_on(), service);
         return leave(ctx, packet, hash, index?);
@@ -193,7 +206,8 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
             ports: packet.ports,
             service,
         };
-        flow::known(&key, hash, packet.goes_on())?
+        // What a datagram of QUIC is to its entry, the rule has to say.
+        flow::known(&key, hash, packet.goes_on() && !quic::is_on(table))?
     } else {
         slot.current()
     };

@@ -16,7 +16,7 @@ use lb_common::rule::{self, Entry, Packet, Place, Standing, State, Write};
 
 use crate::clock::{coarse_ns, now_ns};
 use crate::packet::{self, TCP};
-use crate::{forward, schedule, service};
+use crate::{forward, quic, schedule, service};
 
 /// The flow table, shared by all CPUs. Memory is taken as flows come; a table that is full refuses.
 #[btf_map]
@@ -127,7 +127,12 @@ pub extern "C" fn consult(ctx: *mut xdp_md) -> u32 {
     };
     // SAFETY: as in `ask`, which has written it.
     let asked = unsafe { &*asked };
-    let Some(packet) = read_packet(&XdpContext::new(ctx), asked.transport, asked.protocol) else {
+    let Some(packet) = read_packet(
+        &XdpContext::new(ctx),
+        asked.transport,
+        asked.protocol,
+        asked.table,
+    ) else {
         return 0;
     };
     let place = Place {
@@ -228,11 +233,14 @@ fn effective_slot(asked: &Asked) -> Slot {
 /// What the rule must know of the packet. The header is read again, because the path of all other packets has no
 /// use for sequence numbers.
 #[inline(always)]
-pub fn read_packet(ctx: &XdpContext, transport: u32, protocol: u32) -> Option<Packet> {
+pub fn read_packet(ctx: &XdpContext, transport: u32, protocol: u32, table: TableWord) -> Option<Packet> {
     if transport == 0 {
         return Some(Packet::Error);
     }
     if protocol != u32::from(TCP) {
+        if quic::is_on(table) {
+            return Some(quic::packet(ctx, transport));
+        }
         return Some(Packet::Datagram);
     }
     let segment = packet::segment(ctx, transport)?;
@@ -318,7 +326,7 @@ impl Allowance {
     fn of(packet: Packet) -> Self {
         match packet {
             Packet::Syn(_) => Self::Syn,
-            Packet::Datagram => Self::Udp,
+            Packet::Initial(_) | Packet::Handshake | Packet::Datagram => Self::Udp,
             _ => Self::Data,
         }
     }
@@ -352,15 +360,16 @@ fn take_allowance(service: u32, allowance: Allowance) -> bool {
 fn count_insert(asked: &Asked, packet: Packet) {
     count(asked, |counters| match packet {
         Packet::Syn(_) => counters.inserted_syn += 1,
-        Packet::Datagram => counters.inserted_udp += 1,
+        Packet::Initial(_) | Packet::Handshake | Packet::Datagram => counters.inserted_udp += 1,
         _ => counters.inserted_data += 1,
     });
 }
 
-/// A refused entry keeps windows open, but not where the packet was dropped, and not for UDP, which has no SYN that would tell new flows from old ones.
+/// A refused entry keeps windows open, but not where the packet was dropped, and not for UDP: only the packets that open
+/// connections of QUIC tell new flows from old ones.
 #[inline(always)]
 fn note_refusal(asked: &Asked, packet: Packet, otherwise: u32) {
-    if otherwise == 0 || matches!(packet, Packet::Datagram | Packet::Error) {
+    if otherwise == 0 || matches!(packet, Packet::Handshake | Packet::Datagram | Packet::Error) {
         return;
     }
     if let Some(control) = FLOW_CONTROL.get_ptr_mut(asked.key.service) {

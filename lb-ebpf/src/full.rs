@@ -108,14 +108,19 @@ pub fn look(ctx: &XdpContext, tracked: Tracked) -> Found {
 fn judge(ctx: *mut xdp_md, tracked: *mut Tracked) -> u32 {
     // SAFETY: the per-CPU value of the caller.
     let there = unsafe { &mut *tracked };
-    let Some(packet) = flow::read_packet(&XdpContext::new(ctx), there.transport, there.protocol) else {
+    let Some(packet) = flow::read_packet(
+        &XdpContext::new(ctx),
+        there.transport,
+        there.protocol,
+        there.table,
+    ) else {
         return UNKNOWN;
     };
     (there.kind, there.sequence) = match packet {
         Packet::Syn(sequence) => (SYN, sequence),
         Packet::Data(sequence) => (DATA, sequence),
         Packet::Last { sequence, .. } => (LAST, sequence),
-        Packet::Datagram => (DATAGRAM, 0),
+        Packet::Initial(_) | Packet::Handshake | Packet::Datagram => (DATAGRAM, 0),
         Packet::Error => (ERROR, 0),
     };
     there.now_ns = coarse_ns();

@@ -34,6 +34,7 @@ mod icmp;
 mod link;
 mod nat;
 mod packet;
+mod quic;
 mod reset;
 mod rest;
 mod schedule;
@@ -61,7 +62,9 @@ mod entry {
     use aya_ebpf::macros::xdp;
     use aya_ebpf::programs::XdpContext;
 
+    /// Inlined: the chains of calls behind it are as long as the kernel allows.
     #[xdp(frags)]
+    #[inline(always)]
     pub fn lb(ctx: XdpContext) -> u32 {
         super::stats::explain_anew();
         let reason = match super::fast::steer(&ctx) {

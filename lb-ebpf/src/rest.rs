@@ -14,7 +14,7 @@ use crate::constants::{NAT, VLANS};
 use crate::packet::{self, Ip, NoFlow};
 use crate::seen::{Found, Seen};
 use crate::{
-    announce, end, flow, forward, fragment, guard, icmp, nat, schedule, service, stats, suspect, vlan,
+    announce, end, flow, forward, fragment, guard, icmp, nat, quic, schedule, service, stats, suspect, vlan,
 };
 
 /// The packet that is at work on this CPU.
@@ -160,7 +160,15 @@ fn balance(ctx: &XdpContext, ip: &Ip, seen: &Seen) -> Result<Reason, Reason> {
         return Err(Reason::Nat);
     }
     let hash = ip.hash(flow);
-    let index = schedule::backend(ctx, ip, flow, service, table, hash).ok_or(Reason::NoBackend)?;
+    let mut index = 0;
+    if quic::is_on(table) && flow.transport != 0 {
+        let way = quic::way(ctx, flow.transport, service);
+        way.count(service);
+        index = way.backend();
+    }
+    if index == 0 {
+        index = schedule::backend(ctx, ip, flow, service, table, hash).ok_or(Reason::NoBackend)?;
+    }
     stats::explain_backend(index);
     if seen.record != 0 {
         fragment::record(service, hash, index);

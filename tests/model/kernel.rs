@@ -348,7 +348,7 @@ impl Kernel {
     fn take_allowance(&mut self, packet: Packet) -> bool {
         let left = match packet {
             Packet::Syn(_) => &mut self.control.syn_left,
-            Packet::Datagram => &mut self.control.udp_left,
+            Packet::Initial(_) | Packet::Handshake | Packet::Datagram => &mut self.control.udp_left,
             _ => &mut self.control.data_left,
         };
         let taken = *left != 0;
@@ -357,7 +357,8 @@ impl Kernel {
     }
 
     fn refuse(&mut self, packet: Packet, decision: &Decision, now_ns: u64) -> Passed {
-        let noted = decision.otherwise != 0 && !matches!(packet, Packet::Datagram | Packet::Error);
+        let unnoted = matches!(packet, Packet::Handshake | Packet::Datagram | Packet::Error);
+        let noted = decision.otherwise != 0 && !unnoted;
         if noted && self.mutant != Some(Mutant::RefusalNotNoted) {
             self.control.refused_ns = now_ns;
         }

@@ -220,6 +220,8 @@ impl Replay {
                 reset: true,
             } => tcp(sequence).rst().write(&mut self.frame, &[]),
             Packet::Last { sequence, .. } => tcp(sequence).ack(1).fin().write(&mut self.frame, &[]),
+            Packet::Initial(number) => start().udp(port, PORT).write(&mut self.frame, &initial(number)),
+            Packet::Handshake => start().udp(port, PORT).write(&mut self.frame, &HANDSHAKE),
             Packet::Datagram | Packet::Error => start().udp(port, PORT).write(&mut self.frame, &[1, 2, 3]),
         };
         built.expect("a frame");
@@ -271,4 +273,19 @@ impl Observer for Replay {
         self.refusals += u64::from(noted);
         self.known[at] = kernel.flows[at];
     }
+}
+
+/// A Handshake packet (RFC 9000 section 17.2.4).
+const HANDSHAKE: [u8; 24] = {
+    let mut packet = [0; 24];
+    (packet[0], packet[4], packet[5]) = (0xe0, 1, 8);
+    packet
+};
+
+/// An Initial packet of an id of eight bytes with this number.
+fn initial(number: u32) -> [u8; 24] {
+    let mut packet = [0; 24];
+    (packet[0], packet[4], packet[5]) = (0xc0, 1, 8);
+    packet[7..11].copy_from_slice(&number.to_le_bytes());
+    packet
 }

@@ -30,6 +30,7 @@ const FEATURES: &[fn(&mut Features)] = &[
     |features| features.guards = true,
     |features| features.limits = true,
     |features| features.persistent = true,
+    |features| features.quic = true,
     |features| {
         features.nat = true;
         features.nat_routes = true;

@@ -27,6 +27,7 @@ mod out;
 mod parser;
 mod pass;
 mod pins;
+mod quic;
 mod ranges;
 mod refuse;
 mod schedulers;

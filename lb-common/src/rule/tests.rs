@@ -338,3 +338,59 @@ fn a_slot_of_a_table_that_is_resized() {
     assert_eq!(slot(Slot::stable(B), Slot::new(C, A, true)), (B, A, true));
     assert_eq!(slot(Slot::stable(B), Slot::new(A, 0, false)), (B, B, true));
 }
+
+#[test]
+fn of_quic_an_initial_packet_is_the_syn() {
+    let initial = Packet::Initial;
+    // Without an entry.
+    for slot in [MOVED, SETTLED] {
+        assert_eq!(rule(slot, None, initial(7)), rule(slot, None, Packet::Syn(7)));
+        assert_eq!(
+            rule(slot, None, Packet::Handshake),
+            rule(slot, None, Packet::Datagram)
+        );
+        assert_eq!(
+            rule(slot, entry(C, Established), initial(7)),
+            (C, Nothing, C),
+            "from the port of a connection that lives"
+        );
+        let dead = entry(GONE, Established);
+        assert_eq!(rule(slot, dead, initial(7)).1, Bury(young(B, 7)));
+    }
+    let held = Place {
+        held: true,
+        ..place(MOVED)
+    };
+    assert_eq!(at(held, None, initial(5)), (B, Insert(young(B, 5)), 0));
+    // With the entry that it made: once more, and what follows it.
+    for before in [0, A] {
+        for state in [Unconfirmed, Contested] {
+            let young = Some(shared(B, state, before));
+            assert_eq!(rule(MOVED, young, initial(1000)), (B, Touch(state), B));
+            for packet in [initial(77), Packet::Handshake] {
+                assert_eq!(
+                    rule(MOVED, young, packet),
+                    (B, Touch(Established), B),
+                    "{packet:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_short_header_before_the_handshake_is_of_another_connection() {
+    let young = entry(B, Unconfirmed);
+    let both = Replace(shared(B, Contested, A));
+    assert_eq!(rule(MOVED, young, Packet::Datagram), (A, both, A));
+    let contested = Some(shared(B, Contested, A));
+    assert_eq!(rule(MOVED, contested, Packet::Datagram), (A, Touch(Contested), A));
+    assert_eq!(rule(SETTLED, young, Packet::Datagram), (B, Nothing, B));
+    let alone = Some(shared(GONE, Contested, A));
+    let kept = Replace(Entry::of(A, Established));
+    assert_eq!(rule(MOVED, alone, Packet::Datagram), (A, kept, A));
+    assert_eq!(
+        rule(MOVED, entry(B, Established), Packet::Datagram),
+        (B, Touch(Established), B)
+    );
+}

@@ -31,7 +31,7 @@ use lb_common::reason::Reason;
 use crate::constants::{NAT, VLANS};
 use crate::packet::{self, Flow, Ip, NoFlow, TCP};
 use crate::seen::Found;
-use crate::{forward, reset, schedule, service, stats, suspect, toobig, vlan};
+use crate::{forward, quic, reset, schedule, service, stats, suspect, toobig, vlan};
 
 /// The programs of this loaded version that are not the main one.
 #[btf_map]
@@ -148,7 +148,15 @@ fn request(ctx: &XdpContext, ip: &Ip, flow: &Flow, service: u32) -> Result<Reaso
         table::ABSENT => {
             let table = service::table(service).ok_or(Reason::NoBackend)?;
             work.hash = ip.hash(flow);
-            work.backend = schedule::fresh(ip, table, work.hash).ok_or(Reason::NoBackend)?;
+            work.backend = 0;
+            if quic::is_on(table) {
+                let way = quic::way(ctx, flow.transport, service);
+                way.count(service);
+                work.backend = way.backend();
+            }
+            if work.backend == 0 {
+                work.backend = schedule::fresh(ip, table, work.hash).ok_or(Reason::NoBackend)?;
+            }
             stats::explain_backend(work.backend);
             Found::of_bits(table::nat_open(ctx.ctx)).ok()?;
         }

@@ -15,6 +15,9 @@ pub(super) fn of_service(was: &Service, is: &Service) -> Vec<String> {
     if was.outer_sources != is.outer_sources {
         lines.push("outer sources changed".into());
     }
+    if was.quic != is.quic {
+        lines.push(format!("quic {} -> {}", was.quic, is.quic));
+    }
     lines
 }
 
@@ -75,12 +78,14 @@ pub(super) fn of_backend(was: &Backend, is: &Backend) -> Vec<&'static str> {
         weight: _,
         role,
         tags,
+        quic_ids,
         check,
         agent_check,
     } = is;
     let parts = [
         ("role", was.role != *role),
         ("VLAN", was.tags != *tags),
+        ("QUIC ids", was.quic_ids != *quic_ids),
         ("check", was.check != *check),
         ("agent check", was.agent_check != *agent_check),
     ];

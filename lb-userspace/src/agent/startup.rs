@@ -357,6 +357,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         persistent: config.keeps_clients(),
         nat: config.translates(),
         nat_routes: true,
+        quic: config.has_quic(),
     }
 }
 

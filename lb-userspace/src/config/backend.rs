@@ -14,6 +14,7 @@ use super::check::{
 use super::fault::{At, Report, Reported};
 use super::keys;
 use super::machine::Machine;
+use super::quic;
 use super::types::{Backend, Check, CheckKind, Role};
 use super::value;
 use super::walk::Walk;
@@ -36,6 +37,8 @@ pub(super) struct Context<'c> {
     pub table: &'static str,
     /// The backends are from a pool whose services have different ports.
     pub ports_differ: bool,
+    /// Datagrams of a service of the backends are QUIC.
+    pub quic: Result<bool, Reported>,
 }
 
 impl Context<'_> {
@@ -108,6 +111,7 @@ pub(super) struct Backends<'b> {
     report: &'b Report<'b>,
     /// Where each address was first seen.
     addresses: HashMap<IpAddr, usize>,
+    quic_ids: quic::Ids,
 }
 
 impl<'b> Backends<'b> {
@@ -117,6 +121,7 @@ impl<'b> Backends<'b> {
             machine,
             report,
             addresses: HashMap::new(),
+            quic_ids: quic::Ids::default(),
         }
     }
 
@@ -127,6 +132,7 @@ impl<'b> Backends<'b> {
         let backup = walk.or_default(&keys::BACKUP, value::boolean);
         let vlan = walk.maybe(&keys::VLAN, value::integer);
         let vlan_outer = walk.maybe(&keys::VLAN_OUTER, value::integer);
+        let quic_ids = self.quic_ids.read(walk, self.service.quic, self.report);
         let LayerRead { layer, .. } = LayerRead::of(walk, self.service.check_type, self.report);
 
         let own_agent = AgentLayer::of(walk);
@@ -165,6 +171,7 @@ impl<'b> Backends<'b> {
             weight: weight?,
             role: if backup? { Role::Backup } else { Role::Primary },
             tags: tags?,
+            quic_ids: quic_ids?,
             check: check?,
             agent_check: agent_check?,
         })
@@ -179,6 +186,7 @@ impl<'b> Backends<'b> {
             weight: 1,
             role: Role::Sorry,
             tags: None,
+            quic_ids: Vec::new(),
             check: Check {
                 kind: CheckKind::None,
                 ..Check::built_in(self.service.protocol?)

@@ -379,6 +379,7 @@ pub static SERVICE: Table = Table {
         &PROTOCOL,
         &FORWARD,
         &OUTER_SOURCES,
+        &QUIC,
         &SCHEDULER,
         &SERVICE_POOL,
         &ALLOW,
@@ -447,6 +448,13 @@ pub static OUTER_SOURCES: Key = Key::optional(
     "dsr-ipip: prefixes that outer headers come from, at most one of each address family; the last bits, 16 at most, \
      follow the flow, so that the backends' adapters spread packets over their receive queues. Nobody may have these \
      addresses. When absent all come from the address of this machine.",
+);
+pub static QUIC: Key = Key::with_default(
+    "quic",
+    Shape::Boolean,
+    "false",
+    "Datagrams are QUIC: an Initial packet begins a flow, and packets whose connection id names a backend (`quic_ids`) go \
+     there, whatever address they come from.",
 );
 pub static SCHEDULER: Key = Key::with_default(
     "scheduler",
@@ -635,6 +643,7 @@ pub static BACKEND: Table = Table {
         &BACKUP,
         &VLAN,
         &VLAN_OUTER,
+        &QUIC_IDS,
         &CHECK_TABLE,
         &AGENT_CHECK_TABLE,
     ],
@@ -668,4 +677,14 @@ pub static VLAN_OUTER: Key = Key::optional(
     "vlan_outer",
     Shape::Integer { min: 1, max: 4094 },
     "The provider's VLAN (802.1ad) around `vlan`.",
+);
+pub static QUIC_IDS: Key = Key::optional(
+    "quic_ids",
+    Shape::List {
+        item: &Shape::QuicId,
+        unique: true,
+    },
+    "The server ids that the backend puts into its connection ids of QUIC, not encrypted \
+     (draft-ietf-quic-load-balancers), at most 4: \"CONFIG:ID\", the number of the configuration and the bytes. All of one \
+     configuration have one length. For services with `quic = true`.",
 );

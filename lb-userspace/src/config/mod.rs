@@ -24,6 +24,7 @@ mod outer;
 mod parse;
 mod pool;
 mod pools;
+mod quic;
 mod schema;
 mod service;
 mod shape;
@@ -41,11 +42,12 @@ pub use example::example;
 pub use fault::{Fault, Faults, FaultsInFile, LoadError, MAX_FAULTS};
 pub use machine::Machine;
 pub use parse::MAX_CONFIG_BYTES;
+pub use quic::MAX_IDS as MAX_QUIC_IDS;
 pub use schema::schema;
 
 pub use types::{
     Access, AccessList, Agent, AgentCheck, Announce, Backend, BackupMode, Check, CheckKind, Config, DnsCheck,
     EntryRates, ExecCheck, GrpcCheck, HashKey, Header, HttpCheck, HttpMethod, Limits, OnAllDown, OnDown,
-    OnStop, Pattern, PoolRules, Probe, QueryType, Rcode, Require, Role, Service, Snat, StatusRange,
+    OnStop, Pattern, PoolRules, Probe, QueryType, QuicId, Rcode, Require, Role, Service, Snat, StatusRange,
     StatusSet, TlsCheck, UdpCheck, Via, Witness, XdpMode, describe_access_change,
 };

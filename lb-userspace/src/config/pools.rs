@@ -25,6 +25,8 @@ pub(super) struct Pool<'w, 't> {
     pub protocol: Option<Protocol>,
     /// Services have different ports: a check has to name one.
     pub ports_differ: bool,
+    /// Datagrams of some service are QUIC.
+    pub quic: bool,
 }
 
 impl<'w, 't> Pools<'w, 't> {
@@ -119,6 +121,10 @@ impl<'w, 't> Pool<'w, 't> {
             walk,
             protocol: protocols.iter().copied().min(),
             ports_differ: ports.len() > 1,
+            quic: users.iter().any(|service| {
+                let quic = service.maybe(&keys::QUIC, value::boolean);
+                quic.ok().flatten().is_some_and(|at| at.value)
+            }),
         }
     }
 

@@ -16,6 +16,7 @@ use super::machine::Machine;
 use super::outer;
 use super::pool::RulesLayer;
 use super::pools::{Pool, Pools};
+use super::quic;
 use super::snat::Snat;
 use super::types::{Backend, Check, OnAllDown, PoolRules, Role, Service};
 use super::value;
@@ -127,6 +128,7 @@ impl<'r> Services<'r> {
         let protocol = walk.need(&keys::PROTOCOL, value::choice);
         let forward = walk.need(&keys::FORWARD, value::choice);
         let outer_sources = outer::read(walk, &forward, self.report);
+        let quic = quic::read(walk, &protocol, self.report);
         let scheduler = walk.or_default(&keys::SCHEDULER, value::choice);
         let table_size = walk.maybe(&keys::TABLE_SIZE, value::integer);
         let sorry = walk.maybe(&keys::SORRY, value::routable_address);
@@ -194,6 +196,7 @@ impl<'r> Services<'r> {
             forward: forward.as_ref().map(|at| at.value).map_err(|reported| *reported),
             table: if shared.is_some() { "pool" } else { "service" },
             ports_differ: shared.is_some_and(|pool| pool.ports_differ),
+            quic: shared.map_or(quic, |pool| Ok(pool.quic)),
             defaults: defaults.check.layer.as_ref().map_err(|&reported| reported),
             layer: layer.as_ref().map_err(|&reported| reported),
             check_type,
@@ -240,6 +243,7 @@ impl<'r> Services<'r> {
             last_port: port?.value.1,
             forward: forward?.value,
             outer_sources: outer_sources?,
+            quic: quic?,
             scheduler: scheduler?,
             table_size: table_size?.map(|at| at.value),
             rules: rules?,
@@ -334,6 +338,7 @@ impl<'r> Services<'r> {
             agent: Ok(None),
             table: "pool",
             ports_differ: false,
+            quic: Err(unused),
         };
         drop(self.backends(&pool.walk, &context, Ok(None)));
     }

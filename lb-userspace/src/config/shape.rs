@@ -45,6 +45,8 @@ pub enum Shape {
     ServicePort,
     HttpPath,
     Host,
+    /// A configuration of QUIC ids, and a server id of it.
+    QuicId,
     /// An HTTP status or a range of them.
     Status,
     /// A header of an HTTP request, `Name: value`.
@@ -109,6 +111,7 @@ impl Shape {
                     .to_owned()
             }
             Self::Host => "a host name or an address, with `:PORT` or without".to_owned(),
+            Self::QuicId => super::quic::expected(),
             Self::Status => "a status from 100 to 599, or a range such as \"200-299\"".to_owned(),
             Self::Header => {
                 "a header such as \"Name: value\", of printable ASCII, and none of Host, Connection, \
@@ -156,6 +159,7 @@ impl Shape {
             ]}),
             Self::HttpPath => json!({"type": "string", "pattern": "^/[!-~]*$", "maxLength": 2048}),
             Self::Host => json!({"type": "string", "pattern": "^[A-Za-z0-9._:\\[\\]-]+$", "maxLength": 259}),
+            Self::QuicId => json!({"type": "string", "pattern": "^[0-6]:([0-9A-Fa-f]{2}){1,8}$"}),
             Self::Status => json!({"anyOf": [
                 {"type": "integer", "minimum": 100, "maximum": 599},
                 {"type": "string", "pattern": "^[1-5][0-9][0-9]-[1-5][0-9][0-9]$"},

@@ -3,6 +3,7 @@
 mod access;
 mod check;
 mod limits;
+mod quic;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -27,6 +28,7 @@ pub use check::{
     Probe, QueryType, Rcode, Require, StatusRange, StatusSet, TlsCheck, UdpCheck, Via,
 };
 pub use limits::Limits;
+pub use quic::QuicId;
 
 /// A whole configuration; only [`Config::parse`] and its relatives make sure that it is valid.
 #[derive(Clone, Debug, PartialEq)]
@@ -151,6 +153,8 @@ pub struct Service {
     /// Prefixes that outer headers come from, at most one of each family; where there is none, from this machine's
     /// own address.
     pub outer_sources: Vec<IpNet>,
+    /// Its datagrams are QUIC.
+    pub quic: bool,
     pub scheduler: Scheduler,
     /// One of [`SIZES`](crate::maglev::SIZES); `None`: chosen when the service is first seen.
     pub table_size: Option<u32>,
@@ -325,6 +329,12 @@ impl Config {
         self.services.iter().any(|service| service.forward.translates())
     }
 
+    /// Whether datagrams of some service are QUIC.
+    #[must_use]
+    pub fn has_quic(&self) -> bool {
+        self.services.iter().any(|service| service.quic)
+    }
+
     /// Whether some service keeps its clients.
     #[must_use]
     pub fn keeps_clients(&self) -> bool {
@@ -423,6 +433,8 @@ pub struct Backend {
     pub role: Role,
     /// Of the VLAN that it is said to be in; `None`: that of its next hop counts.
     pub tags: Option<Tags>,
+    /// What connection ids of QUIC say of it, where they say it.
+    pub quic_ids: Vec<QuicId>,
     pub check: Check,
     /// `None`: it has no agent.
     pub agent_check: Option<AgentCheck>,

@@ -3,6 +3,7 @@
 use crate::maglev;
 use crate::model::Protocol;
 
+use super::quic;
 use super::types::{Check, CheckKind, Config, Role, Service};
 
 /// How many slots of a lookup table a backend should have, so that shares follow the weights.
@@ -86,6 +87,7 @@ fn service_warnings(service: &Service) -> Vec<String> {
         )),
         _ => {}
     }
+    warnings.extend(quic::warning(service));
     let count = |is: fn(&Check) -> bool| checked.iter().filter(|backend| is(&backend.check)).count();
     let of = checked.len();
     let primaries = checked

@@ -9,7 +9,7 @@ use lb_common::layout::{Backend as Record, Tags};
 
 use super::eligible::{self, Before, Choice, Member, Why};
 use super::{OldFlows, Steer, keeps_old_flows, slow_start};
-use crate::config::{self, AccessList, Limits, Role};
+use crate::config::{self, AccessList, Limits, QuicId, Role};
 use crate::datapath::record::{self, Hop};
 use crate::maglev::{self, Candidate};
 use crate::model::{AdminState, BackendId, Forward, OperState, Scheduler, ServiceKey, Tracking};
@@ -96,6 +96,8 @@ pub struct DesiredService {
     /// It takes the ports from that of its key to this one; `None`: that one, or every port.
     pub last_port: Option<u16>,
     pub forward: Forward,
+    /// Its datagrams are QUIC.
+    pub quic: bool,
     pub scheduler: Scheduler,
     pub tracking: Tracking,
     /// Which clients it takes packets from; `None`: all.
@@ -127,6 +129,8 @@ pub struct DesiredBackend {
     /// Weight from the configuration.
     pub weight: u16,
     pub role: Role,
+    /// What connection ids of QUIC say of it.
+    pub quic_ids: Vec<QuicId>,
     pub status: BackendStatus,
     /// What becomes of the flows it has.
     pub old_flows: OldFlows,
@@ -163,6 +167,7 @@ impl DesiredBackend {
         let Self {
             weight: _,
             role,
+            quic_ids: _,
             status,
             old_flows: _,
             steps: _,
@@ -267,6 +272,7 @@ fn one(service: &config::Service, inputs: &Inputs<'_>) -> DesiredService {
         name: service.name.clone(),
         last_port: service.last_port,
         forward: service.forward,
+        quic: service.quic,
         scheduler: service.scheduler,
         // Translated flows have their own table: slots can move at once.
         tracking: if service.forward.translates() {
@@ -385,6 +391,12 @@ fn resolve(
     DesiredBackend {
         weight: backend.weight,
         role: backend.role,
+        // A pool's may be for another service.
+        quic_ids: if service.quic {
+            backend.quic_ids.clone()
+        } else {
+            Vec::new()
+        },
         status,
         old_flows,
         steps: slow_start::STEPS,

@@ -10,6 +10,7 @@ mod guard;
 mod members;
 mod meta;
 mod pressure;
+mod quic;
 mod remember;
 mod tables;
 mod write;
@@ -19,6 +20,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::layout::{Backend as Record, BackendMeta, Counters, ServiceMeta, TableWord, Tags};
+use lb_common::quic::Lengths;
 
 use self::tables::{InForce, Switched};
 use super::clock::Clock;
@@ -202,6 +204,7 @@ impl Dataplane {
         self.wake(clock());
         self.check_room(desired)?;
         let mut changes = Vec::new();
+        self.drop_quic_ids(desired)?;
         self.apply_egress(desired, clock())?;
         let services: Vec<_> = desired.services.iter().collect();
         for some in services.chunks(BUILT_TOGETHER) {
@@ -210,6 +213,7 @@ impl Dataplane {
                 changes.extend(self.apply_service(key, service, built.remove(*key), clock)?);
             }
         }
+        self.put_quic_ids(desired)?;
         self.apply_ranges(desired)?;
         let gone: Vec<_> = self
             .services
@@ -437,6 +441,9 @@ impl Dataplane {
         self.put_table(index, TableWord::NONE)?;
         self.put_before(index, TableWord::NONE)?;
         self.remove_guard(index)?;
+        if self.maps.quic.lengths(index) != Lengths::default() {
+            self.put_quic_lengths(index, Lengths::default())?;
+        }
         self.remove_backends(key, None, clock)?;
         let mut name = String::new();
         if let Some(mut meta) = self.services[key].meta {

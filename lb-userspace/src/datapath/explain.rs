@@ -35,7 +35,7 @@ use super::{Error, apply, attach, check_system, has_frags, identity, testrun};
 const PROGRAM: &str = "lb";
 
 /// The pinned maps that packets read and never write.
-const SHARED: [Pinned; 12] = [
+const SHARED: [Pinned; 14] = [
     pins::SERVICES,
     pins::BUCKETS,
     pins::RANGES,
@@ -44,6 +44,8 @@ const SHARED: [Pinned; 12] = [
     pins::BACKENDS,
     pins::TAGS,
     pins::SNAT_POOLS,
+    pins::QUIC_SERVERS,
+    pins::QUIC_LENGTHS,
     pins::GUARDS,
     pins::LISTS,
     pins::EGRESS,
@@ -176,6 +178,7 @@ fn features(live: &Maps) -> Result<Features, Error> {
             features.wildcard |= meta.key.port == 0;
             features.persistent |= live.clients.settings(index).timeout_ns != 0;
             features.nat |= table.is_nat();
+            features.quic |= table.is_quic();
             features.choosers |= table.is_full() || table.chooser() != Chooser::Flow;
         }
     }

@@ -11,7 +11,7 @@ use lb_common::suspect::SYN_PLACES;
 use super::pins::{self, PinDir, Pinned};
 use super::ranges::BLOCKS_A_RANGE;
 use super::{Error, object, parts};
-use crate::config::Agent;
+use crate::config::{Agent, MAX_QUIC_IDS};
 
 /// What the program is specialised by; what is off is not even verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Features {
     pub persistent: bool,
     /// Some service has forward mode `nat` or `full-nat`.
     pub nat: bool,
+    /// Some service has `quic = true`.
+    pub quic: bool,
     /// The kernel's routing table says the way of its replies; else they go back where the flow came from.
     pub nat_routes: bool,
 }
@@ -141,12 +143,14 @@ fn load_with(
         persistent,
         nat,
         nat_routes,
+        quic,
     } = features;
     let (with_nat, nat_routes) = (flag(nat), flag(nat_routes));
     let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
     let (vlans, gue) = (flag(vlans), flag(gue));
     let (guarded, limited) = (flag(guards), flag(limits));
     let persistent = flag(persistent);
+    let quic = flag(quic);
     let spread = flag(spread);
     let object = if frags { object::LB } else { object::LB_PLAIN };
     let frags = flag(frags);
@@ -178,6 +182,7 @@ fn load_with(
         .override_global("LIMITED", &limited, true)
         .override_global("NAT", &with_nat, true)
         .override_global("NAT_ROUTES", &nat_routes, true)
+        .override_global("QUIC", &quic, true)
         .override_global("HASH_KEY", &key.0, true)
         .override_global("SECOND_KEY", &second.0, true)
         .override_global("CACHE_LINES", &flow_lines, true)
@@ -209,6 +214,9 @@ fn load_with(
             },
         )
         .map_max_entries("FLOW_COUNTERS", sizes.services)
+        .map_max_entries("QUIC_SERVERS", sizes.backends * MAX_QUIC_IDS as u32)
+        .map_max_entries("QUIC_LENGTHS", sizes.services)
+        .map_max_entries("QUIC_COUNTERS", sizes.services)
         // Index 0 is nobody.
         .map_max_entries("BACKENDS", sizes.backends + 1)
         .map_max_entries("TAGS", sizes.backends + 1)

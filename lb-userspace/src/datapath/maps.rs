@@ -24,6 +24,7 @@ use super::load::Sizes;
 use super::mmap::Words;
 use super::nat::NatMaps;
 use super::pins::{self, PinDir, Pinned};
+use super::quic::QuicMaps;
 use super::ranges::Ranges;
 use super::services::Services;
 use super::signs::Signs;
@@ -48,6 +49,7 @@ pub struct Maps {
     pub guards: Guards,
     pub clients: Clients,
     pub nat: NatMaps,
+    pub quic: QuicMaps,
     flow_counters: PerCpuArray<MapData, FlowCounters>,
     pub egress: DevMapHash<MapData>,
     pub interfaces: HashMap<MapData, u32, Interface>,
@@ -113,6 +115,11 @@ impl Maps {
             flow_control: FlowControls::map(control.fd(), max_entries(control))?,
             flow_counters: take(&pins::FLOW_COUNTERS)?.try_into()?,
             nat: NatMaps::open(take)?,
+            quic: QuicMaps::open(
+                take(&pins::QUIC_SERVERS)?,
+                &take(&pins::QUIC_LENGTHS)?,
+                take(&pins::QUIC_COUNTERS)?,
+            )?,
             flow_cache: FlowCache::new(&take(&pins::CACHE)?, &take(&pins::NURSERY)?, &take(&pins::LOADS)?)?,
             guards: Guards::open(
                 &take(&pins::GUARDS)?,

@@ -24,6 +24,7 @@ pub mod mss;
 pub mod nat;
 pub mod parts;
 pub mod pins;
+pub mod quic;
 pub mod ranges;
 pub mod record;
 pub mod services;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo, MapType};
-use lb_common::{cache, client, layout, nat, suspect};
+use lb_common::{cache, client, layout, nat, quic, suspect};
 
 use super::Error;
 use super::sys;
@@ -55,6 +55,9 @@ pinned! {
     NAT_FLOWS: "NAT_FLOWS", "nat_flows", Hash, size_of::<nat::NatKey>(), size_of::<nat::NatEntry>(), NO_PREALLOC;
     SNAT_POOLS: "SNAT_POOLS", "snat_pools", Array, WORD, size_of::<nat::SnatPool>(), 0;
     NAT_COUNTERS: "NAT_COUNTERS", "nat_counters", PerCpuArray, WORD, size_of::<nat::NatCounters>(), 0;
+    QUIC_SERVERS: "QUIC_SERVERS", "quic_servers", Hash, size_of::<quic::ServerKey>(), WORD, NO_PREALLOC;
+    QUIC_LENGTHS: "QUIC_LENGTHS", "quic_lengths", Array, WORD, size_of::<quic::Lengths>(), layout::MMAPABLE;
+    QUIC_COUNTERS: "QUIC_COUNTERS", "quic_counters", PerCpuArray, WORD, size_of::<quic::QuicCounters>(), 0;
     CACHE: "CACHE", "flow_cache", Array, WORD, size_of::<cache::Line>(), layout::MMAPABLE;
     NURSERY: "NURSERY", "nursery", Array, WORD, size_of::<cache::Opening>(), layout::MMAPABLE;
     LOADS: "LOADS", "loads", Array, WORD, size_of::<cache::Load>(), layout::MMAPABLE;

@@ -248,6 +248,7 @@ impl Simulator {
             nat: config.translates(),
             // The routes of this machine are not those of the simulated one.
             nat_routes: false,
+            quic: config.has_quic(),
         };
         let configured = config
             .agent

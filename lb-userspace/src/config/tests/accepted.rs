@@ -471,3 +471,54 @@ fn vlans_are_switched_on_by_a_backend_too() {
     assert_eq!(vlans("", "vlan = 100\n"), (true, Some(one)));
     assert_eq!(vlans("", "vlan = 100\nvlan_outer = 200\n"), (true, Some(two)));
 }
+
+#[test]
+fn ids_of_quic() {
+    let udp = WEB.replace("\"tcp\"", "\"udp\"");
+    let with = |service: &str, backend: &str| {
+        parsed(&format!(
+            "{HEAD}{udp}{service}{BACKEND}{backend}[[service.backend]]\naddress = \"10.0.1.12\"\n"
+        ))
+    };
+    assert!(!with("", "").has_quic() && !with("quic = false\n", "").has_quic());
+    let config = with(
+        "quic = true\n",
+        "quic_ids = [\"0:C4605e\", \"6:0102030405060708\"]\n",
+    );
+    assert!(config.has_quic());
+    let said: Vec<String> = config.services[0].backends[0]
+        .quic_ids
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(said, ["0:c4605e", "6:0102030405060708"]);
+    let warned = |config: &Config| {
+        config
+            .warnings()
+            .iter()
+            .any(|told| told.contains("1 of 2 backends have no"))
+    };
+    assert!(warned(&config) && !warned(&with("quic = true\n", "")));
+}
+
+#[test]
+fn ids_of_a_pool_count_where_a_service_is_quic() {
+    let service = |name: &str, protocol: &str, quic: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\naddress = \"192.0.2.10\"\nport = 443\nprotocol = \"{protocol}\"\n\
+             forward = \"dsr-l2\"\npool = \"p\"\n{quic}"
+        )
+    };
+    let pool = "[[pool]]\nname = \"p\"\n[pool.check]\ntype = \"none\"\n[[pool.backend]]\naddress = \"10.0.1.11\"\n\
+                quic_ids = [\"0:a1\"]\n";
+    let tcp = service("tcp", "tcp", "");
+    let udp = service("udp", "udp", "quic = true\n");
+    let config = parsed(&format!("{HEAD}{pool}{tcp}{udp}"));
+    assert_eq!(config.services.len(), 2);
+    let without = Config::parse(&format!("{HEAD}{pool}{tcp}")).unwrap_err();
+    assert!(
+        without
+            .to_string()
+            .contains("no service with these backends has `quic = true`")
+    );
+}

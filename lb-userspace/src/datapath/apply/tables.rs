@@ -345,6 +345,9 @@ impl Dataplane {
             if service.forward.translates() {
                 next_word = next_word.with(TableWord::NAT);
             }
+            if service.quic {
+                next_word = next_word.with(TableWord::QUIC);
+            }
             if service.tracking == Tracking::Full {
                 next_word = next_word.with(TableWord::FULL);
             }

@@ -6,6 +6,7 @@ use lb_common::client::Persistence;
 use lb_common::layout::{
     self, Backend as Record, BackendMeta, Counters, FlowControl, Guard, ServiceMeta, Slot, TableWord, Tags,
 };
+use lb_common::quic::{Lengths, ServerKey};
 
 use super::Dataplane;
 use crate::config::AccessList;
@@ -105,7 +106,9 @@ impl Dataplane {
         self.may_write()?;
         self.maps.guards.clear_counters(index)?;
         self.may_write()?;
-        self.maps.nat.clear_counters(index)
+        self.maps.nat.clear_counters(index)?;
+        self.may_write()?;
+        self.maps.quic.clear_counters(index)
     }
 
     pub(super) fn put_list(&mut self, index: u32, list: &AccessList) -> Result<(), Error> {
@@ -161,6 +164,23 @@ impl Dataplane {
     pub(super) fn remove_block(&mut self, block: &layout::PortPrefix) -> Result<(), Error> {
         self.may_write()?;
         Ok(self.maps.ranges.remove(block)?)
+    }
+
+    /// What an id of QUIC names.
+    pub(super) fn put_quic_id(&mut self, key: ServerKey, backend: u32) -> Result<(), Error> {
+        self.may_write()?;
+        Ok(self.maps.quic.insert(key, backend)?)
+    }
+
+    pub(super) fn remove_quic_id(&mut self, key: &ServerKey) -> Result<(), Error> {
+        self.may_write()?;
+        Ok(self.maps.quic.remove(key)?)
+    }
+
+    pub(super) fn put_quic_lengths(&mut self, service: u32, lengths: Lengths) -> Result<(), Error> {
+        self.may_write()?;
+        self.maps.quic.set_lengths(service, lengths);
+        Ok(())
     }
 
     /// Takes a key out of the map. It may be missing already: the last agent died while it took the service

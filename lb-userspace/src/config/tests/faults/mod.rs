@@ -55,6 +55,12 @@ fn service(lines: &str) -> String {
     format!("{HEAD}{WEB}{lines}\n{BACKEND}")
 }
 
+/// A file with a service of QUIC, with these lines added to its backend.
+fn quic(lines: &str) -> String {
+    let udp = WEB.replace("\"tcp\"", "\"udp\"");
+    format!("{HEAD}{udp}quic = true\n{BACKEND}{lines}\n")
+}
+
 /// A file with one service that has these backends.
 fn backends(tables: &str) -> String {
     format!("{HEAD}{WEB}{tables}")

@@ -1,6 +1,6 @@
 use super::super::super::Config;
 use super::super::{BACKEND, HEAD, WEB};
-use super::{agent, check, service, shaped};
+use super::{agent, check, quic, service, shaped};
 
 const BACKEND_OF_POOL: &str = "[[pool.backend]]\naddress = \"10.0.1.11\"\n";
 
@@ -94,6 +94,46 @@ fn of_services() {
                 format!("{HEAD}{WEB}outer_sources = [\"10.255.0.0/16\", ▶\"10.254.0.0/16\"]\n{BACKEND}")
                     .replace("dsr-l2", "dsr-ipip"),
                 &["10.254.0.0/16 is the second prefix of its address family; expected one of each"],
+            ),
+            (
+                "QUIC over TCP",
+                service("quic = ▶true"),
+                &["`quic` is for `protocol = \"udp\"`, and `protocol` is \"tcp\"; expected no `quic`"],
+            ),
+            (
+                "ids without QUIC",
+                format!("{HEAD}{WEB}{BACKEND}quic_ids = ▶[\"0:a1\"]\n"),
+                &["no service with these backends has `quic = true`; expected `quic = true` in the service"],
+            ),
+            (
+                "ids that are none",
+                quic("quic_ids = [▶\"7:a1\", ▶\"0:a\", ▶\"a1\", ▶\"0:\", ▶\"0:010203040506070809\", ▶\"0:+1\"]"),
+                &[
+                    "is \"7:a1\": there are the configurations 0 to 6",
+                    "is \"0:a\"; expected a configuration from 0 to 6 and an id of 1 to 8 bytes in hexadecimal",
+                    "is \"a1\"",
+                    "is \"0:\"",
+                    "is \"0:010203040506070809\", which has 9 bytes",
+                    "is \"0:+1\"",
+                ],
+            ),
+            (
+                "an id of two backends",
+                quic(
+                    "quic_ids = [\"0:a1b2\", \"1:a1b2\"]\n[[service.backend]]\naddress = \"10.0.1.12\"\n\
+                     quic_ids = [\"0:a1b3\", ▶\"1:A1B2\"]",
+                ),
+                &["the QUIC id of line 13 is 1:a1b2 too; expected each id once in a service"],
+            ),
+            (
+                "ids of two lengths",
+                quic("quic_ids = [\"0:a1b2\", \"1:a1\", ▶\"0:a1\"]"),
+                &["the QUIC id 0:a1 has 1 bytes, that of line 13 of the same configuration 2"],
+            ),
+            (
+                "more ids than there is room for",
+                quic("quic_ids = ▶[\"0:01\", \"0:02\", \"0:03\", \"0:04\", \"0:05\"]"),
+                &["the backend has 5 QUIC ids; expected at most 4"],
             ),
             (
                 "a provider's VLAN around none",

@@ -6,6 +6,7 @@ mod model;
 mod rewriting;
 mod spoiled;
 mod table;
+mod vlan;
 mod world;
 
 use lb_common::reason::Reason;

@@ -40,7 +40,7 @@ pub fn tags_of(backend: IpAddr) -> Option<Tags> {
     };
     match last {
         12 | 0x12 => Some(Tags::NONE.within(TAG_TYPE, 300)),
-        13 => Some(Tags::NONE.within(SERVICE_TAG_TYPE, 3000).within(TAG_TYPE, 30)),
+        13 | 0x13 => Some(Tags::NONE.within(SERVICE_TAG_TYPE, 3000).within(TAG_TYPE, 30)),
         _ => None,
     }
 }

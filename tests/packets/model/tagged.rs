@@ -20,7 +20,7 @@ pub fn without(frame: &[u8], tags: usize) -> Vec<u8> {
 }
 
 /// Bytes of tags of a frame that is looked into.
-fn tags_of(frame: &[u8]) -> Option<usize> {
+pub fn tags_of(frame: &[u8]) -> Option<usize> {
     let mut at = MACS;
     loop {
         if frame.len() < at + 2 {

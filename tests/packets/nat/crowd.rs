@@ -13,6 +13,7 @@ use super::model::{Key, Model};
 use super::world::{Way, World, all_ways};
 use crate::build::{CLIENT_MAC, no_operations};
 use crate::model::crowd::{CROWD, SEED, seed, spoil};
+use crate::model::tagged;
 use crate::world::{CLIENT_V4, CLIENT_V6};
 
 const TCP: u8 = 6;
@@ -268,6 +269,15 @@ impl Crowd {
             _ => packet(from.ip(), to.ip(), protocol, extra, &body),
         };
         let mut frame = frame(CLIENT_MAC, &ip);
+        if self.way.vlans {
+            let tags: &[u8] = match self.random.random_range(0..4) {
+                0 => &[],
+                1 => &[0x81, 0, 0, 100],
+                2 => &[0x81, 0, 0xe0, 7],
+                _ => &[0x88, 0xa8, 1, 0, 0x81, 0, 0, 5],
+            };
+            frame = tagged::with(&frame, tags);
+        }
         spoil(&mut self.random, &mut frame);
         frame
     }
@@ -278,7 +288,11 @@ impl Crowd {
         for _ in 0..packets {
             let frame = self.next(&model);
             let outcome = world.send("a frame of the crowd", &frame);
-            let reason = model.judge(&frame, &outcome);
+            let reason = if self.way.vlans {
+                model.judge_tagged(&frame, &outcome)
+            } else {
+                model.judge(&frame, &outcome)
+            };
             if let Some(key) = model.unseen {
                 model.learn(&key, world.given(&key));
             }
@@ -306,9 +320,13 @@ pub const WAYS: usize = 8;
 
 /// The packets of one way; gives back how many.
 pub fn crowd(number: usize, seed: u64) -> u32 {
+    crowd_of(all_ways()[number].clone(), seed)
+}
+
+fn crowd_of(way: Way, seed: u64) -> u32 {
     let way = Way {
         ports: (1024, 65_535),
-        ..all_ways()[number].clone()
+        ..way
     };
     let Some(mut world) = World::new(&way) else {
         return 0;
@@ -333,6 +351,14 @@ macro_rules! crowds {
             crowd($way, seed().unwrap_or(SEED));
         })+
     };
+}
+
+/// The same with VLANs: backends and clients in some, and in none.
+#[test]
+fn in_vlans() {
+    for way in all_ways() {
+        crowd_of(Way { vlans: true, ..way }, seed().unwrap_or(SEED));
+    }
 }
 
 crowds! {

@@ -6,14 +6,16 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::hash;
-use lb_common::reason::Reason;
+use lb_common::reason::{Reason, Verdict};
 use xlb::datapath::simulate::{MTU, OWN_MAC, Outcome, Simulator};
 use xlb::model::Protocol;
 
 use super::rewriting::{Rewriting, Sockets};
 use super::world::Way;
+use crate::model::tagged;
 use crate::model::{self, FRAGMENT, ICMP, ICMPV6, TCP, UDP, be, is_host, v4_at, v6_at, walk};
 use crate::out;
+use crate::vlan;
 use crate::world::mac_of;
 
 /// A flow as its client's packets show it, or as its backend's do.
@@ -41,8 +43,9 @@ pub struct Flow {
     pub backend: SocketAddr,
     /// What the backend sees as the client; `None`: it has not been told, as none of its packets has left.
     pub seen_as: Option<SocketAddr>,
-    /// The first twelve bytes of the frame that opened it.
+    /// The first twelve bytes of the frame that opened it, and its VLAN tags.
     macs: [u8; 12],
+    tags: Vec<u8>,
     sides: [Side; 2],
 }
 
@@ -50,6 +53,7 @@ pub struct Flow {
 struct Fragmented {
     to: (IpAddr, IpAddr),
     macs: ([u8; 6], [u8; 6]),
+    tags: Vec<u8>,
     forward: bool,
 }
 
@@ -63,6 +67,10 @@ pub struct Model {
     passed: HashSet<Datagram>,
     /// The flow that was noted last.
     pub last_opened: Option<Key>,
+    /// The VLAN tags of the frame at hand.
+    tags: Vec<u8>,
+    /// Those that the frame which came out had.
+    tags_out: Vec<u8>,
     /// A flow of which the model is to be told what it was given ([`Model::learn`]): its first packet did not leave.
     pub unseen: Option<Key>,
 }
@@ -85,6 +93,8 @@ enum Expected {
     },
     Sent {
         rewriting: Box<Rewriting>,
+        /// The VLAN tags that it leaves with.
+        tags: Vec<u8>,
         forward: bool,
     },
 }
@@ -107,6 +117,8 @@ impl Model {
             fragments: HashMap::new(),
             passed: HashSet::new(),
             last_opened: None,
+            tags: Vec::new(),
+            tags_out: Vec::new(),
             unseen: None,
         }
     }
@@ -119,12 +131,47 @@ impl Model {
         address == self.way.service().ip()
     }
 
+    /// The same of a frame that may have VLAN tags, for a program that looks into them.
+    pub fn judge_tagged(&mut self, frame: &[u8], outcome: &Outcome) -> Reason {
+        let Some(tags) = tagged::tags_of(frame) else {
+            assert_eq!(
+                (outcome.reason, &*outcome.out),
+                (Reason::Vlan, frame),
+                "{frame:02x?}"
+            );
+            return outcome.reason;
+        };
+        let (bare, tags) = split(frame, tags);
+        let dropped = outcome.verdict == Verdict::Drop;
+        let left = if dropped {
+            0
+        } else {
+            tagged::tags_of(&outcome.out).expect("tags of ours")
+        };
+        let (out, tags_out) = split(&outcome.out, left);
+        (self.tags, self.tags_out) = (tags, tags_out);
+        let bare_outcome = Outcome {
+            out,
+            ..outcome.clone()
+        };
+        let reason = self.judge(&bare, &bare_outcome);
+        let is_sent = matches!(reason, Reason::Transmitted | Reason::NatReply);
+        if !is_sent && !dropped {
+            assert_eq!(self.tags_out, self.tags, "{frame:02x?}: goes back as it came");
+        }
+        reason
+    }
+
     /// Holds what the program did against what it must do.
     pub fn judge(&mut self, frame: &[u8], outcome: &Outcome) -> Reason {
         let reason = match self.expect(frame, outcome) {
             Expected::Settled(reason) => reason,
             Expected::TooLong { quiet } => self.too_long(frame, quiet),
-            Expected::Sent { rewriting, forward } => {
+            Expected::Sent {
+                rewriting,
+                tags,
+                forward,
+            } => {
                 let reason = if forward {
                     Reason::Transmitted
                 } else {
@@ -132,6 +179,7 @@ impl Model {
                 };
                 assert_eq!(outcome.reason, reason, "{frame:02x?}");
                 rewriting.check(frame, &outcome.out);
+                assert_eq!(self.tags_out, tags, "{frame:02x?}: tags");
                 return reason;
             }
         };
@@ -254,10 +302,15 @@ impl Model {
         }
         let expected = self.transport(packet, protocol, offset, outcome);
         match &expected {
-            Expected::Sent { rewriting, forward } if more => {
+            Expected::Sent {
+                rewriting,
+                tags,
+                forward,
+            } if more => {
                 let kept = Fragmented {
                     to: (rewriting.to.0.ip(), rewriting.to.1.ip()),
                     macs: rewriting.macs,
+                    tags: tags.clone(),
                     forward: *forward,
                 };
                 self.fragments.insert(datagram, kept);
@@ -271,7 +324,13 @@ impl Model {
     }
 
     fn later(&self, packet: &Packet<'_>, datagram: &Datagram) -> Expected {
-        let Some(Fragmented { to, macs, forward }) = self.fragments.get(datagram).cloned() else {
+        let Some(Fragmented {
+            to,
+            macs,
+            tags,
+            forward,
+        }) = self.fragments.get(datagram).cloned()
+        else {
             if self.passed.contains(datagram) {
                 return Reason::NotService.into();
             }
@@ -294,6 +353,7 @@ impl Model {
         };
         Expected::Sent {
             rewriting: Box::new(rewriting),
+            tags,
             forward,
         }
     }
@@ -313,7 +373,7 @@ impl Model {
         let flags = if protocol == TCP { header[13] } else { 0 };
         let key = (protocol, (from, to));
         let forward = protocol == self.protocol() && to == self.way.service();
-        let (socket, macs) = if forward {
+        let (socket, macs, tags) = if forward {
             self.request(packet, &key, flags);
             if packet.bytes.len() > MTU as usize {
                 return Expected::TooLong { quiet: false };
@@ -323,7 +383,8 @@ impl Model {
                 return reason.into();
             }
             let seen_as = self.seen_as(&key, packet, outcome, offset);
-            ((seen_as, backend), (mac_of(backend.ip()), OWN_MAC))
+            let tags = self.tags_to(backend);
+            ((seen_as, backend), (mac_of(backend.ip()), OWN_MAC), tags)
         } else {
             let Some(of) = self.replies.get(&key) else {
                 return Reason::NotService.into();
@@ -334,7 +395,7 @@ impl Model {
                 return reason.into();
             }
             let [d, s] = [0, 6].map(|at| <[u8; 6]>::try_from(&flow.macs[at..at + 6]).expect("6 bytes"));
-            ((self.way.service(), flow.client), (s, d))
+            ((self.way.service(), flow.client), (s, d), flow.tags.clone())
         };
         let rewriting = Rewriting {
             macs,
@@ -346,7 +407,17 @@ impl Model {
         };
         Expected::Sent {
             rewriting: Box::new(rewriting),
+            tags,
             forward,
+        }
+    }
+
+    /// The tags of the VLAN that a backend is in.
+    fn tags_to(&self, backend: SocketAddr) -> Vec<u8> {
+        if self.way.vlans {
+            vlan::expected_tags(backend.ip())
+        } else {
+            Vec::new()
         }
     }
 
@@ -384,6 +455,7 @@ impl Model {
                 backend,
                 seen_as: None,
                 macs: packet.frame[..12].try_into().expect("12 bytes"),
+                tags: self.tags.clone(),
                 sides: [Side::default(); 2],
             };
             self.flows.insert(*key, flow);
@@ -499,7 +571,7 @@ impl Model {
             return Expected::TooLong { quiet: true };
         }
         let [d, s] = [0, 6].map(|at| <[u8; 6]>::try_from(&flow.macs[at..at + 6]).expect("6 bytes"));
-        let (source, receiver, inside, macs) = if forward {
+        let (source, receiver, inside, macs, tags) = if forward {
             let source = if self.way.full {
                 seen_as.ip()
             } else {
@@ -510,10 +582,12 @@ impl Model {
                 flow.backend,
                 (flow.backend, seen_as),
                 (mac_of(flow.backend.ip()), OWN_MAC),
+                self.tags_to(flow.backend),
             )
         } else {
             let service = self.way.service();
-            (service.ip(), flow.client, (flow.client, service), (s, d))
+            let inside = (flow.client, service);
+            (service.ip(), flow.client, inside, (s, d), flow.tags.clone())
         };
         let rewriting = Rewriting {
             macs,
@@ -525,9 +599,18 @@ impl Model {
         };
         Expected::Sent {
             rewriting: Box::new(rewriting),
+            tags,
             forward,
         }
     }
+}
+
+/// A frame without so many bytes of tags, and those.
+fn split(frame: &[u8], tags: usize) -> (Vec<u8>, Vec<u8>) {
+    if tags == 0 {
+        return (frame.to_vec(), Vec::new());
+    }
+    (tagged::without(frame, tags), frame[12..12 + tags].to_vec())
 }
 
 impl Packet<'_> {

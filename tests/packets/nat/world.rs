@@ -12,6 +12,7 @@ use xlb::datapath::simulate::{OWN_MAC, Outcome, Simulator};
 
 use super::model::Key;
 use crate::build::{self, CLIENT_MAC};
+use crate::vlan;
 use crate::world::{CLIENT_V4, CLIENT_V6, mac_of, options, world_with};
 
 pub const FIRST_PORT: u16 = 20_000;
@@ -25,6 +26,8 @@ pub struct Way {
     pub udp: bool,
     pub backend_port: u16,
     pub ports: (u16, u16),
+    /// Tags are looked into, and backends are in VLANs as [`vlan::tags_of`] says.
+    pub vlans: bool,
     /// Further lines of `[agent]`.
     pub agent: String,
 }
@@ -41,6 +44,7 @@ pub fn all_ways() -> Vec<Way> {
                     udp,
                     backend_port: 8080,
                     ports: (FIRST_PORT, LAST_PORT),
+                    vlans: false,
                     agent: String::new(),
                 });
             }
@@ -81,7 +85,23 @@ impl Way {
 
     pub fn config(&self) -> Config {
         let text = self.text();
-        Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+        let mut config = Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+        if self.vlans {
+            config.agent.vlans = true;
+            for backend in config
+                .services
+                .iter_mut()
+                .flat_map(|service| &mut service.backends)
+            {
+                backend.tags = vlan::tags_of(backend.address);
+            }
+        }
+        config
+    }
+
+    /// The last numbers of the backends' addresses.
+    fn backends(&self) -> &'static [u8] {
+        if self.vlans { &[11, 12, 13] } else { &[11, 12] }
     }
 
     fn text(&self) -> String {
@@ -100,7 +120,7 @@ impl Way {
             self.agent,
             self.service().ip(),
         );
-        for number in [11, 12] {
+        for number in self.backends() {
             let backend = self.address(&format!("10.0.1.{number}"), &format!("2001:db8:1::{number}"));
             text += &format!(
                 "[[service.backend]]\naddress = \"{backend}\"\nport = {}\n",

@@ -354,9 +354,16 @@ pub struct NatFragment {
     pub way: [u64; 2],
     /// As in [`NatEntry`].
     pub tags: Tags,
+    /// What the ports became: later fragments have none, but who complains about one means this flow.
+    pub ports: u32,
+    /// As in [`NatKey`].
+    pub kind: u32,
 }
 
 impl NatFragment {
+    /// In the kind of a key: of the fragments as we sent them, and not as they came.
+    pub const SENT: u32 = 1 << 16;
+
     /// What the fragments of this datagram bear in front.
     #[inline(always)]
     #[must_use]
@@ -377,7 +384,7 @@ const _: () = {
     assert!(core::mem::offset_of!(NatEntry, tag) == 0);
     assert!(size_of::<SnatPool>() == 16 + 16 * MAX_SNAT_ADDRESSES);
     assert!(size_of::<NatCounters>() == 48);
-    assert!(size_of::<NatFragment>() == 88);
+    assert!(size_of::<NatFragment>() == 96);
 };
 
 #[cfg(feature = "user")]

@@ -72,6 +72,7 @@ macro_rules! reasons {
                         | Self::ResetSent
                         | Self::TooBigAnswered
                         | Self::EchoReply
+                        | Self::TtlExceededAnswered
                 )
             }
 
@@ -146,10 +147,13 @@ reasons! {
     /// No address and port of ours is free towards the backend (`nat`: the client's own is taken): the new flow was
     /// refused.
     SnatPorts = 28, "snat_ports", Drop;
-    /// To be translated, but its TTL or hop limit is used up.
+    /// To be translated, but its TTL or hop limit is used up, and its sender could not be told: too many at a time, a later
+    /// fragment, or itself an ICMP error.
     TtlExceeded = 29, "ttl_exceeded", Drop;
     /// For a service of `nat` or `full-nat` while the part of the program that translates is missing.
     Nat = 30, "nat", Drop;
+    /// To be translated, but its TTL or hop limit is used up: the sender was told by ICMP.
+    TtlExceededAnswered = 31, "ttl_exceeded_answered", Tx;
 }
 
 const _: () = assert!(Reason::COUNT <= crate::layout::REASON_SLOTS as usize);

@@ -12,7 +12,7 @@ use lb_common::checksum;
 use lb_common::reason::Reason;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::constants::ICMP_ECHO;
+use crate::constants::{ICMP_ECHO, NAT};
 use crate::link::{self, put};
 use crate::packet::{self, ETHERNET_LEN, FRAGMENT, Flow, Ip, TCP, UDP};
 use crate::seen::{Found, Seen};
@@ -202,12 +202,26 @@ fn quoted_v4(ctx: &XdpContext, ip: &Ip, offset: u32, seen: &mut Seen) -> Result<
     if !matches!(inner.protocol, TCP | UDP) {
         return Err(Reason::OtherProtocol);
     }
-    if inner.fragment_offset != 0 || behind + PORTS_LEN > ip.length {
+    if inner.fragment_offset != 0 {
+        return Err(about_later());
+    }
+    if behind + PORTS_LEN > ip.length {
         return Err(UNMATCHED);
     }
     let ports = packet::read_anew(ctx, ETHERNET_LEN + behind as usize).ok_or(UNMATCHED)?;
     found(seen, inner.destination, inner.protocol, ports);
     Ok(())
+}
+
+/// What becomes of an error that quotes a later fragment: it has no ports, and only of what is translated is the datagram
+/// known as it was sent.
+#[inline(always)]
+fn about_later() -> Reason {
+    if NAT.load() != 0 {
+        Reason::Fragment
+    } else {
+        Reason::IcmpUnmatched
+    }
 }
 
 #[inline(always)]
@@ -225,7 +239,7 @@ fn quoted_v6(ctx: &XdpContext, ip: &Ip, offset: u32, seen: &mut Seen) -> Result<
     if behind.next == FRAGMENT {
         let fragment = packet::fragment_v6(ctx, ip, behind.offset).ok_or(UNMATCHED)?;
         if fragment.offset != 0 {
-            return Err(UNMATCHED);
+            return Err(about_later());
         }
         behind = packet::walk_anew(
             ctx,

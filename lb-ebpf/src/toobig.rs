@@ -26,12 +26,12 @@ use crate::constants::ICMP_ERROR_RATE;
 use crate::link::{self, Link, put};
 use crate::packet::{self, ETHERNET_LEN, Ip};
 
-const ICMP_LEN: usize = 8;
+pub const ICMP_LEN: usize = 8;
 /// What of the packet is quoted. The short form is for ways that take less than that: the longest IPv4 header and
 /// eight bytes.
-const QUOTE_V4: usize = 576 - Ipv4Hdr::LEN - ICMP_LEN;
+pub const QUOTE_V4: usize = 576 - Ipv4Hdr::LEN - ICMP_LEN;
 const QUOTE_V4_SHORT: usize = 68;
-const QUOTE_V6: usize = 1280 - Ipv6Hdr::LEN - ICMP_LEN;
+pub const QUOTE_V6: usize = 1280 - Ipv6Hdr::LEN - ICMP_LEN;
 
 /// The least that a way can take (RFC 791, RFC 8200).
 const LEAST_V4: u32 = 68;
@@ -88,9 +88,9 @@ fn answer_v4(ctx: &XdpContext, room: u32) -> Option<()> {
     }
 }
 
-const TTL: u8 = 64;
+pub const TTL: u8 = 64;
 /// Precedence 6, internetwork control (RFC 1812 section 4.3.2.5).
-const PRECEDENCE: u8 = 0xc0;
+pub const PRECEDENCE: u8 = 0xc0;
 const DESTINATION_UNREACHABLE: u8 = 3;
 const FRAGMENTATION_NEEDED: u8 = 4;
 const PACKET_TOO_BIG: u8 = 2;
@@ -183,7 +183,7 @@ fn addresses_v6(ctx: &XdpContext, offset: usize) -> Option<[[u32; 4]; 2]> {
 
 /// Writes an IPv6 address and gives back its sum.
 #[inline(always)]
-fn put_address(ctx: &XdpContext, offset: usize, [a, b, c, d]: [u32; 4]) -> Option<u64> {
+pub fn put_address(ctx: &XdpContext, offset: usize, [a, b, c, d]: [u32; 4]) -> Option<u64> {
     let ([a0, a1], [b0, b1], [c0, c1], [d0, d1]) = (halves(a), halves(b), halves(c), halves(d));
     put(ctx, offset, [a0, a1, b0, b1, c0, c1, d0, d1])?;
     Some(u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d))
@@ -191,13 +191,13 @@ fn put_address(ctx: &XdpContext, offset: usize, [a, b, c, d]: [u32; 4]) -> Optio
 
 /// A word in memory order as the two that stand in memory.
 #[inline(always)]
-const fn halves(word: u32) -> [u16; 2] {
+pub const fn halves(word: u32) -> [u16; 2] {
     [word as u16, (word >> 16) as u16]
 }
 
 /// Cuts the frame to `keep` bytes and makes room for `before` more at its start.
 #[inline(always)]
-fn resize(ctx: &XdpContext, keep: usize, before: usize) -> Option<()> {
+pub fn resize(ctx: &XdpContext, keep: usize, before: usize) -> Option<()> {
     let surplus = keep as i32 - packet::frame_len(ctx) as i32;
     // SAFETY: a valid context; no pointer into the packet is held.
     let cut = unsafe { bpf_xdp_adjust_tail(ctx.ctx, surplus) };
@@ -238,7 +238,7 @@ fn sum_of<const LEN: usize>(ctx: &XdpContext, offset: usize) -> Option<u64> {
 
 /// Whether this CPU may send one more ICMP error: a bucket of [`BURST`] that fills with the configured rate.
 #[inline(always)]
-fn allowed() -> bool {
+pub fn allowed() -> bool {
     let rate = u64::from(ICMP_ERROR_RATE.load());
     if rate == 0 {
         return true;

@@ -18,7 +18,7 @@ use lb_tests::privileged;
 use lb_tests::server::Server;
 use lb_tests::wait::wait_for;
 use support::bulk::{byte_at, send, sink};
-use support::{FAST, Xlb, addresses, curl};
+use support::{FAST, Xlb, addresses, curl, hops};
 
 /// Forward mode, service address, family of the backends.
 const WAYS: [(&str, &str, bool); 4] = [
@@ -242,6 +242,53 @@ fn service_addresses_answer_ping() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The backends of the lab are reached by eth0.
+#[test]
+fn an_interface_that_answers_would_be_missed_by_is_named() -> anyhow::Result<()> {
+    privileged!("an_interface_that_answers_would_be_missed_by_is_named");
+    let lab = lab(1)?;
+    let said = |interface: &str| -> anyhow::Result<(String, String)> {
+        let agent = format!("interfaces = [\"{interface}\"]\n{AGENT}");
+        let xlb = Xlb::new(&lab, &agent, &services(&lab))?;
+        let file = xlb.config.display().to_string();
+        let check = xlb.run(&["config", "check", &file])?;
+        ensure!(check.status.success(), "{check:?}");
+        let doctor = xlb.run(&["doctor", "--config", &file])?;
+        Ok((
+            String::from_utf8(check.stderr)?,
+            String::from_utf8(doctor.stdout)?,
+        ))
+    };
+    let own = lab.backends[0].v4;
+    let warning = format!("backend {own} is reached by eth0, which is not among `interfaces`");
+    let (check, doctor) = said("lo")?;
+    assert!(check.contains(&warning), "{check}");
+    assert!(doctor.contains("would not be translated"), "{doctor}");
+    let (check, doctor) = said("eth0")?;
+    assert!(!check.contains("is not among"), "{check}");
+    assert!(!doctor.contains("would not be translated"), "{doctor}");
+    Ok(())
+}
+
+#[test]
+fn traceroute_shows_the_load_balancer_and_the_backend() -> anyhow::Result<()> {
+    privileged!("traceroute_shows_the_load_balancer_and_the_backend");
+    let (lab, xlb) = started(1)?;
+    for (n, (forward, address, _)) in (1..).zip(WAYS) {
+        for udp in [false, true] {
+            // Nobody listens: the backend says so, as from the service.
+            let hops = hops(&lab, address, PORT, udp)?;
+            assert_eq!(hops, [address, address], "{forward} {address} {udp}");
+        }
+        assert!(
+            xlb.reason("ttl_exceeded_answered")? >= 2 * n,
+            "{forward} {address}"
+        );
+    }
+    assert_eq!(xlb.reason("ttl_exceeded")?, 0);
+    nothing_was_lost(&lab, &xlb)
+}
+
 /// Connections made before the agent dies go on without it and with the next one, and `status` counts them.
 #[test]
 fn connections_outlive_the_agent() -> anyhow::Result<()> {
@@ -306,15 +353,32 @@ fn connections_outlive_the_agent() -> anyhow::Result<()> {
     for connection in listed {
         assert_eq!(connection["state"], "established", "{connection}");
         let (port, backend) = (&connection["client_port"], &connection["backend"]);
-        let line = format!(
-            "explain {}:{port} 192.0.2.71:{PORT}/tcp -o json --pin-dir {}",
-            lab.client.v4,
-            xlb.pins.display()
-        );
-        let said: serde_json::Value = serde_json::from_str(&xlb.verb(&line)?)?;
+        let asked = |from: &str, to: &str| -> anyhow::Result<serde_json::Value> {
+            let line = format!("explain {from} {to}/tcp -o json --pin-dir {}", xlb.pins.display());
+            Ok(serde_json::from_str(&xlb.verb(&line)?)?)
+        };
+        let (from, to) = (format!("{}:{port}", lab.client.v4), format!("192.0.2.71:{PORT}"));
+        let said = asked(&from, &to)?;
         assert_eq!(said["verdict"], "redirect", "{said}");
         let backend = backend.as_str().context("a backend")?;
         assert!(said["backend"].to_string().contains(backend), "{said}");
+        let rewritten = &said["sent"]["rewritten"];
+        let seen_as = rewritten["source"].as_str().context("a source")?;
+        assert!(seen_as.starts_with(SNAT[0]), "{said}");
+        assert_eq!(
+            rewritten["destination"],
+            format!("{backend}:{OWN_PORT}"),
+            "{said}"
+        );
+        // And what comes back.
+        let said = asked(&format!("{backend}:{OWN_PORT}"), seen_as)?;
+        assert_eq!(said["reason"], "nat_reply_redirected", "{said}");
+        assert_eq!(said["service"]["name"], "tcp2", "{said}");
+        let rewritten = &said["sent"]["rewritten"];
+        assert_eq!(
+            (&rewritten["source"], &rewritten["destination"]),
+            (&to.into(), &from.into())
+        );
     }
     for stream in &streams {
         stream.shutdown(Shutdown::Both)?;

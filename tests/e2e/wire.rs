@@ -14,7 +14,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
 };
 use support::bulk::{byte_at, send, sink};
-use support::{Xlb, addresses, service};
+use support::{Xlb, addresses, hops, service};
 
 /// Forward mode, service address, whether backends are IPv6, bytes of the outer headers.
 const WAYS: [(&str, &str, bool, u64); 8] = [
@@ -341,5 +341,23 @@ fn service_addresses_answer_ping_and_the_first_hop_of_a_traced_route() -> anyhow
         sink.join().expect("a thread that ends").context(what)?;
     }
     assert!(xlb.reason("echo_reply")? >= 3 * 3 * WAYS.len() as u64);
+    Ok(())
+}
+
+/// The load balancer is no hop: the TTL is the backend's to look at.
+#[test]
+fn traceroute_shows_the_backend_alone() -> anyhow::Result<()> {
+    privileged!("traceroute_shows_the_backend_alone");
+    let (lab, xlb) = started(1)?;
+    for (forward, address, ..) in WAYS {
+        for udp in [false, true] {
+            assert_eq!(
+                hops(&lab, address, PORT, udp)?,
+                [address],
+                "{forward} {address} {udp}"
+            );
+        }
+    }
+    assert_eq!(xlb.reason("ttl_exceeded_answered")?, 0);
     Ok(())
 }

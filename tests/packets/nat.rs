@@ -12,6 +12,7 @@ mod world;
 use lb_common::reason::Reason;
 
 use crate::build::{self, CLIENT_MAC, PAYLOAD};
+use crate::out;
 use crate::world::mac_of;
 use world::{Packet, TcpFlags, World, all_ways};
 
@@ -145,24 +146,93 @@ fn a_datagram_without_checksum_gets_none_over_ipv4_and_is_refused_over_ipv6() {
     }
 }
 
+/// Sets the TTL or hop limit.
+fn set_hops(way: &world::Way, packet: &mut [u8], hops: u8) {
+    packet[14 + if way.v6 { 7 } else { 8 }] = hops;
+    if !way.v6 {
+        world::fix_header_v4(packet);
+    }
+}
+
 #[test]
-fn a_packet_on_its_last_hop_is_dropped() {
+fn a_packet_on_its_last_hop_is_answered() {
     for way in all_ways() {
         let Some(mut world) = World::new(&way) else { return };
         let name = way.name();
-        let at = 14 + if way.v6 { 7 } else { 8 };
-        for (hops, reason) in [
-            (0, Reason::TtlExceeded),
-            (1, Reason::TtlExceeded),
-            (2, Reason::Transmitted),
-        ] {
-            let mut packet = world.client(40_000, TcpFlags::SYN, b"");
-            packet[at] = hops;
-            if !way.v6 {
-                world::fix_header_v4(&mut packet);
+        for length in [0, 1, 30, 600, 1400] {
+            for hops in [0, 1] {
+                let mut packet = world.client(40_000, TcpFlags::SYN, &vec![7; length]);
+                set_hops(&way, &mut packet, hops);
+                let told = world.send(&name, &packet);
+                assert_eq!(told.reason, Reason::TtlExceededAnswered, "{name}: {hops}");
+                out::time_exceeded(&name, &packet, &told.out, way.service().ip());
             }
-            assert_eq!(world.send(&name, &packet).reason, reason, "{name}: {hops}");
         }
+        let flows = &world.simulator.dataplane.maps.nat.flows;
+        assert_eq!(flows.all().expect("the table").len(), 0, "{name}: no flow");
+
+        let mut packet = world.client(40_000, TcpFlags::SYN, b"on");
+        set_hops(&way, &mut packet, 2);
+        let sent = world.send(&name, &packet);
+        let at_backend = Packet::read(&name, &sent.out);
+        assert_eq!((sent.reason, at_backend.hops), (Reason::Transmitted, 1), "{name}");
+        let mut answer = world.backend(&at_backend, TcpFlags::SYN_ACK, b"told");
+        set_hops(&way, &mut answer, 1);
+        let told = world.send(&name, &answer);
+        assert_eq!(told.reason, Reason::TtlExceededAnswered, "{name}");
+        let us = if way.full { way.snat() } else { way.service().ip() };
+        out::time_exceeded(&name, &answer, &told.out, us);
+    }
+}
+
+#[test]
+fn an_error_about_a_later_fragment_finds_its_flow() {
+    for way in all_ways().into_iter().filter(|way| way.udp) {
+        let Some(mut world) = World::new(&way) else { return };
+        let name = way.name();
+        let (client, service) = (way.client(40_000), way.service());
+        let whole = crowd::transport(true, client, service, 0, &[5; 64]);
+        let fragment = |offset: u16, more: bool, body: &[u8]| {
+            let extra = crowd::Extra {
+                fragment: Some((9, offset, more)),
+                hops: 40,
+                ..crowd::Extra::default()
+            };
+            crowd::frame(
+                CLIENT_MAC,
+                &crowd::packet(client.ip(), service.ip(), 17, extra, body),
+            )
+        };
+        let first = world.send(&name, &fragment(0, true, &whole[..40]));
+        assert_eq!(first.reason, Reason::Transmitted, "{name}");
+        let backend = first.backend.expect("a backend");
+        let later = world.send(&name, &fragment(5, false, &whole[40..]));
+        assert_eq!(later.reason, Reason::Transmitted, "{name}");
+        // The backend did not get all of it in time.
+        let at_backend = &later.out[14..];
+        let us = if way.full { way.snat() } else { client.ip() };
+        let kind = if way.v6 { [3, 1] } else { [11, 1] };
+        let complaint = crowd::error(backend.ip(), us, kind, 30, at_backend);
+        let told = world.send(&name, &crowd::frame(mac_of(backend.ip()), &complaint));
+        assert_eq!(told.reason, Reason::NatReply, "{name}");
+        let ip = &told.out[14..];
+        assert!(out::icmp_sums_up(ip), "{name}: checksum");
+        // What the client had sent, but for the hop that it took.
+        let header = if way.v6 { 40 } else { 20 };
+        let (quoted, sent) = (&ip[header + 8..], &fragment(5, false, &whole[40..])[14..]);
+        let addresses = if way.v6 { 8..40 } else { 12..20 };
+        assert_eq!(quoted[addresses.clone()], sent[addresses], "{name}: addresses");
+        assert_eq!(quoted[header..], sent[header..], "{name}: the rest");
+        if !way.v6 {
+            assert!(out::sums_up(&[&quoted[..20]]), "{name}: the header inside");
+        }
+        // Of another datagram nothing is known.
+        let mut other = at_backend.to_vec();
+        let identification = if way.v6 { 47 } else { 5 };
+        other[identification] ^= 1;
+        let complaint = crowd::error(backend.ip(), us, kind, 30, &other);
+        let stray = world.send(&name, &crowd::frame(mac_of(backend.ip()), &complaint));
+        assert_eq!(stray.reason, Reason::OtherProtocol, "{name}");
     }
 }
 

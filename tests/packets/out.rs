@@ -268,6 +268,58 @@ fn too_big(shows: &str, packet: &[u8], out: &[u8]) {
     assert_eq!(quoted, &asked[..most], "{shows}: the quotation");
 }
 
+/// RFC 1812 section 5.3.1 and RFC 4443 section 3.3: from `us`, as much quoted as may be, in whole words.
+pub fn time_exceeded(shows: &str, packet: &[u8], out: &[u8], us: IpAddr) {
+    turned(shows, packet, out);
+    let asked = &packet[ETHERNET..];
+    let answer = SlicedPacket::from_ethernet(out).expect("a packet");
+    let (length, _) = inner_of(asked);
+    let (source, destination, hops, kind, quoted, most) =
+        match (answer.net.expect("IP"), answer.transport.expect("ICMP")) {
+            (NetSlice::Ipv4(ip), TransportSlice::Icmpv4(icmp)) => {
+                let header = ip.header().to_header();
+                assert_eq!(header.header_checksum, header.calc_header_checksum(), "{shows}");
+                assert_eq!(header.dscp.value(), 48, "{shows}");
+                let kind = [icmp.type_u8(), icmp.code_u8()];
+                let source = IpAddr::from(header.source);
+                let destination = header.destination.to_vec();
+                (
+                    source,
+                    destination,
+                    header.time_to_live,
+                    kind,
+                    icmp.payload(),
+                    548,
+                )
+            }
+            (NetSlice::Ipv6(ip), TransportSlice::Icmpv6(icmp)) => {
+                let header = ip.header().to_header();
+                let kind = [icmp.type_u8(), icmp.code_u8()];
+                let source = IpAddr::from(header.source);
+                let destination = header.destination.to_vec();
+                (
+                    source,
+                    destination,
+                    header.hop_limit,
+                    kind,
+                    icmp.payload(),
+                    1280 - 48,
+                )
+            }
+            other => panic!("{shows}: {other:?}"),
+        };
+    let (sender, expected) = if us.is_ipv4() {
+        (&asked[12..16], [11, 0])
+    } else {
+        (&asked[8..24], [3, 0])
+    };
+    assert_eq!((source, &*destination, hops), (us, sender, 64), "{shows}");
+    assert_eq!(kind, expected, "{shows}");
+    assert!(icmp_sums_up(&out[ETHERNET..]), "{shows}: checksum");
+    let whole = usize::from(length) / 4 * 4;
+    assert_eq!(quoted, &asked[..whole.min(most)], "{shows}: the quotation");
+}
+
 /// The MTU that an answer tells.
 pub fn told_mtu(out: &[u8]) -> usize {
     let icmp = if out[ETHERNET] >> 4 == 4 { 20 } else { 40 };

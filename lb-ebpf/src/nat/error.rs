@@ -9,7 +9,7 @@
 //! does: nobody beyond us knows the addresses on our other side, and many networks let none but their own out.
 //!
 //! The checksum of the message covers the quotation: every word that changes in there is taken out of it and put in anew,
-//! the checksums inside among them.
+//! the checksums inside among them. A later fragment that is quoted has no ports; its datagram tells the flow ([`fragment`]).
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -18,6 +18,7 @@ use lb_common::nat::{NatKey, turn};
 use lb_common::reason::Reason;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use super::fragment;
 use super::rewrite::{self, Delta};
 use super::table::{self, FOUND, Work};
 use crate::packet::{self, ETHERNET_LEN, FRAGMENT, Flow, Ip, TCP, UDP};
@@ -81,6 +82,7 @@ fn bits(result: Result<(), Reason>) -> u32 {
 pub struct At {
     message: u32,
     inner: u32,
+    /// 0: a later fragment is quoted, which has no ports.
     transport: u32,
     /// 1: packets of its flow do not arrive.
     pub unreachable: u32,
@@ -133,11 +135,17 @@ fn error_v4(ctx: &XdpContext) -> Result<(), Reason> {
     }
     is_ours(&ip, &quoted)?;
     is_translated(quoted.protocol)?;
-    if quoted.fragment_offset != 0 || transport + PORTS_LEN > ip.length {
-        return Err(unmatched);
-    }
     let unreachable = kind == UNREACHABLE && code != FRAGMENTATION_NEEDED;
     let work = table::work().ok_or(Reason::OtherProtocol)?;
+    let (transport, ports) = if quoted.fragment_offset != 0 {
+        let identification = u32::from(read::<u16>(ctx, inner + 4)?);
+        let sent = fragment::sent(work, &quoted, identification, quoted.protocol);
+        (0, sent.ok_or(unmatched)?.0)
+    } else if transport + PORTS_LEN > ip.length {
+        return Err(unmatched);
+    } else {
+        (transport, read(ctx, transport)?)
+    };
     work.error = At {
         message,
         inner,
@@ -150,7 +158,7 @@ fn error_v4(ctx: &XdpContext) -> Result<(), Reason> {
         source: quoted.source,
         destination: quoted.destination,
         protocol: quoted.protocol,
-        ports: read(ctx, transport)?,
+        ports,
     };
     keep(&ip, work, &quoted);
     Ok(())
@@ -201,7 +209,17 @@ fn inner_v6(ctx: &XdpContext) -> Result<(), Reason> {
     if behind.next == FRAGMENT {
         let fragment = packet::fragment_v6(ctx, &ip, behind.offset).ok_or(unmatched)?;
         if fragment.offset != 0 {
-            return Err(unmatched);
+            let sent = fragment::sent(work, &quoted, fragment.identification, 0);
+            let (ports, kind) = sent.ok_or(unmatched)?;
+            work.error.transport = 0;
+            let quoted = Quoted {
+                source: quoted.source,
+                destination: quoted.destination,
+                protocol: kind as u8,
+                ports,
+            };
+            keep(&ip, work, &quoted);
+            return Ok(());
         }
         let next = behind.offset + packet::FRAGMENT_LEN;
         behind = packet::walk_anew(ctx, ip.length, fragment.next, next).ok_or(unmatched)?;
@@ -325,7 +343,12 @@ fn inside(ctx: &XdpContext, is_v4: bool, work: &Work) -> Result<Delta, Reason> {
     let addresses = Delta::NONE
         .address(&work.key.destination, source)
         .address(&work.key.source, destination);
-    let all = addresses.word(old_ports, ports);
+    let has_ports = work.error.transport != 0;
+    let all = if has_ports {
+        addresses.word(old_ports, ports)
+    } else {
+        addresses
+    };
     let mut seen = all;
     let (inner, transport) = (work.error.inner, work.error.transport);
     if is_v4 {
@@ -339,6 +362,9 @@ fn inside(ctx: &XdpContext, is_v4: bool, work: &Work) -> Result<Delta, Reason> {
     } else {
         address(ctx, inner + 8, source)?;
         address(ctx, inner + 24, destination)?;
+    }
+    if !has_ports {
+        return Ok(seen);
     }
     let is_udp = work.key.protocol() == UDP;
     let place = transport + if is_udp { UDP_CHECK } else { TCP_CHECK };

@@ -1,5 +1,6 @@
 //! Fragments of translated flows. The first of a datagram has the ports and is translated like any packet; what becomes
-//! of the others is remembered for as long as reassembly takes. One that comes before its first is not translated.
+//! of the others is remembered for as long as reassembly takes, and the flow of what we sent, for errors that quote them.
+//! One that comes before its first is not translated.
 
 #![expect(
     clippy::needless_borrows_for_generic_args,
@@ -20,9 +21,10 @@ use crate::clock::now_ns;
 use crate::packet::{self, FRAGMENT, Ip, TCP, UDP};
 use crate::{fragment, service};
 
-/// What the first fragments of datagrams became. The oldest give way.
+/// What the first fragments of datagrams became, by the datagram as it came and as it was sent. The oldest give way.
 #[btf_map]
-static NAT_FRAGMENTS: LruHashMap<FragmentKey, NatFragment, { MAX_FRAGMENTS as usize }> = LruHashMap::new();
+static NAT_FRAGMENTS: LruHashMap<FragmentKey, NatFragment, { 2 * MAX_FRAGMENTS as usize }> =
+    LruHashMap::new();
 
 /// As for the fragments of other services.
 const LIFETIME_NS: u64 = 30_000_000_000;
@@ -187,7 +189,7 @@ pub extern "C" fn nat_record() -> u32 {
     let Some(work) = table::work() else {
         return 0;
     };
-    let kept = NatFragment {
+    let mut kept = NatFragment {
         tag: NatFragment::tag_of(&work.fragment),
         until_ns: now_ns() + LIFETIME_NS,
         source: work.to.source,
@@ -198,6 +200,35 @@ pub extern "C" fn nat_record() -> u32 {
         mtu: work.to.mtu,
         way: work.to.way,
         tags: work.to.tags,
+        ports: work.to.ports,
+        kind: work.key.kind,
     };
+    if NAT_FRAGMENTS.insert(&work.fragment, &kept, 0).is_err() {
+        return 0;
+    }
+    work.fragment.source = work.to.source;
+    work.fragment.destination = work.to.destination;
+    work.fragment.kind |= NatFragment::SENT;
+    kept.tag = NatFragment::tag_of(&work.fragment);
     u32::from(NAT_FRAGMENTS.insert(&work.fragment, &kept, 0).is_ok())
+}
+
+/// Ports and kind of the flow of a fragment that we sent, if it is known; `quoted` is its header.
+#[inline(always)]
+pub fn sent(work: &mut Work, quoted: &Ip, identification: u32, protocol: u8) -> Option<(u32, u32)> {
+    key(work, quoted, identification, protocol);
+    work.fragment.kind |= NatFragment::SENT;
+    let place = NAT_FRAGMENTS.get_ptr(&work.fragment)?;
+    let tag = NatFragment::tag_of(&work.fragment);
+    // SAFETY: as in `later`.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*place).tag) != tag {
+            return None;
+        }
+        let until_ns = core::ptr::read_volatile(&raw const (*place).until_ns);
+        let ports = core::ptr::read_volatile(&raw const (*place).ports);
+        let kind = core::ptr::read_volatile(&raw const (*place).kind);
+        let still = core::ptr::read_volatile(&raw const (*place).tag) == tag;
+        (still && until_ns >= now_ns()).then_some((ports, kind))
+    }
 }

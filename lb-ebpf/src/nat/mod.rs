@@ -13,9 +13,11 @@
 //!  fragments           ─▶ fragment         what their first became             ─▶ rewrite
 //! ```
 //!
-//! As a router would, it takes one off the TTL or hop limit, in both directions; what has none left is dropped.
+//! As a router would, it takes one off the TTL or hop limit, in both directions, and answers what has none left
+//! ([`expired`]).
 
 mod error;
+mod expired;
 mod fragment;
 mod rewrite;
 mod route;
@@ -138,6 +140,10 @@ fn of_service(ip: &Ip, flow: &Flow) -> Option<u32> {
 #[inline(always)]
 fn request(ctx: &XdpContext, ip: &Ip, flow: &Flow, service: u32) -> Result<Reason, Reason> {
     stats::explain_service(service);
+    // Before it could open a flow.
+    if !rewrite::lives(ctx, ip) {
+        return Err(expired::answer(ctx, ip, &ip.destination));
+    }
     let work = table::work().ok_or(Reason::NatRefused)?;
     work.key = key(ip, flow);
     work.service = service;
@@ -222,6 +228,15 @@ fn reply(ctx: &XdpContext, ip: &Ip, flow: &Flow) -> Result<Reason, Reason> {
     // The first that it says to the client.
     if work.flags & NatSeen::RST != 0 && !work.to.seen.has(NatSeen::SOME) {
         suspect::refused(work.to.backend);
+    }
+    if !rewrite::lives(ctx, ip) {
+        // Where the client's address was kept, the backend's packet was for it and not for us.
+        let us = if work.to.destination == work.key.destination {
+            &work.to.source
+        } else {
+            &ip.destination
+        };
+        return Err(expired::answer(ctx, ip, us));
     }
     fits(ctx, ip, work.to.mtu)?;
     let bytes = frame_len(ctx);

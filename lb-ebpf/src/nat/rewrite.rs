@@ -45,7 +45,7 @@ impl Delta {
     }
 }
 
-/// Makes the packet what its entry says.
+/// Makes the packet, which [`lives`], what its entry says.
 #[inline(always)]
 pub fn packet(ctx: &XdpContext, ip: &Ip, flow: &Flow, to: &NatEntry) -> Result<(), Reason> {
     let addresses = Delta::NONE
@@ -53,11 +53,6 @@ pub fn packet(ctx: &XdpContext, ip: &Ip, flow: &Flow, to: &NatEntry) -> Result<(
         .address(&ip.destination, &to.destination);
     let all = addresses.word(flow.ports, to.ports);
     let transport = flow.transport as usize & 0x7fff;
-    // Checked first: what cannot be rewritten whole is not rewritten at all.
-    let lives = lives(ctx, ip);
-    if !lives {
-        return Err(Reason::TtlExceeded);
-    }
     if flow.protocol == u32::from(UDP) {
         udp(ctx, ip, transport, all, to.ports)?;
     } else {

@@ -63,6 +63,8 @@ pub struct Work {
     /// 1: more fragments follow.
     pub more: u32,
     pub error: error::At,
+    /// The address of ours that an answer is to come from.
+    pub us: [u32; 4],
     /// Of a fragment: its flow, and the datagram that it is of.
     pub flow: Flow,
     pub fragment: FragmentKey,

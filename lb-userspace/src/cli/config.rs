@@ -8,9 +8,10 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::CONFIG;
 use super::outcome::{Context, Format, Outcome};
+use super::{CONFIG, block_on};
 use crate::config::{self, Config, Fault, LoadError, Machine};
+use crate::net::reached::reached_by;
 
 /// Check a configuration, print an example or the schema. Needs no agent.
 #[derive(Debug, Args)]
@@ -83,7 +84,7 @@ fn check(arguments: &Check, context: &Context) -> anyhow::Result<Outcome> {
             file,
             valid: true,
             faults: Vec::new(),
-            warnings: config.warnings(),
+            warnings: [config.warnings(), missed(&config, arguments.anywhere)?].concat(),
         },
         Err(LoadError::Invalid { faults, .. }) => Judgement {
             file,
@@ -101,6 +102,16 @@ fn check(arguments: &Check, context: &Context) -> anyhow::Result<Outcome> {
         false => String::new(),
     })?;
     Ok(outcome.with_code(u8::from(!judgement.valid)))
+}
+
+/// Backends of this machine's whose answers would not be translated.
+fn missed(config: &Config, anywhere: bool) -> anyhow::Result<Vec<String>> {
+    let backends = config.translated_backends();
+    if anywhere || backends.is_empty() {
+        return Ok(Vec::new());
+    }
+    let reached = block_on(async { Ok(reached_by(backends, config.agent.vlans).await?) });
+    Ok(config.answers_missed(&reached.context("asking the kernel for the ways to the backends")?))
 }
 
 /// Faults and warnings, a line each.

@@ -17,8 +17,8 @@ use crate::net::doctor::{self, BackendToCheck, Checkup, Finding, Severity};
 /// Look for what stands in the way of good service on this machine, and say how to mend it.
 ///
 /// Kernel, BPF file system, driver and the XDP mode it will get, MTU, queues, offloads, bond or bridge membership, foreign
-/// XDP programs, rp_filter; with a configuration also the next hop of each backend, whether it can be sent to, and the
-/// MTU on the way. Changes nothing, needs no agent. Exit status 1 where something does not work.
+/// XDP programs, rp_filter; with a configuration also the next hop of each backend, whether it can be sent to, the MTU on
+/// the way, and by which interface the answers of `nat` and `full-nat` come. Changes nothing, needs no agent. Exit status 1 where something does not work.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -62,6 +62,9 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
         .as_ref()
         .map_or(Path::new(PIN_DIR), |config| &config.agent.pin_dir);
     let backends = config.as_ref().map(backends).unwrap_or_default();
+    let attached = config
+        .as_ref()
+        .map_or_else(|| interfaces.clone(), |config| config.agent.interfaces.clone());
     let own_programs = own_programs(pin_dir);
     let mut findings: Vec<Placed> = Vec::new();
     for interface in interfaces {
@@ -69,6 +72,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
             let checkup = Checkup {
                 interface: &interface,
                 backends: &backends,
+                interfaces: &attached,
                 pin_dir,
                 own_programs: own_programs.as_deref(),
             };

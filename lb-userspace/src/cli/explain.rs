@@ -9,7 +9,8 @@ use clap::Args;
 use super::outcome::{Context, Outcome, Screen};
 use super::source::Pins;
 use crate::datapath::explain::{
-    self, BackendSaid, EntrySaid, Explanation, Outer, Query, Sent, ServiceSaid, SlotSaid, TableSaid,
+    self, BackendSaid, EntrySaid, Explanation, Outer, Query, Rewritten, Sent, ServiceSaid, SlotSaid,
+    TableSaid,
 };
 use crate::model::{Protocol, ServiceKey};
 
@@ -22,6 +23,7 @@ use crate::model::{Protocol, ServiceKey};
 Examples:
   xlb explain 203.0.113.7:40000 192.0.2.10:80/tcp          a segment of a connection
   xlb explain 203.0.113.7:40000 192.0.2.10:80/tcp --syn    one that opens it
+  xlb explain 10.0.1.11:8080 203.0.113.7:40000/tcp         a backend's answer, where addresses are translated
   xlb explain [2001:db8::7]:5353 [2001:db8::53]:53/udp --length 1500")]
 pub(super) struct Arguments {
     /// Where the packet comes from, ADDRESS:PORT; an IPv6 address in brackets.
@@ -197,6 +199,7 @@ fn way(sent: &Sent) -> String {
         source_mac: _,
         vlans,
         outer,
+        rewritten,
         bytes,
     } = sent;
     let interface = interface.as_deref().unwrap_or("an interface that is gone");
@@ -214,6 +217,9 @@ fn way(sent: &Sent) -> String {
         if let Some(port) = source_port {
             let _ = write!(text, " UDP {port} > {}", lb_common::layout::GUE_PORT);
         }
+    }
+    if let Some(Rewritten { source, destination }) = rewritten {
+        let _ = write!(text, ", rewritten to {source} > {destination}");
     }
     text
 }
@@ -233,6 +239,25 @@ mod tests {
         for wrong in ["192.0.2.10:80", "192.0.2.10/tcp", "192.0.2.10:80/sctp", "web", ""] {
             assert!(service(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_a_translated_packet_becomes() {
+        let sent = Sent {
+            interface: Some("eth0".into()),
+            destination_mac: "02:00:0a:00:01:0c".into(),
+            source_mac: "02:00:00:00:00:01".into(),
+            vlans: Vec::new(),
+            outer: None,
+            rewritten: Some(Rewritten {
+                source: "[2001:db8::5]:1024".parse().unwrap(),
+                destination: "[2001:db8:1::11]:8080".parse().unwrap(),
+            }),
+            bytes: 74,
+        };
+        let expected = "by eth0 to 02:00:0a:00:01:0c, 74 bytes, \
+                        rewritten to [2001:db8::5]:1024 > [2001:db8:1::11]:8080";
+        assert_eq!(way(&sent), expected);
     }
 
     #[test]
@@ -282,6 +307,7 @@ mod tests {
                     destination: "10.0.1.12".parse().unwrap(),
                     source_port: Some(50_000),
                 }),
+                rewritten: None,
                 bytes: 86,
             }),
             notes: Vec::new(),

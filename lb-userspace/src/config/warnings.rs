@@ -1,5 +1,8 @@
 //! What is allowed and yet worth saying.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
 use crate::maglev;
 use crate::model::Protocol;
 
@@ -22,6 +25,42 @@ impl Config {
             .flat_map(service_warnings)
             .chain(hidden)
             .collect()
+    }
+
+    /// The backends whose answers have to come back through the program.
+    #[must_use]
+    pub fn translated_backends(&self) -> BTreeSet<IpAddr> {
+        let services = self
+            .services
+            .iter()
+            .filter(|service| service.forward.translates());
+        let backends = services.flat_map(|service| &service.backends);
+        backends.map(|backend| backend.address).collect()
+    }
+
+    /// The same for the interfaces that [`Config::translated_backends`] are reached by.
+    #[must_use]
+    pub fn answers_missed(&self, reached_by: &BTreeMap<IpAddr, String>) -> Vec<String> {
+        let mut missed = Vec::new();
+        for service in self
+            .services
+            .iter()
+            .filter(|service| service.forward.translates())
+        {
+            for backend in &service.backends {
+                let Some(interface) = reached_by.get(&backend.address) else {
+                    continue;
+                };
+                if !self.agent.interfaces.contains(interface) {
+                    missed.push(format!(
+                        "service {}: backend {} is reached by {interface}, which is not among `interfaces`: its answers \
+                         would not be translated, and it will take no flows",
+                        service.name, backend.address
+                    ));
+                }
+            }
+        }
+        missed
     }
 
     /// What a service takes away from wider ones.

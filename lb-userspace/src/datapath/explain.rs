@@ -11,7 +11,7 @@ mod said;
 
 pub use frame::Query;
 pub use said::{
-    BackendSaid, EntrySaid, Explanation, Outer, PacketSaid, Sent, ServiceSaid, SlotSaid, TableSaid,
+    BackendSaid, EntrySaid, Explanation, Outer, PacketSaid, Rewritten, Sent, ServiceSaid, SlotSaid, TableSaid,
 };
 
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use aya::maps::Map;
 use lb_common::cache::Chooser;
 use lb_common::hash::{self, HashKey};
 use lb_common::layout::{Decision, FlowEntry, FlowKey, Slot, TableWord, kind};
-use lb_common::nat::NatKey;
+use lb_common::nat::{NatEntry, NatKey, REPLY};
 use lb_common::reason::Reason;
 
 use super::clock::monotonic_ns;
@@ -75,17 +75,25 @@ pub fn explain(pin_dir: &Path, query: &Query) -> Result<Explanation, Error> {
         clients: FLOWS,
         nat_flows: FLOWS,
     };
-    let mut ebpf = load::load_beside(features(&live)?, &key, sizes, &pins, &SHARED)?;
+    let translated = translated(&live, query)?;
+    let mut features = features(&live)?;
+    features.vlans |= translated.is_some_and(|(_, entry)| !entry.tags.is_none());
+    let mut ebpf = load::load_beside(features, &key, sizes, &pins, &SHARED)?;
     attach::verify(&mut ebpf, PROGRAM)?;
     let mut own = Maps::of(&mut ebpf, sizes, None)?;
     let place = Place::of(&live, &key, query)?;
     copy(&live, &mut own, place.as_ref())?;
-    copy_translated(&live, &mut own, query)?;
+    if let Some((key, entry)) = translated {
+        copy_translated(&live, &mut own, &key, entry)?;
+    }
     let (decision, out) = run(
         &mut ebpf,
         &frame::build(query, place.as_ref().and_then(|place| place.entry)),
     )?;
-    said::explanation(&live, query, place.as_ref(), decision, &out)
+    let answered = translated
+        .map(|(_, entry)| entry)
+        .filter(|entry| entry.direction == REPLY);
+    said::explanation(&live, query, place.as_ref(), answered.as_ref(), decision, &out)
 }
 
 /// Where the flow stands, as the host reckons it.
@@ -204,8 +212,8 @@ fn copy(live: &Maps, own: &mut Maps, place: Option<&Place>) -> Result<(), Error>
     Ok(())
 }
 
-/// The same of a flow that is translated.
-fn copy_translated(live: &Maps, own: &mut Maps, query: &Query) -> Result<(), Error> {
+/// The entry of the packet, where its flow is one that is translated.
+fn translated(live: &Maps, query: &Query) -> Result<Option<(NatKey, NatEntry)>, Error> {
     let (source, family) = identity::words(query.source.ip());
     let (destination, _) = identity::words(query.service.address);
     let key = NatKey {
@@ -214,13 +222,15 @@ fn copy_translated(live: &Maps, own: &mut Maps, query: &Query) -> Result<(), Err
         ports: query.ports(),
         kind: NatKey::kind(family, query.service.protocol.number()),
     };
-    let Some(entry) = live.nat.flows.get(&key)? else {
-        return Ok(());
-    };
-    own.nat.flows.set(&key, entry)?;
+    Ok(live.nat.flows.get(&key)?.map(|entry| (key, entry)))
+}
+
+/// Copies it, and that of the other direction.
+fn copy_translated(live: &Maps, own: &mut Maps, key: &NatKey, entry: NatEntry) -> Result<(), Error> {
+    own.nat.flows.set(key, entry)?;
     let peer = entry.peer(key.kind);
-    if let Some(reply) = live.nat.flows.get(&peer)? {
-        own.nat.flows.set(&peer, reply)?;
+    if let Some(other) = live.nat.flows.get(&peer)? {
+        own.nat.flows.set(&peer, other)?;
     }
     Ok(())
 }

@@ -199,7 +199,7 @@ fn load_with(
         .map_max_entries("FLOWS", sizes.flows)
         .map_max_entries("NAT_FLOWS", sizes.nat_flows * 2)
         .map_max_entries("NAT_COUNTERS", sizes.services)
-        .map_max_entries("NAT_FRAGMENTS", if features.nat { MAX_FRAGMENTS } else { 1 })
+        .map_max_entries("NAT_FRAGMENTS", if features.nat { 2 * MAX_FRAGMENTS } else { 1 })
         .map_max_entries("FLOW_CONTROL", sizes.services)
         .map_max_entries("GUARDS", sizes.services)
         .map_max_entries("LISTS", sizes.services)

@@ -84,6 +84,8 @@ pub struct BackendToCheck {
 pub struct Checkup<'a> {
     pub interface: &'a str,
     pub backends: &'a [BackendToCheck],
+    /// Those that the program is attached to.
+    pub interfaces: &'a [String],
     pub pin_dir: &'a Path,
     /// The ids of XDP programs that are ours: one of them on the interface is no stranger. `None`: no permission to
     /// see them.
@@ -171,6 +173,7 @@ pub async fn findings(checkup: &Checkup<'_>) -> Result<Vec<Finding>, NetlinkErro
     let hops = resolver::resolve_once(addresses).await;
     let egress = egress_devices(&hops, &links, &device);
     found.extend(backends::judge(checkup.backends, &hops, &device, &egress, kernel));
+    found.extend(backends::answers(checkup.backends, &hops, checkup.interfaces));
     Ok(found)
 }
 

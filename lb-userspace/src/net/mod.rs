@@ -21,6 +21,7 @@ pub mod neighbor;
 pub mod netlink;
 pub mod nexthop;
 pub mod path_mtu;
+pub mod reached;
 pub mod resolver;
 pub mod route;
 pub mod sysctl;

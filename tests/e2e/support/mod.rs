@@ -204,3 +204,21 @@ pub fn curl(lab: &Lab, address: &str, port: u16, path: &str) -> anyhow::Result<S
         .netns
         .run(&format!("curl --silent --show-error --fail --max-time 5 {url}"))
 }
+
+/// The hops that `traceroute` shows of the client's way to a service, which answers with TCP or UDP, whatever it says.
+pub fn hops(lab: &Lab, address: &str, port: u16, udp: bool) -> anyhow::Result<Vec<String>> {
+    // The kernel answers few datagrams that nobody takes.
+    for host in &lab.backends {
+        host.netns.sysctl("net/ipv4/icmp_ratelimit", "0")?;
+        host.netns.sysctl("net/ipv6/icmp/ratelimit", "0")?;
+    }
+    let kind = if udp { "-U" } else { "-T" };
+    let line = format!("traceroute -n -N 1 -q 1 -m 5 -w 3 {kind} -p {port} {address}");
+    let text = lab.client.netns.run(&line)?;
+    // The first line is a heading; each of the others has number, address and time.
+    let hops = text.lines().skip(1).map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        words.next().map(str::to_owned).with_context(|| text.clone())
+    });
+    hops.collect()
+}

@@ -214,6 +214,30 @@ impl Crowd {
         )
     }
 
+    /// An error of whoever got a later fragment, or of a router before it.
+    fn about_a_fragment(&mut self, model: &Model, hops: u8) -> Vec<u8> {
+        let udp = self.way.udp;
+        let (from, to, identification, protocol) = model
+            .any_sent(self.random.random_range(0..1 << 20))
+            .unwrap_or_else(|| {
+                let protocol = if udp { UDP } else { TCP };
+                (self.way.service().ip(), self.client().ip(), 1, protocol)
+            });
+        let extra = Extra {
+            fragment: Some((
+                identification as u16,
+                self.random.random_range(1..200),
+                self.random.random(),
+            )),
+            options: self.random.random_ratio(1, 8),
+            hops: 9,
+        };
+        let quoted = packet(from, to, protocol, extra, &self.payload());
+        let sender = if self.random.random() { self.router() } else { to };
+        let kind = if to.is_ipv4() { [11, 1] } else { [3, 1] };
+        error(sender, from, kind, hops, &quoted)
+    }
+
     fn next(&mut self, model: &Model) -> Vec<u8> {
         let known = self.ends(model);
         let (from, to) = match known {
@@ -242,6 +266,7 @@ impl Crowd {
                 extra.fragment = Some(self.fragment());
                 packet(from.ip(), to.ip(), protocol, extra, &body)
             }
+            2 if self.random.random_ratio(1, 4) => self.about_a_fragment(model, hops),
             2 | 3 => {
                 // What came out on the other side was quoted by somebody there.
                 let quoted = packet(
@@ -306,6 +331,7 @@ impl Crowd {
             "transmitted",
             "nat_reply",
             "ttl_exceeded",
+            "ttl_exceeded_answered",
             "fragment",
             "icmp_unmatched",
             "not_service",

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use lb_common::hash;
 use lb_common::reason::{Reason, Verdict};
@@ -63,7 +64,9 @@ pub struct Model {
     pub flows: HashMap<Key, Flow>,
     /// From the packets of backends to the flow.
     replies: HashMap<Key, Key>,
-    fragments: HashMap<Datagram, Fragmented>,
+    fragments: HashMap<Datagram, (Fragmented, Instant)>,
+    /// Protocol and sockets of what was sent in fragments.
+    sent: HashMap<Datagram, (Key, Instant)>,
     passed: HashSet<Datagram>,
     /// The flow that was noted last.
     pub last_opened: Option<Key>,
@@ -91,6 +94,11 @@ enum Expected {
     TooLong {
         quiet: bool,
     },
+    /// On its last hop; who answers.
+    Expired {
+        us: IpAddr,
+        quiet: bool,
+    },
     Sent {
         rewriting: Box<Rewriting>,
         /// The VLAN tags that it leaves with.
@@ -115,6 +123,7 @@ impl Model {
             flows: HashMap::new(),
             replies: HashMap::new(),
             fragments: HashMap::new(),
+            sent: HashMap::new(),
             passed: HashSet::new(),
             last_opened: None,
             tags: Vec::new(),
@@ -162,11 +171,29 @@ impl Model {
         reason
     }
 
+    /// A datagram that was sent in fragments, with its protocol; `number` chooses one.
+    pub fn any_sent(&self, number: usize) -> Option<(IpAddr, IpAddr, u32, u8)> {
+        let mut all: Vec<_> = self.sent.iter().collect();
+        all.sort_by_key(|(datagram, _)| **datagram);
+        let ((from, to, identification, _), ((protocol, _), _)) = all.get(number % all.len().max(1))?;
+        Some((*from, *to, *identification, *protocol))
+    }
+
     /// Holds what the program did against what it must do.
     pub fn judge(&mut self, frame: &[u8], outcome: &Outcome) -> Reason {
         let reason = match self.expect(frame, outcome) {
             Expected::Settled(reason) => reason,
-            Expected::TooLong { quiet } => self.too_long(frame, quiet),
+            Expected::TooLong { quiet } => {
+                self.answered(frame, quiet, Reason::TooBig, Reason::TooBigAnswered)
+            }
+            Expected::Expired { us, quiet } => {
+                let (dropped, told) = (Reason::TtlExceeded, Reason::TtlExceededAnswered);
+                let reason = self.answered(frame, quiet, dropped, told);
+                if reason == told && outcome.reason == told {
+                    out::time_exceeded("a frame of the model", frame, &outcome.out, us);
+                }
+                reason
+            }
             Expected::Sent {
                 rewriting,
                 tags,
@@ -191,16 +218,17 @@ impl Model {
         reason
     }
 
-    fn too_long(&self, frame: &[u8], quiet: bool) -> Reason {
+    /// What becomes of a frame whose sender is to be told, if he may be.
+    fn answered(&self, frame: &[u8], quiet: bool, dropped: Reason, told: Reason) -> Reason {
         let source = if self.way.v6 {
             v6_at(frame, 22)
         } else {
             v4_at(frame, 26)
         };
         if quiet || !is_host(source) || frame[0] & 1 != 0 {
-            Reason::TooBig
+            dropped
         } else {
-            Reason::TooBigAnswered
+            told
         }
     }
 
@@ -244,7 +272,7 @@ impl Model {
         }
         let datagram = (source, destination, be(bytes, 4) as u32, Some(bytes[9]));
         if offset != 0 {
-            return self.later(&packet, &datagram);
+            return self.later(&packet, &datagram, outcome);
         }
         self.first(&packet, datagram, true, (bytes[9], header), outcome)
     }
@@ -279,7 +307,7 @@ impl Model {
         let datagram = (packet.source, packet.destination, identification, None);
         let (place, more) = (be(header, 2) >> 3, header[3] & 1 != 0);
         if place != 0 {
-            return self.later(packet, &datagram);
+            return self.later(packet, &datagram, outcome);
         }
         match walk(packet.bytes, header[0], offset + 8) {
             Ok((next @ (TCP | UDP), offset)) => self.first(packet, datagram, more, (next, offset), outcome),
@@ -313,7 +341,12 @@ impl Model {
                     tags: tags.clone(),
                     forward: *forward,
                 };
-                self.fragments.insert(datagram, kept);
+                let (source, destination) = kept.to;
+                let (_, _, identification, of_v4) = datagram;
+                let sent = (source, destination, identification, of_v4);
+                let now = Instant::now();
+                self.sent.insert(sent, ((protocol, rewriting.to), now));
+                self.fragments.insert(datagram, (kept, now));
             }
             Expected::Settled(Reason::NotService) if self.is_ours(packet.destination) => {
                 self.passed.insert(datagram);
@@ -323,13 +356,13 @@ impl Model {
         expected
     }
 
-    fn later(&self, packet: &Packet<'_>, datagram: &Datagram) -> Expected {
+    fn later(&self, packet: &Packet<'_>, datagram: &Datagram, outcome: &Outcome) -> Expected {
         let Some(Fragmented {
             to,
             macs,
             tags,
             forward,
-        }) = self.fragments.get(datagram).cloned()
+        }) = remembered(self.fragments.get(datagram), outcome)
         else {
             if self.passed.contains(datagram) {
                 return Reason::NotService.into();
@@ -362,7 +395,7 @@ impl Model {
         let least = match (protocol, packet.source) {
             (TCP, _) => 20,
             (UDP, _) => 8,
-            (ICMP, IpAddr::V4(_)) | (ICMPV6, IpAddr::V6(_)) => return self.icmp(packet, offset),
+            (ICMP, IpAddr::V4(_)) | (ICMPV6, IpAddr::V6(_)) => return self.icmp(packet, offset, outcome),
             _ => return Reason::OtherProtocol.into(),
         };
         let Some(header) = packet.bytes.get(offset..offset + least) else {
@@ -374,6 +407,10 @@ impl Model {
         let key = (protocol, (from, to));
         let forward = protocol == self.protocol() && to == self.way.service();
         let (socket, macs, tags) = if forward {
+            if packet.hops() < 2 {
+                let us = packet.destination;
+                return Expected::Expired { us, quiet: false };
+            }
             self.request(packet, &key, flags);
             if packet.bytes.len() > MTU as usize {
                 return Expected::TooLong { quiet: false };
@@ -391,6 +428,14 @@ impl Model {
             };
             let flow = self.flows.get_mut(of).expect("its flow");
             flow.sides[1].sent(flags, false);
+            if packet.hops() < 2 {
+                let us = if self.way.full {
+                    packet.destination
+                } else {
+                    self.way.service().ip()
+                };
+                return Expected::Expired { us, quiet: false };
+            }
             if let Some(reason) = packet.refused(header, protocol) {
                 return reason.into();
             }
@@ -506,7 +551,7 @@ impl Model {
         self.unseen = None;
     }
 
-    fn icmp(&self, packet: &Packet<'_>, offset: usize) -> Expected {
+    fn icmp(&self, packet: &Packet<'_>, offset: usize, outcome: &Outcome) -> Expected {
         let ours = self.is_ours(packet.destination);
         let Some(message) = packet.bytes.get(offset..offset + 8) else {
             return self.of_address(packet.destination, Reason::Malformed, Reason::OtherProtocol);
@@ -530,23 +575,40 @@ impl Model {
         } {
             return Reason::OtherProtocol.into();
         }
-        match quoted(packet, offset + 8) {
-            Ok((protocol, transport)) => self.error(packet, (offset, transport), protocol),
+        let quoted = quoted(packet, offset + 8).and_then(|quoted| match quoted {
+            Quoted::Whole(protocol, transport) => {
+                let ports = [0, 2].map(|at| be(packet.bytes, transport + at) as u16);
+                Ok((protocol, ports, Some(transport)))
+            }
+            Quoted::Later(datagram) => {
+                let sent = remembered(self.sent.get(&datagram), outcome);
+                let (protocol, (from, to)) = sent.ok_or(Reason::IcmpUnmatched)?;
+                Ok((protocol, [from.port(), to.port()], None))
+            }
+        });
+        match quoted {
+            Ok((protocol, ports, transport)) => self.error(packet, (offset, transport), protocol, ports),
             Err(reason) if ours => reason.into(),
             Err(_) => Reason::OtherProtocol.into(),
         }
     }
 
-    /// An error about a packet of ours, whose ports are at `transport` in the IP packet.
-    fn error(&self, packet: &Packet<'_>, (offset, transport): (usize, usize), protocol: u8) -> Expected {
+    /// An error about a packet of ours with these ports, which are at `transport` in the IP packet, if there.
+    fn error(
+        &self,
+        packet: &Packet<'_>,
+        (offset, transport): (usize, Option<usize>),
+        protocol: u8,
+        [from_port, to_port]: [u16; 2],
+    ) -> Expected {
         let inner = offset + 8;
         let to = if self.way.v6 {
             v6_at(packet.bytes, inner + 24)
         } else {
             v4_at(packet.bytes, inner + 16)
         };
-        let sent_from = SocketAddr::new(packet.destination, be(packet.bytes, transport) as u16);
-        let sent_to = SocketAddr::new(to, be(packet.bytes, transport + 2) as u16);
+        let sent_from = SocketAddr::new(packet.destination, from_port);
+        let sent_to = SocketAddr::new(to, to_port);
         // What comes the other way.
         let key = (protocol, (sent_to, sent_from));
         let (forward, of) = match self.replies.get(&key) {
@@ -595,7 +657,7 @@ impl Model {
             ports_at: None,
             udp: protocol == UDP,
             whole: Some(packet.bytes.len()),
-            inside: Some((14 + offset, 14 + transport, inside)),
+            inside: Some((14 + offset, transport.map(|at| 14 + at), inside)),
         };
         Expected::Sent {
             rewriting: Box::new(rewriting),
@@ -603,6 +665,17 @@ impl Model {
             forward,
         }
     }
+}
+
+/// What the program still knows of fragments: it forgets after 30 s by its own clock, which may be sooner for a test that
+/// runs slowly, and is then believed.
+fn remembered<T: Clone>(kept: Option<&(T, Instant)>, outcome: &Outcome) -> Option<T> {
+    let (value, since) = kept?;
+    let forgot = matches!(
+        outcome.reason,
+        Reason::Fragment | Reason::NotService | Reason::IcmpUnmatched | Reason::OtherProtocol
+    );
+    (!forgot || since.elapsed() < Duration::from_secs(29)).then(|| value.clone())
 }
 
 /// A frame without so many bytes of tags, and those.
@@ -625,33 +698,48 @@ impl Packet<'_> {
         }
     }
 
-    /// Why a packet that fits is not sent on.
+    /// Why a packet that fits and lives is not sent on.
     fn refused(&self, header: &[u8], protocol: u8) -> Option<Reason> {
-        if self.hops() < 2 {
-            return Some(Reason::TtlExceeded);
-        }
         let bare = protocol == UDP && be(header, 6) == 0 && self.source.is_ipv6();
         bare.then_some(Reason::Malformed)
     }
 }
 
-/// Protocol and ports of the packet that an error quotes from `offset`, if the one it is sent to has sent that.
-fn quoted(packet: &Packet<'_>, offset: usize) -> Result<(u8, usize), Reason> {
+/// What an error quotes.
+enum Quoted {
+    /// Protocol, and where the ports are.
+    Whole(u8, usize),
+    /// A fragment without ports.
+    Later(Datagram),
+}
+
+/// What an error quotes from `offset`, if the one it is sent to has sent that.
+fn quoted(packet: &Packet<'_>, offset: usize) -> Result<Quoted, Reason> {
     const UNMATCHED: Reason = Reason::IcmpUnmatched;
     let inner = &packet.bytes[offset..];
     let is_v4 = packet.source.is_ipv4();
-    let (protocol, behind, later) = if is_v4 {
+    let (protocol, behind) = if is_v4 {
         if inner.len() < 20 || inner[0] >> 4 != 4 || inner[0] & 15 < 5 {
             return Err(UNMATCHED);
         }
         if v4_at(inner, 12) != packet.destination {
             return Err(Reason::NotService);
         }
-        (
-            inner[9],
-            usize::from(inner[0] & 15) * 4,
-            be(inner, 6) & 0x1fff != 0,
-        )
+        let protocol = inner[9];
+        if !matches!(protocol, TCP | UDP) {
+            return Err(Reason::OtherProtocol);
+        }
+        if be(inner, 6) & 0x1fff != 0 {
+            let identification = be(inner, 4) as u32;
+            let to = v4_at(inner, 16);
+            return Ok(Quoted::Later((
+                packet.destination,
+                to,
+                identification,
+                Some(protocol),
+            )));
+        }
+        (protocol, usize::from(inner[0] & 15) * 4)
     } else {
         if inner.len() < 40 || inner[0] >> 4 != 6 {
             return Err(UNMATCHED);
@@ -663,17 +751,19 @@ fn quoted(packet: &Packet<'_>, offset: usize) -> Result<(u8, usize), Reason> {
         if next == FRAGMENT {
             let header = inner.get(behind..behind + 8).ok_or(UNMATCHED)?;
             if be(header, 2) >> 3 != 0 {
-                return Err(UNMATCHED);
+                let identification = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+                let to = v6_at(inner, 24);
+                return Ok(Quoted::Later((packet.destination, to, identification, None)));
             }
             (next, behind) = walk(inner, header[0], behind + 8).map_err(|_| UNMATCHED)?;
         }
-        (next, behind, false)
+        if !matches!(next, TCP | UDP) {
+            return Err(Reason::OtherProtocol);
+        }
+        (next, behind)
     };
-    if !matches!(protocol, TCP | UDP) {
-        return Err(Reason::OtherProtocol);
-    }
-    if later || inner.len() < behind + 4 {
+    if inner.len() < behind + 4 {
         return Err(UNMATCHED);
     }
-    Ok((protocol, offset + behind))
+    Ok(Quoted::Whole(protocol, offset + behind))
 }

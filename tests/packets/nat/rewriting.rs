@@ -17,8 +17,9 @@ pub struct Rewriting {
     pub udp: bool,
     /// Length of the IP packet, where that is all that its checksums cover.
     pub whole: Option<usize>,
-    /// Of an ICMP error: where the message is, where the ports are that it quotes, and what the quoted packet becomes.
-    pub inside: Option<(usize, usize, Sockets)>,
+    /// Of an ICMP error: where the message is, where the ports are that it quotes (a later fragment has none), and what the
+    /// quoted packet becomes.
+    pub inside: Option<(usize, Option<usize>, Sockets)>,
 }
 
 /// A checksum, and the places of what it covers that may change.
@@ -50,21 +51,24 @@ impl Rewriting {
         if let Some((message, ports, to)) = &self.inside {
             let end = 14 + self.whole.expect("its length");
             let addresses = put_addresses(&mut want, message + 8, to, &mut sums, false);
-            put_ports(&mut want, *ports, to);
-            let at = ports + if self.udp { 6 } else { 16 };
-            let mut covered = vec![addresses, (*ports, 4)];
+            let mut covered = vec![addresses];
             if v4 {
                 covered.push((message + 18, 2));
             } else {
                 covered.push(outer);
             }
-            if at + 2 <= end {
-                covered.push((at, 2));
-                sums.push(Covered {
-                    at,
-                    places: vec![addresses, (*ports, 4)],
-                    udp: self.udp,
-                });
+            if let Some(ports) = ports {
+                put_ports(&mut want, *ports, to);
+                covered.push((*ports, 4));
+                let at = ports + if self.udp { 6 } else { 16 };
+                if at + 2 <= end {
+                    covered.push((at, 2));
+                    sums.push(Covered {
+                        at,
+                        places: vec![addresses, (*ports, 4)],
+                        udp: self.udp,
+                    });
+                }
             }
             sums.push(Covered {
                 at: message + 2,

@@ -80,7 +80,7 @@ const fn program(name: &'static str, package: &'static [&'static str], purpose: 
     }
 }
 
-pub static PROGRAMS: [Program; 12] = [
+pub static PROGRAMS: [Program; 13] = [
     program("nginx", &["nginx-light"], "web server of the backends"),
     program("curl", &["curl"], "web client"),
     program("iperf3", &["iperf3"], "bulk traffic"),
@@ -102,6 +102,7 @@ pub static PROGRAMS: [Program; 12] = [
     ),
     program("ip", &["iproute2"], "links, addresses and routes"),
     program("ping", &["iputils-ping"], "reachability beside the services"),
+    program("traceroute", &["traceroute"], "the hops of a packet's way"),
     program("ps", &["procps"], "looks for processes left over"),
     program("nsenter", &["util-linux"], "runs programs in a namespace"),
 ];

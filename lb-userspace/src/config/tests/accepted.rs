@@ -522,3 +522,29 @@ fn ids_of_a_pool_count_where_a_service_is_quic() {
             .contains("no service with these backends has `quic = true`")
     );
 }
+
+#[test]
+fn answers_that_would_be_missed_are_said() {
+    let service = |name: &str, port: u16, forward: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\naddress = \"192.0.2.10\"\nport = {port}\nprotocol = \"tcp\"\n\
+             forward = \"{forward}\"\n{BACKEND}"
+        )
+    };
+    let config = parsed(&format!(
+        "{HEAD}{}{}",
+        service("a", 80, "nat"),
+        service("b", 81, "dsr-ipip")
+    ));
+    let backend: std::net::IpAddr = "10.0.1.11".parse().unwrap();
+    assert_eq!(config.translated_backends(), [backend].into());
+    let by = |name: &str| config.answers_missed(&[(backend, name.to_owned())].into());
+    assert_eq!(by("eth0"), Vec::<String>::new());
+    let [told] = &by("eth1")[..] else {
+        panic!("one warning")
+    };
+    assert!(
+        told.contains("service a: backend 10.0.1.11 is reached by eth1"),
+        "{told}"
+    );
+}

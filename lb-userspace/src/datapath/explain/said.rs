@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::cache::Chooser;
 use lb_common::layout::{Backend, Decision, ServiceMeta, kind};
+use lb_common::nat::{NatEntry, ifindex_of};
 use lb_common::reason::{Reason, Verdict};
 use lb_common::rule::{Standing, State};
 use serde::Serialize;
@@ -85,7 +86,7 @@ pub struct BackendSaid {
     pub packet_mtu: Option<u32>,
 }
 
-/// The frame that is sent to the backend.
+/// The frame that is sent: to the backend, or a backend's answer to the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Sent {
     /// `None`: the interface is gone.
@@ -95,8 +96,17 @@ pub struct Sent {
     /// Numbers of its VLANs, the outer one first.
     pub vlans: Vec<u16>,
     pub outer: Option<Outer>,
+    /// `nat`, `full-nat`: what addresses and ports became.
+    pub rewritten: Option<Rewritten>,
     /// Bytes of the frame.
     pub bytes: usize,
+}
+
+/// Addresses and ports of a packet that was translated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rewritten {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
 }
 
 /// The outer header.
@@ -112,16 +122,18 @@ pub(super) fn explanation(
     live: &Maps,
     query: &Query,
     place: Option<&Place>,
+    answered: Option<&NatEntry>,
     decision: Decision,
     out: &[u8],
 ) -> Result<Explanation, Error> {
     let reason = reason_of(decision)?;
-    let forwarded = matches!(reason, Reason::Transmitted | Reason::Redirected);
+    let answer = matches!(reason, Reason::NatReply | Reason::NatReplyRedirected);
+    let forwarded = answer || matches!(reason, Reason::Transmitted | Reason::Redirected);
     let decided = decision.service.checked_sub(1);
     let named = place.filter(|place| decided == Some(place.service));
     let backend = (decision.backend != 0).then_some(decision.backend);
     let mut notes = notes(query, named);
-    if decided.is_some() && named.is_none() {
+    if decided.is_some() && named.is_none() && !answer {
         notes.push("the tables changed while the packet was looked at: ask again".to_owned());
     }
     Ok(Explanation {
@@ -146,7 +158,7 @@ pub(super) fn explanation(
         entry: named.map(|place| entry(live, place)).transpose()?.flatten(),
         backend: backend.map(|index| said_of(live, index)).transpose()?.flatten(),
         sent: match backend.filter(|_| forwarded) {
-            Some(index) => Some(sent(live, index, out)?),
+            Some(index) => Some(sent(live, index, answered, out)?),
             None => None,
         },
         notes,
@@ -247,35 +259,57 @@ fn forward_of(record: &Backend) -> Option<Forward> {
     }
 }
 
-fn sent(live: &Maps, index: u32, out: &[u8]) -> Result<Sent, Error> {
+/// `answered`: the entry of a backend's answer, which says where it goes.
+fn sent(live: &Maps, index: u32, answered: Option<&NatEntry>, out: &[u8]) -> Result<Sent, Error> {
     let record = live.backends.get(index);
-    let tags = live.tags.get(&index, 0)?;
+    let (ifindex, tags) = match answered {
+        Some(entry) => (ifindex_of(entry.way), entry.tags),
+        None => (record.ifindex, live.tags.get(&index, 0)?),
+    };
     let mac = |bytes: &[u8]| {
         let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         bytes.join(":")
     };
+    let packet = out.get(14 + tags.bytes()..).unwrap_or_default();
+    let translated = forward_of(&record).is_some_and(Forward::translates);
     Ok(Sent {
-        interface: nix::net::if_::if_indextoname(record.ifindex)
+        interface: nix::net::if_::if_indextoname(ifindex)
             .ok()
             .and_then(|name| name.into_string().ok()),
         destination_mac: mac(out.get(..6).unwrap_or_default()),
         source_mac: mac(out.get(6..12).unwrap_or_default()),
         vlans: tags.vlans().into_iter().flatten().collect(),
-        outer: outer(&record, out.get(14 + tags.bytes()..).unwrap_or_default()),
+        outer: outer(&record, packet),
+        rewritten: translated.then(|| sockets(packet)).flatten(),
         bytes: out.len(),
+    })
+}
+
+/// Source and destination of an IP packet without options, and where what it carries begins.
+fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr, usize)> {
+    let v4 = |at: usize| Some(Ipv4Addr::from(*packet.get(at..)?.first_chunk::<4>()?).into());
+    let v6 = |at: usize| Some(Ipv6Addr::from(*packet.get(at..)?.first_chunk::<16>()?).into());
+    Some(if packet.first()? >> 4 == 4 {
+        (v4(12)?, v4(16)?, 20)
+    } else {
+        (v6(8)?, v6(24)?, 40)
+    })
+}
+
+/// The same with the ports of what it carries.
+fn sockets(packet: &[u8]) -> Option<Rewritten> {
+    let (source, destination, behind) = addresses(packet)?;
+    let [a, b, c, d] = *packet.get(behind..)?.first_chunk::<4>()?;
+    Some(Rewritten {
+        source: SocketAddr::new(source, u16::from_be_bytes([a, b])),
+        destination: SocketAddr::new(destination, u16::from_be_bytes([c, d])),
     })
 }
 
 /// The outer header of an IP packet that was encapsulated.
 fn outer(record: &Backend, packet: &[u8]) -> Option<Outer> {
     let forward = forward_of(record).filter(|forward| forward.encapsulates())?;
-    let v4 = |at: usize| Some(Ipv4Addr::from(*packet.get(at..)?.first_chunk::<4>()?).into());
-    let v6 = |at: usize| Some(Ipv6Addr::from(*packet.get(at..)?.first_chunk::<16>()?).into());
-    let (source, destination, udp) = if packet.first()? >> 4 == 4 {
-        (v4(12)?, v4(16)?, 20)
-    } else {
-        (v6(8)?, v6(24)?, 40)
-    };
+    let (source, destination, udp) = addresses(packet)?;
     let port = packet.get(udp..)?.first_chunk::<2>()?;
     Some(Outer {
         source,

@@ -51,6 +51,34 @@ pub(super) fn judge(
     found
 }
 
+/// Whether the answers of translated flows come by an interface that has the program.
+pub(super) fn answers(backends: &[BackendToCheck], hops: &NextHops, interfaces: &[String]) -> Vec<Finding> {
+    const TOPIC: &str = "answers";
+    let translated = backends.iter().filter(|backend| backend.forward.translates());
+    let judge = |backend: &BackendToCheck| {
+        let hop = hops.get(&backend.address)?.as_ref().ok()?;
+        let BackendToCheck { service, address, .. } = backend;
+        // Of a VLAN interface it is the one below that has the program.
+        if hop.below.is_some() {
+            return None;
+        }
+        let by = &hop.interface;
+        Some(if interfaces.contains(by) {
+            Finding::ok(TOPIC, format!("{address} ({service}): they come by {by}"))
+        } else {
+            Finding::fail(
+                TOPIC,
+                format!(
+                    "{address} ({service}): they come by {by}, which is not among `interfaces`, and would not be \
+                     translated: it takes no flows"
+                ),
+                format!("interfaces = [.., \"{by}\"]"),
+            )
+        })
+    };
+    translated.filter_map(judge).collect()
+}
+
 /// The backends of all services, each once, with how and for whom it is reached.
 fn by_address(backends: &[BackendToCheck]) -> BTreeMap<IpAddr, (BTreeSet<Forward>, BTreeSet<&str>)> {
     let mut grouped: BTreeMap<IpAddr, (BTreeSet<Forward>, BTreeSet<&str>)> = BTreeMap::new();

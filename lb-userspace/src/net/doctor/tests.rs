@@ -352,6 +352,7 @@ fn the_whole_machine_is_looked_at() {
         let checkup = Checkup {
             interface: "eth0",
             backends: &backends,
+            interfaces: &[],
             pin_dir: pin_dir.path(),
             own_programs: Some(&[]),
         };
@@ -384,4 +385,23 @@ fn the_whole_machine_is_looked_at() {
             (Severity::Fail, Some("choose one of: eth0"))
         );
     });
+}
+
+#[test]
+fn answers_come_by_an_interface_with_the_program() {
+    let address: IpAddr = "10.0.1.11".parse().unwrap();
+    let hops = NextHops::from([(address, Ok(hop(1500, None)))]);
+    let said = |forward, interfaces: &[&str]| {
+        let interfaces: Vec<String> = interfaces.iter().map(|name| (*name).to_owned()).collect();
+        let found = backends::answers(&[backend(address, forward)], &hops, &interfaces);
+        found
+            .into_iter()
+            .map(|finding| finding.severity)
+            .collect::<Vec<_>>()
+    };
+    for forward in [Forward::Nat, Forward::FullNat] {
+        assert_eq!(said(forward, &["eth0"]), [Severity::Ok]);
+        assert_eq!(said(forward, &["eth1"]), [Severity::Fail]);
+    }
+    assert_eq!(said(Forward::DsrIpip, &["eth1"]), []);
 }

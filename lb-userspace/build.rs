@@ -11,7 +11,15 @@ use std::{
     process::ExitCode,
 };
 
-const PROGRAMS: [&str; 6] = ["lb", "decap", "mss", "harness", "flowbench", "yardstick"];
+const PROGRAMS: [&str; 7] = [
+    "lb",
+    "decap",
+    "losses",
+    "mss",
+    "harness",
+    "flowbench",
+    "yardstick",
+];
 
 /// Those that take frames of several buffers (`xdp.frags`, Linux 5.18): they are there once more for kernels that do not
 /// know the word, as `NAME_plain`.

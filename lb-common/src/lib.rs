@@ -14,6 +14,7 @@ pub mod ecn;
 pub mod hash;
 pub mod layout;
 pub mod limit;
+pub mod losses;
 pub mod mss;
 pub mod nat;
 pub mod quic;

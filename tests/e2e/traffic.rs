@@ -279,7 +279,17 @@ fn tcpdump_sees_what_the_standards_say_of_the_outer_header() -> anyhow::Result<(
 #[test]
 fn the_programs_that_these_tests_call_are_there() {
     for program in [
-        "curl", "nginx", "dig", "dnsmasq", "iperf3", "tcpdump", "bpftool", "ethtool", "ping", "ip",
+        "curl",
+        "nginx",
+        "dig",
+        "dnsmasq",
+        "iperf3",
+        "tcpdump",
+        "bpftool",
+        "ethtool",
+        "ping",
+        "traceroute",
+        "ip",
     ] {
         let found = Command::new("sh")
             .args(["-c", &format!("command -v {program}")])

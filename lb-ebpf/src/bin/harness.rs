@@ -15,11 +15,11 @@
 mod word;
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::btf_maps::{Array, ProgramArray};
-use aya_ebpf::helpers::bpf_xdp_adjust_head;
-use aya_ebpf::macros::{btf_map, xdp};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
+use aya_ebpf::helpers::{bpf_skb_vlan_pop, bpf_xdp_adjust_head};
+use aya_ebpf::macros::{btf_map, classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 
 use self::word::set_word;
 
@@ -246,6 +246,39 @@ fn outer(ctx: &XdpContext, len: i32) -> u32 {
     } else {
         xdp_action::XDP_DROP
     }
+}
+
+/// The VLAN that [`vlan_access`] is a port of.
+#[unsafe(no_mangle)]
+static ACCESS_VLAN: Global<u16> = Global::new(0);
+
+/// Frames of that VLAN that came.
+#[btf_map]
+static ACCESSED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// What a switch does on a port of one VLAN, for kernels without VLAN devices: its frames lose their tag and go on, those of
+/// other VLANs end; so does not what has no tag, for neighbours are looked for without.
+#[classifier]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the entry macro hands the context over"
+)]
+pub fn vlan_access(ctx: TcContext) -> i32 {
+    let frame = ctx.skb.skb;
+    // SAFETY: a valid context, whose fields are aligned words.
+    let (tagged, tag) = unsafe { ((*frame).vlan_present, (*frame).vlan_tci) };
+    if tagged == 0 {
+        return TC_ACT_OK;
+    }
+    // SAFETY: a valid context.
+    if tag & 0xfff != u32::from(ACCESS_VLAN.load()) || unsafe { bpf_skb_vlan_pop(frame) } != 0 {
+        return TC_ACT_SHOT;
+    }
+    if let Some(counter) = ACCESSED.get_ptr_mut(0) {
+        // SAFETY: a per-CPU value; nothing else runs on this CPU meanwhile.
+        unsafe { *counter += 1 };
+    }
+    TC_ACT_OK
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -11,7 +11,7 @@ use super::startup::{PROGRAM, features};
 use super::{Agent, Unconfirmed, trace};
 use crate::config::Announce;
 use crate::datapath::attach::{self, Target};
-use crate::datapath::{Error, load, parts};
+use crate::datapath::{Error, load, losses, parts};
 use crate::net::announce::{self, frames};
 use crate::net::link::{self, Link, LinkChange, LinkEvent, XdpMode};
 use crate::net::{neighbor, route};
@@ -51,6 +51,11 @@ impl Agent {
         }
         // What the program jumps to has to be held before the program is anywhere.
         parts::pin(&self.ebpf, &self.pins)?;
+        if let Err(why) = losses::attach(&self.pins) {
+            log::warn!(
+                "what the kernel loses after the program's verdict is not counted by its tracepoints: {why}"
+            );
+        }
         let mut fresh = Vec::new();
         for interface in interfaces {
             let before = self.pins.link(&interface).exists();

@@ -2,6 +2,7 @@
 //! loop.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -18,6 +19,8 @@ use crate::observe::metrics::{self, Family, Measured, Sender};
 pub(super) struct Scrape {
     pub commands: mpsc::Sender<Command>,
     pub counters: Arc<CounterMaps>,
+    /// The folder of the pins.
+    pub pin_dir: PathBuf,
 }
 
 impl Source for Scrape {
@@ -34,10 +37,10 @@ impl Source for Scrape {
             .await
             .map_err(|_| stopping())?
             .map_err(|refusal| format!("{refusal:?}"))?;
-        let counters = Arc::clone(&self.counters);
+        let (counters, pin_dir) = (Arc::clone(&self.counters), self.pin_dir.clone());
         let text = tokio::task::spawn_blocking(move || {
             families.extend(metrics::read(&counters, &senders)?);
-            families.push(metrics::lost(&interfaces));
+            families.push(metrics::lost(&interfaces, &pin_dir));
             Ok::<_, crate::datapath::Error>(metrics::text(families))
         });
         text.await

@@ -68,6 +68,7 @@ impl Agent {
                 let scrape = Scrape {
                     commands: commands.clone(),
                     counters: Arc::new(CounterMaps::open(&agent.pins)?),
+                    pin_dir: agent.pins.root().to_owned(),
                 };
                 tokio::spawn(metrics::server::serve(address, scrape));
             }

@@ -21,7 +21,7 @@ use crate::config::Role;
 use crate::datapath::apply::{self, Remembered};
 use crate::datapath::maps::{Maps, add};
 use crate::datapath::pins::PinDir;
-use crate::datapath::{self, attach, identity, memory};
+use crate::datapath::{self, attach, identity, losses, memory};
 use crate::model::{AdminState, CheckCode, Forward, OperState, Scheduler, Tracking};
 use crate::net::netlink::Netlink;
 use crate::net::{driver_counts, ethtool, link};
@@ -96,7 +96,7 @@ pub async fn stats(pin_dir: &Path) -> Result<(AgentStatus, Stats), Error> {
         at_ms: u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
         services: services.iter().map(service_stats).collect(),
         reasons: reason_stats(maps.reason_counts()?, &sent),
-        drivers: driver_stats(&senders),
+        drivers: driver_stats(&senders, pin_dir),
     };
     Ok((agent_status(&maps.agent_meta.get(&0, 0)?), stats))
 }
@@ -139,15 +139,17 @@ pub fn senders(attached: Vec<String>, egress: impl Iterator<Item = u32>) -> Vec<
     all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// What the drivers of these interfaces lost, as they say at this moment. Asks the kernel, which may take a while.
+/// What was lost after the verdict on these interfaces: as their drivers say at this moment, and as the tracepoints counted.
+/// Asks the kernel, which may take a while.
 #[must_use]
-pub fn driver_stats(interfaces: &[String]) -> Vec<DriverStats> {
+pub fn driver_stats(interfaces: &[String], pin_dir: &Path) -> Vec<DriverStats> {
     let of = |interface: &String| DriverStats {
         interface: interface.clone(),
         // Gone meanwhile, or without statistics: it counts nothing.
         lost: driver_counts::lost(interface)
             .unwrap_or_default()
             .into_iter()
+            .chain(losses::lost(pin_dir, interface).unwrap_or_default())
             .map(|(counter, packets)| LostStats { counter, packets })
             .collect(),
     };

@@ -285,13 +285,13 @@ fn failure(status: StatusCode, error: String) -> Response {
     (status, Json(Failure { error, faults })).into_response()
 }
 
-async fn stats(State(commands): State<Commands>) -> Response {
+async fn stats(State(commands): State<Commands>, State(Pins(pins)): State<Pins>) -> Response {
     let counted = command(commands, Command::Stats).await;
     let Ok(mut stats) = counted else {
         return answer(counted);
     };
     let interfaces: Vec<String> = stats.drivers.into_iter().map(|driver| driver.interface).collect();
-    let drivers = tokio::task::spawn_blocking(move || frozen::driver_stats(&interfaces)).await;
+    let drivers = tokio::task::spawn_blocking(move || frozen::driver_stats(&interfaces, &pins)).await;
     stats.drivers = drivers.unwrap_or_default();
     answer(Ok(stats))
 }

@@ -16,6 +16,7 @@ use super::{block_on, human};
 use crate::api::types::{
     AgentStatus, DriverStats, LostStats, ReasonStats, RefusedStats, ServiceStats, Stats,
 };
+use crate::datapath::losses;
 
 /// Show the counters: packets, bytes and new flows by service and backend, packets by reason.
 ///
@@ -198,20 +199,28 @@ fn render_reasons(reasons: &[ReasonStats], screen: &Screen) -> String {
     grid.render(screen, "")
 }
 
-/// What no reason counts: the program gave these packets away. Nothing where no interface is known.
+/// What no reason counts: the program gave these packets away. Nothing where no interface is known. A packet may stand under
+/// a counter of its driver and under a tracepoint.
 fn render_drivers(drivers: &[DriverStats], screen: &Screen) -> String {
     if drivers.is_empty() {
         return String::new();
     }
     let mut grid = Grid::new(&[
         Column::left("LOST AFTER THE VERDICT"),
-        Column::left("COUNTER OF THE DRIVER"),
+        Column::left("COUNTER"),
         Column::right("PACKETS"),
     ]);
     for DriverStats { interface, lost } in drivers {
-        if lost.is_empty() {
+        let traced = |lost: &LostStats| lost.counter.starts_with(losses::PREFIX);
+        if lost.iter().all(traced) {
             grid.row(
-                [interface.into(), "it has none for this".into(), "-".into()],
+                [interface.into(), "its driver has none".into(), "-".into()],
+                vec![],
+            );
+        }
+        if !lost.iter().any(traced) {
+            grid.row(
+                [interface.into(), "no tracepoints: see the log".into(), "-".into()],
                 vec![],
             );
         }

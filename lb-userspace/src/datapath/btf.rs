@@ -27,7 +27,7 @@ pub fn load(types: &[u32], strings: &[u8]) -> io::Result<OwnedFd> {
     sys::bpf_fd(bpf_cmd::BPF_BTF_LOAD, &mut attr)
 }
 
-fn blob(types: &[u32], strings: &[u8]) -> Vec<u8> {
+pub(super) fn blob(types: &[u32], strings: &[u8]) -> Vec<u8> {
     let types_len = (types.len() * 4) as u32;
     let mut blob = Vec::new();
     blob.extend(0xeb9f_u16.to_ne_bytes());

@@ -15,7 +15,9 @@ pub mod flow_cache;
 pub mod flows;
 pub mod guards;
 pub mod identity;
+mod kernel_types;
 pub mod load;
+pub mod losses;
 pub mod maps;
 pub mod measure;
 pub mod memory;
@@ -45,6 +47,8 @@ pub mod object {
     /// `xlb decap`.
     pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
     pub static DECAP_PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap_plain"));
+    /// Programs on tracepoints.
+    pub static LOSSES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/losses"));
     /// `xlb decap --mss`, a classifier.
     pub static MSS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mss"));
     /// What speed is measured with.

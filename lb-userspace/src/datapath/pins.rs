@@ -90,6 +90,18 @@ impl Pinned {
         }
     }
 
+    /// 64-bit counters for each CPU, made as their keys come.
+    pub(super) const fn per_cpu_hash(map: &'static str, pin: &'static str, key: usize) -> Self {
+        Self {
+            map,
+            pin,
+            kind: MapType::PerCpuHash,
+            key,
+            value: size_of::<u64>(),
+            flags: 0,
+        }
+    }
+
     /// 64-bit counters for each CPU.
     pub(super) const fn per_cpu_counts(map: &'static str, pin: &'static str) -> Self {
         Self {

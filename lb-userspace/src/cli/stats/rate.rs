@@ -223,7 +223,7 @@ pub(super) fn render(rates: &Rates, reasons: bool, screen: &Screen) -> String {
 fn render_drivers(drivers: &[DriverRates], screen: &Screen) -> String {
     let mut grid = Grid::new(&[
         Column::left("LOST AFTER THE VERDICT"),
-        Column::left("COUNTER OF THE DRIVER"),
+        Column::left("COUNTER"),
         Column::right("PACKETS/S"),
     ]);
     if drivers.iter().all(|driver| driver.lost.is_empty()) {

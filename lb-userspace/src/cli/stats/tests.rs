@@ -54,7 +54,10 @@ fn stats(at_ms: u64, packets: u64) -> Stats {
             },
             DriverStats {
                 interface: "eth1".into(),
-                lost: vec![],
+                lost: vec![LostStats {
+                    counter: "xdp:xdp_devmap_xmit".into(),
+                    packets: 7,
+                }],
             },
         ],
     }
@@ -74,9 +77,11 @@ REASON       VERDICT  PACKETS  MEANING
 not_service  pass      12,340  No service's
 no_backend   drop           0  Nobody takes it
 
-LOST AFTER THE VERDICT  COUNTER OF THE DRIVER     PACKETS
-eth0                    rx_queue_N_xdp_tx_errors    3,085
-eth1                    it has none for this            -
+LOST AFTER THE VERDICT  COUNTER                      PACKETS
+eth0                    no tracepoints: see the log        -
+eth0                    rx_queue_N_xdp_tx_errors       3,085
+eth1                    its driver has none                -
+eth1                    xdp:xdp_devmap_xmit                7
 "
     );
     let narrow = render(&stats(0, 1), true, &screen(Some(40)));
@@ -111,8 +116,9 @@ REASON       VERDICT  PACKETS/S  MEANING
 not_service  pass         1.00k  No service's
 no_backend   drop             0  Nobody takes it
 
-LOST AFTER THE VERDICT  COUNTER OF THE DRIVER     PACKETS/S
+LOST AFTER THE VERDICT  COUNTER                   PACKETS/S
 eth0                    rx_queue_N_xdp_tx_errors        250
+eth1                    xdp:xdp_devmap_xmit               0
 "
     );
 }

@@ -1,5 +1,7 @@
 //! The packet counters of one scrape, read from their pins.
 
+use std::path::Path;
+
 use lb_common::layout::Counters;
 
 use super::Family;
@@ -69,15 +71,15 @@ pub fn read(maps: &CounterMaps, senders: &[Sender]) -> Result<Vec<Family>, crate
     ])
 }
 
-/// What drivers lost after the program's verdict. Blocks for as long as they take.
+/// What was lost after the program's verdict. Blocks for as long as drivers take to say it.
 #[must_use]
-pub fn lost(interfaces: &[String]) -> Family {
-    let help = "Packets that a driver could not send after the program gave them to it, by its own counters.";
+pub fn lost(interfaces: &[String], pin_dir: &Path) -> Family {
+    let help = "Packets that were not sent after the program's verdict, by counters of the driver and tracepoints of the kernel.";
     let mut lost = Family::counter("driver_lost_packets", help);
     for DriverStats {
         interface,
         lost: counts,
-    } in frozen::driver_stats(interfaces)
+    } in frozen::driver_stats(interfaces, pin_dir)
     {
         for LostStats { counter, packets } in counts {
             lost.row([("interface", &interface), ("counter", &counter)], packets);

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
 use xlb::config::Config;
 use xlb::control::{self, BackendStatus, Desired, Inputs};
-use xlb::datapath::apply::{ChangeKind, Dataplane};
+use xlb::datapath::apply::{Change, ChangeKind, Dataplane, Foreseen};
 use xlb::datapath::clock::monotonic_ns;
 use xlb::datapath::identity;
 use xlb::datapath::maps::Maps;
@@ -218,6 +218,32 @@ fn any_happening() -> impl Strategy<Value = Happening> {
 /// Who had an index that nobody has, and since when, in nanoseconds.
 type Removed = BTreeMap<u32, (BackendId, u64)>;
 
+/// What was said beforehand is what was done. `before`: the tables of before.
+fn as_foreseen(
+    foreseen: &Foreseen,
+    changes: &[Change],
+    before: &BTreeMap<ServiceKey, (u32, Vec<u32>)>,
+    dataplane: &Dataplane,
+) -> Result<(), TestCaseError> {
+    prop_assert_eq!(&foreseen.changes, changes);
+    let (tables, _) = picture(dataplane);
+    let sizes: BTreeMap<ServiceKey, u32> = tables.iter().map(|(key, (size, _))| (*key, *size)).collect();
+    prop_assert_eq!(&foreseen.sizes, &sizes);
+    for (key, (_, owners)) in &tables {
+        let index = dataplane.index_of_service(key).expect("it is there");
+        let known = before.get(key).map(|(_, before)| before);
+        if let (Some(moving), Some(before)) = (foreseen.moving.get(&index), known) {
+            let moved: Vec<bool> = before
+                .iter()
+                .zip(owners)
+                .map(|(before, after)| before != after)
+                .collect();
+            prop_assert_eq!(moving, &moved);
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_maps_follow_every_history() {
     apart(|| {
@@ -237,8 +263,11 @@ fn the_maps_follow_every_history() {
                 let clock = || now_ns;
                 let (_, before) = picture(&dataplane);
                 let wanted = desired(&world, &dataplane);
-                dataplane.apply(&wanted, &clock).expect("writing");
+                let foreseen = dataplane.foresee(&wanted, &clock).expect("a plan");
+                let (tables, _) = picture(&dataplane);
+                let changes = dataplane.apply(&wanted, &clock).expect("writing");
                 check(&dataplane, &wanted)?;
+                as_foreseen(&foreseen, &changes, &tables, &dataplane)?;
                 let (_, after) = picture(&dataplane);
                 for (id, index) in &before {
                     match after.get(id) {

@@ -6,6 +6,7 @@
 
 mod adopt;
 pub mod allow;
+mod foresee;
 mod guard;
 mod members;
 mod meta;
@@ -24,6 +25,7 @@ use lb_common::quic::Lengths;
 
 use self::tables::{InForce, Switched};
 use super::clock::Clock;
+use super::grace::Grace;
 use super::maps::Maps;
 use super::slabs::Allocator;
 use super::sweep::Report;
@@ -33,6 +35,7 @@ use crate::control::step::GRACE_NS;
 use crate::control::{Desired, DesiredService, Earlier};
 use crate::model::{BackendId, ServiceKey};
 
+pub use self::foresee::Foreseen;
 pub use self::meta::{Remembered, forward_of, name_of, remembered, tracking_of};
 pub use self::pressure::{Leaving, Pressure};
 pub use self::remember::{Cached, Kept};
@@ -95,12 +98,18 @@ pub struct Dataplane {
     /// Interfaces that no backend is reached by, and since when.
     idle_egress: BTreeMap<u32, u64>,
     allocator: Allocator,
+    /// Tells when packets are through with what was switched away from.
+    grace: Grace,
     /// The last full scan of the flow table.
     scan: Arc<Report>,
     allowances: allow::Allowances,
     #[cfg_attr(not(debug_assertions), expect(dead_code, reason = "only tests count writes"))]
     budget: write::Budget,
 }
+
+/// Tables of the largest size that there is room for besides those in force: in the time that packets take to be
+/// through, so many changes may follow.
+const RESERVE: usize = 4;
 
 /// Tables of so many services are built at once: all of thousands would take hundreds of megabytes.
 const BUILT_TOGETHER: usize = 256;
@@ -225,6 +234,22 @@ impl Dataplane {
             changes.push(self.remove_service(&key, clock)?);
         }
         Ok(changes)
+    }
+
+    /// Makes room in advance for tables that change in quick succession, at most one slab a call: that takes the kernel
+    /// some milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::Pin`], [`Error::Syscall`].
+    pub fn reserve(&mut self) -> Result<(), Error> {
+        let sizes = self.services.values().map(|s| s.in_force.size());
+        let largest = sizes.max().filter(|size| *size > 0);
+        if let Some(size) = largest
+            && self.allocator.reserve(size, RESERVE)
+        {
+            self.maps.slabs.grow(self.allocator.slabs())?;
+        }
+        Ok(())
     }
 
     fn check_room(&self, desired: &Desired) -> Result<(), Error> {
@@ -453,8 +478,10 @@ impl Dataplane {
         }
         let installed = self.services.remove(key).expect("there above");
         let now_ns = clock();
-        self.allocator.release(installed.in_force.word.place(), now_ns);
-        self.allocator.release(installed.in_force.before, now_ns);
+        let until = self.grace.ask();
+        self.allocator
+            .release(installed.in_force.word.place(), now_ns, until);
+        self.allocator.release(installed.in_force.before, now_ns, until);
         self.service_indices.rest(index, now_ns, None);
         Ok(Change {
             name,

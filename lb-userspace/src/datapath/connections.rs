@@ -142,6 +142,35 @@ pub fn list(pins: &PinDir, filter: &Filter, now_ns: u64) -> Result<Listing, Erro
     Ok(listing)
 }
 
+/// How many flows the flow table of an agent's pins knows in slots of services, by the index of the service. `slots`: for
+/// each slot of its table whether it counts. Flows that were sent their last packet count as well while they have an entry.
+///
+/// # Errors
+/// As [`list`].
+pub fn in_slots(pins: &PinDir, slots: &BTreeMap<u32, &[bool]>) -> Result<BTreeMap<u32, u64>, Error> {
+    let maps = Maps::open(pins)?;
+    let reader = maps.reader();
+    let mut found = BTreeMap::new();
+    let mut cursor = Cursor::default();
+    loop {
+        let more = maps.flows.read_batch(&mut cursor)?;
+        for (key, entry) in cursor.entries() {
+            let Some(slots) = slots.get(&key.service) else {
+                continue;
+            };
+            let slot = reader
+                .slot(&key, entry.owner.hash())
+                .map(|(slot, _)| slot as usize);
+            if slot.and_then(|slot| slots.get(slot)) == Some(&true) {
+                *found.entry(key.service).or_default() += 1;
+            }
+        }
+        if !more {
+            return Ok(found);
+        }
+    }
+}
+
 impl Listing {
     fn take(&mut self, flow: Flow, filter: &Filter) {
         self.looked_at += 1;

@@ -374,18 +374,25 @@ impl TableReader {
         if word >= self.records.len() {
             return None;
         }
-        let table = TableWord(self.records.get(word));
-        if table.size() == 0 || table.offset() + table.size() > SLAB_SLOTS {
-            return None;
+        let mut table = TableWord(self.records.get(word));
+        loop {
+            if table.size() == 0 || table.offset() + table.size() > SLAB_SLOTS {
+                return None;
+            }
+            let slab = self.slabs.get(table.slab() as usize)?;
+            let hash = match (table.chooser(), &self.key) {
+                (Chooser::Source, Some(key)) => lb_common::client::hash(key, flow.source),
+                _ => hash,
+            };
+            let index = lb_common::hash::slot(hash, table.size());
+            let slot = Slot(slab.get((table.offset() + index) as usize));
+            // Nobody waits for us before a region is written again, as for packets.
+            let still = TableWord(self.records.get(word));
+            if still == table {
+                return Some((index, (!table.is_resizing()).then_some(slot)));
+            }
+            table = still;
         }
-        let slab = self.slabs.get(table.slab() as usize)?;
-        let hash = match (table.chooser(), &self.key) {
-            (Chooser::Source, Some(key)) => lb_common::client::hash(key, flow.source),
-            _ => hash,
-        };
-        let index = lb_common::hash::slot(hash, table.size());
-        let slot = Slot(slab.get((table.offset() + index) as usize));
-        Some((index, (!table.is_resizing()).then_some(slot)))
     }
 }
 

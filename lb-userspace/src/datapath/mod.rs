@@ -13,6 +13,7 @@ pub mod decap;
 pub mod explain;
 pub mod flow_cache;
 pub mod flows;
+pub mod grace;
 pub mod guards;
 pub mod identity;
 mod kernel_types;

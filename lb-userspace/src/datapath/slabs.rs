@@ -1,8 +1,11 @@
 //! Where lookup tables lie: regions in slabs of one fixed size.
 //!
 //! A table in use is never patched; the next generation is built in another region and switched to by one
-//! store. A region that was switched away from is used again only after [`QUARANTINE_NS`]: a packet that read
-//! the old record is long done by then (a program runs to its end on its CPU within microseconds).
+//! store. A region that was switched away from is used again once packets that read the old record are through: when a
+//! wait that began later has ended ([`super::grace`]), or else after [`QUARANTINE_NS`] (a program runs to its end on its
+//! CPU within microseconds).
+//!
+//! To make a slab takes the kernel about as long as to compute the largest table, so some regions are kept in reserve.
 
 use std::time::Duration;
 
@@ -16,11 +19,20 @@ pub const QUARANTINE_NS: u64 = GRACE_NS;
 pub const QUARANTINE: Duration = Duration::from_nanos(QUARANTINE_NS);
 
 /// Free, used and quarantined regions. Pure: time is an argument.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Allocator {
     /// For each slab its taken regions `(offset, size)`, by offset.
     slabs: Vec<Vec<(u32, u32)>>,
-    quarantine: Vec<(u64, TableWord)>,
+    quarantine: Vec<Resting>,
+}
+
+/// A region that packets may still read.
+#[derive(Clone, Copy, Debug)]
+struct Resting {
+    since_ns: u64,
+    /// The number of the wait after which none does.
+    until: u64,
+    table: TableWord,
 }
 
 impl Allocator {
@@ -35,14 +47,11 @@ impl Allocator {
         allocator
     }
 
-    /// A region for a table of `size` slots, and whether its slab is one more than there were. `None` when
-    /// all slabs are full.
-    pub fn allocate(&mut self, size: u32, now_ns: u64) -> Option<TableWord> {
-        self.settle(now_ns);
-        let found = self.slabs.iter().enumerate().find_map(|(slab, taken)| {
-            gap(taken, size).map(|offset| TableWord::new(slab as u32, offset, size))
-        });
-        let table = match found {
+    /// A region for a table of `size` slots; its slab may be one more than there were. `None` when all slabs are full.
+    /// `ended`: the last wait for packets that ended.
+    pub fn allocate(&mut self, size: u32, now_ns: u64, ended: u64) -> Option<TableWord> {
+        self.settle(now_ns, ended);
+        let table = match self.free(size) {
             Some(table) => table,
             None if self.slabs.len() < MAX_SLABS as usize => TableWord::new(self.slabs.len() as u32, 0, size),
             None => return None,
@@ -51,11 +60,43 @@ impl Allocator {
         Some(table)
     }
 
-    /// Gives a region back that no record names any longer.
-    pub fn release(&mut self, table: TableWord, now_ns: u64) {
+    /// Gives a region back that no record names any longer; `until`: the number of a wait for packets that begins
+    /// after this.
+    pub fn release(&mut self, table: TableWord, now_ns: u64, until: u64) {
         if table.size() != 0 {
-            self.quarantine.push((now_ns, table.place()));
+            self.quarantine.push(Resting {
+                since_ns: now_ns,
+                until,
+                table: table.place(),
+            });
         }
+    }
+
+    /// Adds a slab unless there is room for `count` tables of `size` slots besides those that are there, the regions
+    /// that rest included. Says whether there is one more.
+    pub fn reserve(&mut self, size: u32, count: usize) -> bool {
+        let mut trial = self.clone();
+        for resting in std::mem::take(&mut trial.quarantine) {
+            trial.give_back(resting.table);
+        }
+        let enough = (0..count).all(|_| match trial.free(size) {
+            Some(table) => {
+                trial.take(table);
+                true
+            }
+            None => false,
+        });
+        let grows = !enough && self.slabs.len() < MAX_SLABS as usize;
+        if grows {
+            self.slabs.push(Vec::new());
+        }
+        grows
+    }
+
+    fn free(&self, size: u32) -> Option<TableWord> {
+        self.slabs.iter().enumerate().find_map(|(slab, taken)| {
+            gap(taken, size).map(|offset| TableWord::new(slab as u32, offset, size))
+        })
     }
 
     /// How many slabs there must be.
@@ -64,15 +105,18 @@ impl Allocator {
         self.slabs.len() as u32
     }
 
-    fn settle(&mut self, now_ns: u64) {
-        let slabs = &mut self.slabs;
-        self.quarantine.retain(|(since, table)| {
-            let waiting = now_ns.saturating_sub(*since) < QUARANTINE_NS;
-            if !waiting {
-                slabs[table.slab() as usize].retain(|(offset, _)| *offset != table.offset());
-            }
-            waiting
-        });
+    fn settle(&mut self, now_ns: u64, ended: u64) {
+        let through = |resting: &mut Resting| {
+            ended >= resting.until || now_ns.saturating_sub(resting.since_ns) >= QUARANTINE_NS
+        };
+        let through: Vec<Resting> = self.quarantine.extract_if(.., through).collect();
+        for resting in through {
+            self.give_back(resting.table);
+        }
+    }
+
+    fn give_back(&mut self, table: TableWord) {
+        self.slabs[table.slab() as usize].retain(|(offset, _)| *offset != table.offset());
     }
 
     fn take(&mut self, table: TableWord) {
@@ -108,32 +152,58 @@ mod tests {
     fn a_released_region_waits_for_its_quarantine() {
         let start = 7;
         let mut allocator = Allocator::default();
-        let first = allocator.allocate(131_071, start).unwrap();
-        allocator.release(first, start);
-        let second = allocator.allocate(131_071, start).unwrap();
+        let first = allocator.allocate(131_071, start, 0).unwrap();
+        allocator.release(first, start, 1);
+        let second = allocator.allocate(131_071, start, 0).unwrap();
         assert_eq!((first.slab(), second.slab()), (0, 1));
-        let third = allocator.allocate(131_071, start + QUARANTINE_NS).unwrap();
+        let third = allocator.allocate(131_071, start + QUARANTINE_NS, 0).unwrap();
         assert_eq!(third.slab(), 0);
+    }
+
+    #[test]
+    fn or_for_the_end_of_a_wait_that_began_later() {
+        let mut allocator = Allocator::default();
+        let first = allocator.allocate(131_071, 0, 0).unwrap();
+        allocator.release(first, 0, 6);
+        let slab = |allocator: &mut Allocator, ended| allocator.allocate(131_071, 0, ended).unwrap().slab();
+        assert_eq!(slab(&mut allocator, 5), 1);
+        assert_eq!(slab(&mut allocator, 6), 0);
+    }
+
+    #[test]
+    fn a_reserve_counts_what_rests() {
+        let mut allocator = Allocator::default();
+        let first = allocator.allocate(131_071, 0, 0).unwrap();
+        assert!(allocator.reserve(131_071, 2) && allocator.reserve(131_071, 2));
+        assert!(!allocator.reserve(131_071, 2));
+        assert_eq!(allocator.slabs(), 3);
+        allocator.release(first, 0, 1);
+        assert!(!allocator.reserve(131_071, 3));
+        assert!(!allocator.reserve(16_381, 3 * 8) && allocator.reserve(16_381, 3 * 8 + 1));
     }
 
     proptest! {
         #[test]
-        fn regions_never_overlap(steps in proptest::collection::vec((0..4_usize, any::<prop::sample::Index>(), 0..1500_u64), 1..200)) {
+        fn regions_never_overlap(steps in proptest::collection::vec((0..4_usize, any::<prop::sample::Index>(), 0..1500_u64, 0..3_u64), 1..200)) {
             const SIZES: [u32; 4] = [251, 4093, 65521, 131_071];
-            let mut now = 0;
+            let (mut now, mut ended) = (0, 0);
             let mut allocator = Allocator::default();
             let mut held: Vec<TableWord> = Vec::new();
-            let mut resting: Vec<(u64, TableWord)> = Vec::new();
-            for (size, pick, millis) in steps {
+            let mut resting: Vec<(u64, u64, TableWord)> = Vec::new();
+            for (size, pick, millis, waits) in steps {
                 now += millis * 1_000_000;
+                ended += waits / 2;
                 if held.len() > 20 {
                     let table = held.swap_remove(pick.index(held.len()));
-                    allocator.release(table, now);
-                    resting.push((now, table));
+                    allocator.release(table, now, ended + 2);
+                    resting.push((now, ended + 2, table));
                 }
-                let table = allocator.allocate(SIZES[size], now).unwrap();
+                let table = allocator.allocate(SIZES[size], now, ended).unwrap();
                 prop_assert!(table.offset() + table.size() <= SLAB_SLOTS);
-                let blocked = resting.iter().filter(|(t, _)| now - *t < QUARANTINE_NS).map(|(_, table)| table);
+                let blocked = resting
+                    .iter()
+                    .filter(|(since, until, _)| now - *since < QUARANTINE_NS && ended < *until)
+                    .map(|(.., table)| table);
                 for other in held.iter().chain(blocked) {
                     let apart = table.slab() != other.slab()
                         || table.offset() + table.size() <= other.offset()

@@ -126,20 +126,28 @@ impl Observer {
         let Ok(service) = self.maps.services.get(&key) else {
             return Ok(Table::default());
         };
-        let word = self.maps.records.table(service);
-        if word == TableWord::NONE {
-            return Ok(Table::default());
-        }
-        if !self.maps.slabs.hold(word) {
-            // The agent made another slab since these were opened.
-            self.maps = Maps::open(&self.pins)?;
-        }
-        ensure!(
-            self.maps.slabs.hold(word),
-            "the table of {} lies in no slab",
-            self.targets[target].key
-        );
-        let slots = self.maps.slots(word);
+        let mut word = self.maps.records.table(service);
+        let slots = loop {
+            if word == TableWord::NONE {
+                return Ok(Table::default());
+            }
+            if !self.maps.slabs.hold(word) {
+                // The agent made another slab since these were opened.
+                self.maps = Maps::open(&self.pins)?;
+            }
+            ensure!(
+                self.maps.slabs.hold(word),
+                "the table of {} lies in no slab",
+                self.targets[target].key
+            );
+            let slots = self.maps.slots(word);
+            // What was switched away from may be written again soon.
+            let now = self.maps.records.table(service);
+            if now == word {
+                break slots;
+            }
+            word = now;
+        };
         let indices: HashSet<u32> = slots
             .iter()
             .flat_map(|slot| [slot.current(), slot.previous()])

@@ -6,6 +6,7 @@ use super::tables::InForce;
 use super::{Dataplane, Installed, meta};
 use crate::control::indices::Indices;
 use crate::datapath::Error;
+use crate::datapath::grace::Grace;
 use crate::datapath::identity;
 use crate::datapath::maps::Maps;
 use crate::datapath::slabs::Allocator;
@@ -48,6 +49,7 @@ impl Dataplane {
             replies_by: BTreeSet::new(),
             idle_egress: BTreeMap::new(),
             allocator: Allocator::default(),
+            grace: Grace::default(),
             scan: std::sync::Arc::new(Report::default()),
             allowances: super::allow::Allowances::default(),
             budget: super::write::Budget::default(),

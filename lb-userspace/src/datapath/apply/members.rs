@@ -20,7 +20,7 @@ use crate::model::{BackendId, ServiceKey};
 const LATE_NS: u64 = 50_000_000;
 
 /// What a backend still takes.
-fn standing(takes_new: bool, backend: &DesiredBackend) -> Standing {
+pub(super) fn standing(takes_new: bool, backend: &DesiredBackend) -> Standing {
     match backend.old_flows {
         _ if takes_new => Standing::Serves,
         OldFlows::Keep => Standing::Serves,

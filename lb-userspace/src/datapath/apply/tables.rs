@@ -10,7 +10,7 @@ use lb_common::layout::{Slot, TableWord};
 use lb_common::rule::Standing;
 
 use super::{Dataplane, meta};
-use crate::control::step::{self, Before, Generation, Step, Tables};
+use crate::control::step::{self, Advanced, Before, Generation, Step, Tables};
 use crate::control::{self, DesiredService};
 use crate::datapath::Error;
 use crate::datapath::clock::Clock;
@@ -66,7 +66,14 @@ impl Origin {
 }
 
 /// For each slot the place of its owner among the candidates.
-type Owners = Vec<Option<u32>>;
+pub(super) type Owners = Vec<Option<u32>>;
+
+/// The next tables of a service, and what they come from.
+pub(super) struct Stepped {
+    origin: Origin,
+    want: Vec<u32>,
+    pub advanced: Advanced,
+}
 
 /// How far the moves of a service's slots have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,47 +210,19 @@ impl Dataplane {
         built: Option<Owners>,
         clock: Clock<'_>,
     ) -> Result<Option<Switched>, Error> {
-        let installed = &self.services[key];
-        let origin = Origin::of(Some(&installed.in_force), service);
-        let size = origin.size;
-        let fresh = installed.in_force.built_from.as_ref() != Some(&origin);
-        let retracked = installed.in_force.tracking != service.tracking;
-        let window_ns = nanoseconds(service.idle_timeout);
-        if !fresh && !retracked && !installed.in_force.busy() {
-            return Ok(None);
-        }
-        let (takers, want) = self.wanted(key, service, size, fresh, built);
-        // Asked for once a slot.
-        let standing = ByIndex::new(standing.iter().map(|(index, standing)| (*index, *standing)));
+        let index_of = |id: &BackendId| self.backends.get(id).copied();
         let now_ns = clock();
-        let installed = &self.services[key];
-        let index = installed.index;
-        let mut tables = installed.in_force.tables.clone();
-        if retracked && service.tracking == Tracking::Moved {
-            // What was in the flow table before is not known to belong to the flows of today.
-            tables.now.doubt(now_ns);
-        }
-        let room = self.room(key)?;
-        let mut advanced = step::advance(
-            &tables,
-            &Step {
-                tracking: service.tracking,
-                want: &want,
-                standing: &|backend| standing.get(backend).unwrap_or(Standing::Gone),
-                takes_new: &|backend| takers.get(backend).is_some(),
-                now_ns,
-                window_ns,
-                refused_ns: self.maps.flow_control.get(index).refused_ns,
-                room,
-                scan: self.scan.of(index),
-            },
-        );
+        let Some(stepped) = self.stepped(key, service, standing, &index_of, built, now_ns)? else {
+            return Ok(None);
+        };
+        let Stepped {
+            origin,
+            want,
+            advanced,
+        } = stepped;
+        let index = self.services[key].index;
+        let window_ns = nanoseconds(service.idle_timeout);
         let mut next = advanced.tables;
-        if installed.in_force.found && tables.now.slots.is_empty() && service.tracking == Tracking::Moved {
-            // The last agent died while it took the service away, or its table was lost: entries are left.
-            next.now.doubt(now_ns);
-            advanced.settled = next.now.slots.len();
-        }
         let switch = self.switch(key, &next, service, clock)?;
         if switch != Switch::Nothing {
             date(&mut next, now_ns, clock());
@@ -277,40 +256,64 @@ impl Dataplane {
         Ok(changed.then_some(Switched { moved, generation }))
     }
 
-    /// The backends that take new flows, and the owner that the scheduler gives each slot.
-    fn wanted(
+    /// The next tables of a service, which nothing is written of; `None`: those in force are to stay. `index_of`: the
+    /// indices of its backends.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub(super) fn stepped(
         &self,
         key: &ServiceKey,
         service: &DesiredService,
-        size: u32,
-        fresh: bool,
+        standing: &BTreeMap<u32, Standing>,
+        index_of: &dyn Fn(&BackendId) -> Option<u32>,
         built: Option<Owners>,
-    ) -> (ByIndex<()>, Vec<u32>) {
-        let indices: Vec<u32> = service
-            .candidates
-            .iter()
-            .map(|candidate| {
-                let id = BackendId {
-                    service: *key,
-                    address: candidate.address,
-                    port: candidate.port,
-                };
-                self.backends.get(&id).copied().unwrap_or(0)
-            })
-            .collect();
-        let in_force = &self.services[key].in_force;
-        let want = if !fresh {
-            in_force.want.clone()
-        } else if indices.is_empty() {
-            vec![0; in_force.size() as usize]
+        now_ns: u64,
+    ) -> Result<Option<Stepped>, Error> {
+        let installed = &self.services[key];
+        let in_force = &installed.in_force;
+        let origin = Origin::of(Some(in_force), service);
+        let fresh = in_force.built_from.as_ref() != Some(&origin);
+        let retracked = in_force.tracking != service.tracking;
+        if !fresh && !retracked && !in_force.busy() {
+            return Ok(None);
+        }
+        let (takers, want) = wanted(key, in_force, service, &origin, fresh, index_of, built);
+        // Asked for once a slot.
+        let standing = ByIndex::new(standing.iter().map(|(index, standing)| (*index, *standing)));
+        let mut doubted;
+        let tables = if retracked && service.tracking == Tracking::Moved {
+            // What was in the flow table before is not known to belong to the flows of today.
+            doubted = in_force.tables.clone();
+            doubted.now.doubt(now_ns);
+            &doubted
         } else {
-            let owners = built.unwrap_or_else(|| control::owners(service, size));
-            owners
-                .into_iter()
-                .map(|o| o.map_or(0, |o| indices[o as usize]))
-                .collect()
+            &in_force.tables
         };
-        (ByIndex::new(indices.into_iter().map(|index| (index, ()))), want)
+        let mut advanced = step::advance(
+            tables,
+            &Step {
+                tracking: service.tracking,
+                want: &want,
+                standing: &|backend| standing.get(backend).unwrap_or(Standing::Gone),
+                takes_new: &|backend| takers.get(backend).is_some(),
+                now_ns,
+                window_ns: nanoseconds(service.idle_timeout),
+                refused_ns: self.maps.flow_control.get(installed.index).refused_ns,
+                room: self.room(key)?,
+                scan: self.scan.of(installed.index),
+            },
+        );
+        if in_force.found && in_force.tables.now.slots.is_empty() && service.tracking == Tracking::Moved {
+            // The last agent died while it took the service away, or its table was lost: entries are left.
+            advanced.tables.now.doubt(now_ns);
+            advanced.settled = advanced.tables.now.slots.len();
+        }
+        Ok(Some(Stepped {
+            origin,
+            want,
+            advanced,
+        }))
     }
 
     /// Puts other tables in force.
@@ -334,7 +337,7 @@ impl Dataplane {
             Ok(places) => places,
             Err(error) => {
                 for table in made {
-                    self.allocator.release(table, clock());
+                    self.allocator.release(table, clock(), self.grace.ask());
                 }
                 return Err(error);
             }
@@ -375,7 +378,7 @@ impl Dataplane {
         let now_ns = clock();
         for old in [word.place(), old_before] {
             if old != place && old != before {
-                self.allocator.release(old, now_ns);
+                self.allocator.release(old, now_ns, self.grace.ask());
             }
         }
         let in_force = &mut self.services.get_mut(key).expect("installed").in_force;
@@ -435,12 +438,48 @@ impl Dataplane {
         let size = slots.len() as u32;
         let table = self
             .allocator
-            .allocate(size, now_ns)
+            .allocate(size, now_ns, self.grace.ended())
             .ok_or(Error::NoSlabs { size })?;
         made.push(table);
         self.put_slots(table, slots)?;
         Ok(table)
     }
+}
+
+/// The backends that take new flows, and the owner that the scheduler gives each slot.
+fn wanted(
+    key: &ServiceKey,
+    in_force: &InForce,
+    service: &DesiredService,
+    origin: &Origin,
+    fresh: bool,
+    index_of: &dyn Fn(&BackendId) -> Option<u32>,
+    built: Option<Owners>,
+) -> (ByIndex<()>, Vec<u32>) {
+    let indices: Vec<u32> = service
+        .candidates
+        .iter()
+        .map(|candidate| {
+            let id = BackendId {
+                service: *key,
+                address: candidate.address,
+                port: candidate.port,
+            };
+            index_of(&id).unwrap_or(0)
+        })
+        .collect();
+    let want = if !fresh {
+        in_force.want.clone()
+    } else if indices.is_empty() {
+        vec![0; in_force.size() as usize]
+    } else {
+        let owners = built.unwrap_or_else(|| control::owners(service, origin.size));
+        owners
+            .into_iter()
+            .map(|o| o.map_or(0, |o| indices[o as usize]))
+            .collect()
+    };
+    (ByIndex::new(indices.into_iter().map(|index| (index, ()))), want)
 }
 
 /// Something of some backends, by index. The backends of a service were mostly made together, so their indices lie close.

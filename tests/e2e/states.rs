@@ -96,3 +96,117 @@ fn nobody_believes_a_verdict_of_many_and_everybody_an_operator() -> anyhow::Resu
     })
     .with_context(|| format!("{:?}\n{}", has_slots(), xlb.log()))
 }
+
+/// What is said of a service's table, without what only a plan knows.
+fn tables(answer: &Value) -> anyhow::Result<Vec<Value>> {
+    let services = answer["services"].as_array().context("no services")?;
+    let told = |service: &Value| ["name", "kind", "moved_slots", "slots"].map(|key| service[key].clone());
+    Ok(services
+        .iter()
+        .map(|service| Value::from(told(service).to_vec()))
+        .collect())
+}
+
+/// The lines for people that are not about slots.
+fn others(answer: &Value) -> anyhow::Result<Vec<Value>> {
+    let changes = answer["changes"].as_array().context("no changes")?;
+    let about_slots = |line: &Value| line.as_str().is_some_and(|line| line.contains(" slots "));
+    Ok(changes
+        .iter()
+        .filter(|line| !about_slots(line))
+        .cloned()
+        .collect())
+}
+
+#[test]
+fn a_plan_changes_nothing_and_says_what_the_reload_then_does() -> anyhow::Result<()> {
+    privileged!("a_plan_changes_nothing_and_says_what_the_reload_then_does");
+    let world = World::of(3)?;
+    let web = world.web("");
+    let third = format!(
+        "[[service.backend]]\naddress = \"{}\"\n",
+        world.lab.backends[2].v4
+    );
+    let two = web.replace(&third, "");
+    let mut xlb = Xlb::started(&world.lab, "", &two)?;
+    let plan = |xlb: &Xlb, more: &[&str]| -> anyhow::Result<(Option<i32>, Value)> {
+        let output = xlb.run(&[&["plan", "-o", "json"], more].concat())?;
+        Ok((output.status.code(), serde_json::from_slice(&output.stdout)?))
+    };
+    let (code, nothing) = plan(&xlb, &[])?;
+    assert_eq!(
+        (code, &nothing["changed"]),
+        (Some(0), &Value::from(false)),
+        "{nothing}"
+    );
+    assert!(xlb.verb("plan")?.contains("nothing to change"));
+
+    // Flows of slots that moved are known.
+    xlb.verb(&format!("backend drain web {}", world.lab.backends[0].v4))?;
+    assert_eq!(world.served(60)?, ["b2"]);
+    let other = service(
+        "other",
+        "192.0.2.20",
+        81,
+        "tcp",
+        "dsr-l2",
+        "type = \"none\"",
+        &addresses(&world.lab, false),
+    );
+    let slower = world
+        .web("quorum = 2")
+        .replace("fast_timeout = \"100ms\"", "fast_timeout = \"100ms\"\nfall = 2");
+    let three = format!("{slower}{other}");
+    xlb.configure("", &three)?;
+    let before = xlb.status()?;
+    let (code, planned) = plan(&xlb, &[])?;
+    assert_eq!(
+        (code, &planned["changed"]),
+        (Some(3), &Value::from(true)),
+        "{planned}"
+    );
+    let up = format!("{}:80 of web", world.lab.backends[2].v4);
+    assert!(
+        planned["counted_as_up"]
+            .as_array()
+            .is_some_and(|all| all.contains(&up.clone().into())),
+        "{planned}"
+    );
+    let flows = planned["services"].as_array().context("services")?.iter();
+    let flows: Vec<_> = flows.map(|service| &service["flows_in_moved_slots"]).collect();
+    assert!(
+        flows
+            .iter()
+            .any(|flows| flows.as_u64().is_some_and(|flows| flows > 0)),
+        "{planned}"
+    );
+    assert!(
+        planned["memory"]["maps_bytes_after"].as_u64() >= planned["memory"]["maps_bytes"].as_u64(),
+        "{planned}"
+    );
+    let after = xlb.status()?;
+    for key in ["generation", "table_size", "name"] {
+        assert_eq!(before["services"][0][key], after["services"][0][key]);
+    }
+    assert_eq!(after["services"].as_array().map(Vec::len), Some(1));
+
+    let done: Value = serde_json::from_str(&xlb.verb("reload -o json")?)?;
+    assert_eq!(tables(&done)?, tables(&planned)?, "{planned}\n{done}");
+    assert_eq!(others(&done)?, others(&planned)?, "{planned}\n{done}");
+    assert_eq!(plan(&xlb, &[])?.0, Some(0));
+
+    // Another file, a bad one, and nobody to ask.
+    let file = xlb.folder.file("other.toml");
+    std::fs::copy(&xlb.config, &file)?;
+    let path = file.to_str().context("a path")?;
+    assert_eq!(plan(&xlb, &[path])?.0, Some(0));
+    let text = std::fs::read_to_string(&file)?;
+    std::fs::write(&file, text.replace("quorum = 2", "quorrum = 2"))?;
+    let refused = xlb.run(&["plan", path])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("quorrum") && said.contains(path), "{said}");
+    xlb.process()?.kill()?;
+    assert_eq!(xlb.run(&["plan"])?.status.code(), Some(4));
+    xlb.start()
+}

@@ -25,6 +25,7 @@ mod migrate;
 mod nat;
 mod orders;
 mod path_mtu;
+mod plan;
 mod pool;
 mod reconcile;
 mod reload;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::reconcile::Tense;
 use super::reload::done;
 use super::{Agent, End, Observed};
 use crate::api::command::{Command, Refusal};
@@ -24,6 +25,7 @@ impl Agent {
             Command::Stats(reply) => drop(reply.send(self.stats())),
             Command::Measure(reply) => drop(reply.send(Ok(self.measure()))),
             Command::Reload(reply) => self.begin_reload(Some(reply)).await,
+            Command::Plan(order, reply) => drop(reply.send(self.plan(&order))),
             Command::Backend(order, reply) => {
                 let result = self.order(&order);
                 self.answer_when_kept(reply, result);
@@ -80,6 +82,11 @@ impl Agent {
         self.look_who_is_full();
         if (self.ramping || self.behind) && !self.starting() {
             self.reconcile_or_log();
+        }
+        if !self.starting()
+            && let Err(error) = self.dataplane.reserve()
+        {
+            log::error!("making room for tables: {error}");
         }
         if second {
             if self.pins.path(crate::datapath::pins::AGENT_META.pin).exists() {
@@ -198,7 +205,7 @@ impl Agent {
         for id in released {
             self.prober.probe_now(&self.sharing.probed(&id));
         }
-        let mut done = done(&changes);
+        let mut done = done(&changes, Tense::Did);
         done.changed = true;
         done.warnings = warnings;
         lines.append(&mut done.changes);

@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use super::{Agent, incident};
 use crate::api::types::CheckStatus;
+use crate::config::Config;
 use crate::control::{self, BackendStatus, Desired, HopView, Inputs};
 use crate::datapath::apply::{Change, ChangeKind};
 use crate::datapath::clock::monotonic_ns;
@@ -196,16 +197,26 @@ impl Agent {
 
     /// What they would have to hold if the states were these.
     pub(super) fn desired_with(&self, statuses: &BTreeMap<BackendId, BackendStatus>) -> Desired {
+        self.desired_of(&self.config, statuses, &self.hops)
+    }
+
+    /// What they would have to hold with this configuration, these states, and these next hops.
+    pub(super) fn desired_of(
+        &self,
+        config: &Config,
+        statuses: &BTreeMap<BackendId, BackendStatus>,
+        hops: &BTreeMap<IpAddr, HopView>,
+    ) -> Desired {
         let backups = self.chosen.iter().filter(|(_, chosen)| chosen.backups);
-        let hops = self.paths.narrowed(&self.hops);
+        let hops = self.paths.narrowed(hops);
         control::desired(&Inputs {
-            services: &self.config.services,
+            services: &config.services,
             statuses,
             hops: &hops,
             earlier: &self.dataplane.earlier(),
             backups: &backups.map(|(key, _)| *key).collect(),
-            vlans: self.config.has_vlans(),
-            interfaces: Some(&self.config.agent.interfaces),
+            vlans: config.has_vlans(),
+            interfaces: Some(&config.agent.interfaces),
             now: Instant::now(),
         })
     }
@@ -216,7 +227,7 @@ impl Agent {
         let changes = self.dataplane.apply(&desired, &monotonic_ns)?;
         self.behind = false;
         for change in &changes {
-            log::info!("{}", describe_change(change));
+            log::info!("{}", describe_change(change, Tense::Did));
             self.emit_change(change);
             // Also where the same generation comes again, of a service that was taken away and added.
             self.slots.remove(&change.key);
@@ -239,7 +250,7 @@ impl Agent {
     }
 
     /// Addresses whose next hop is needed: every backend's.
-    pub(super) fn backend_addresses(config: &crate::config::Config) -> BTreeSet<IpAddr> {
+    pub(super) fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
         config
             .services
             .iter()
@@ -248,18 +259,33 @@ impl Agent {
     }
 }
 
-/// One line about what happened to a service.
-pub(super) fn describe_change(change: &Change) -> String {
+/// Whether something is told that happened, or that would.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tense {
+    Did,
+    Would,
+}
+
+/// One line about what happens to a service.
+pub(super) fn describe_change(change: &Change, tense: Tense) -> String {
     let name = &change.name;
-    match change.kind {
-        ChangeKind::Added { slots } => format!("service {name}: added, {} with {slots} slots", change.key),
-        ChangeKind::Removed => format!("service {name}: removed ({})", change.key),
-        ChangeKind::Table {
-            moved,
-            slots,
-            generation,
-        } => {
+    match (change.kind, tense) {
+        (ChangeKind::Added { slots }, _) => {
+            format!("service {name}: added, {} with {slots} slots", change.key)
+        }
+        (ChangeKind::Removed, _) => format!("service {name}: removed ({})", change.key),
+        (
+            ChangeKind::Table {
+                moved,
+                slots,
+                generation,
+            },
+            Tense::Did,
+        ) => {
             format!("service {name}: {moved} of {slots} slots moved (generation {generation})")
+        }
+        (ChangeKind::Table { moved, slots, .. }, Tense::Would) => {
+            format!("service {name}: {moved} of {slots} slots would move")
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use super::reconcile::{self, Tense};
 use super::startup::{read_config, round_limit};
-use super::{Agent, Reload, Round, differences, reconcile};
+use super::{Agent, Reload, Round, differences};
 use crate::api::command::{Refusal, Reply};
 use crate::api::types::{Done, ServiceChange};
 use crate::config::{self, Config, LoadError};
@@ -13,6 +14,9 @@ use crate::datapath::attach;
 use crate::model::{BackendId, OperState};
 use crate::net::link;
 use crate::observe::Kind;
+
+/// What is said of a program whose features change.
+pub(super) const REPLACED: &str = "program replaced: it needs other features";
 
 impl Agent {
     /// Reads the configuration again. A bad one is rejected whole and the running one goes on; a good one takes
@@ -209,7 +213,7 @@ impl Agent {
             log::error!("writing what sources are rewritten to: {error}");
         }
         let changes = self.reconcile()?;
-        let mut done = describe(&changes, old, &self.config);
+        let mut done = describe(&changes, old, &self.config, Tense::Did);
         done.changes.append(&mut self.attach_as_configured().await?);
         if changes.iter().any(|c| matches!(c.kind, ChangeKind::Added { .. })) {
             self.announce().await;
@@ -253,13 +257,13 @@ impl Agent {
             changes.push(format!("attached to {interface}"));
         }
         if replaced {
-            changes.push("program replaced: it needs other features".into());
+            changes.push(REPLACED.into());
         }
         Ok(changes)
     }
 
     /// Keys that a reload cannot change keep their values; gives back what to say.
-    fn keep_what_needs_a_restart(&self, config: &mut Config) -> Vec<String> {
+    pub(super) fn keep_what_needs_a_restart(&self, config: &mut Config) -> Vec<String> {
         let (now, new) = (&self.config.agent, &mut config.agent);
         let mut warnings = Vec::new();
         let mut keep = |key: &str| warnings.push(format!("{key} changes only with a restart of the agent"));
@@ -289,7 +293,7 @@ impl Agent {
     }
 }
 
-fn bad_config(error: &anyhow::Error) -> Refusal {
+pub(super) fn bad_config(error: &anyhow::Error) -> Refusal {
     match error.downcast_ref::<LoadError>() {
         Some(error) => Refusal::BadConfig {
             summary: "the configuration is refused; the running one goes on".into(),
@@ -300,7 +304,7 @@ fn bad_config(error: &anyhow::Error) -> Refusal {
 }
 
 /// What people read of a change.
-pub(super) fn done(changes: &[Change]) -> Done {
+pub(super) fn done(changes: &[Change], tense: Tense) -> Done {
     let services = changes
         .iter()
         .map(|change| {
@@ -319,14 +323,18 @@ pub(super) fn done(changes: &[Change]) -> Done {
         .collect();
     Done {
         changed: !changes.is_empty(),
-        changes: changes.iter().map(reconcile::describe_change).collect(),
+        changes: changes
+            .iter()
+            .map(|change| reconcile::describe_change(change, tense))
+            .collect(),
         services,
         warnings: Vec::new(),
     }
 }
 
-fn describe(changes: &[Change], old: &Config, new: &Config) -> Done {
-    let mut done = done(changes);
+/// What a reload changes, besides program and interfaces.
+pub(super) fn describe(changes: &[Change], old: &Config, new: &Config, tense: Tense) -> Done {
+    let mut done = done(changes, tense);
     for service in &new.services {
         let Some(before) = old.services.iter().find(|s| s.key == service.key) else {
             continue;

@@ -69,7 +69,7 @@ impl Agent {
         })
     }
 
-    fn memory_status(&self) -> Option<MemoryStatus> {
+    pub(super) fn memory_status(&self) -> Option<MemoryStatus> {
         Some(MemoryStatus {
             agent_bytes: memory::of_process().ok()?,
             maps_bytes: memory::of_maps(&self.config.agent.pin_dir).ok()?,

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::connections::{Connections, ConnectionsQuery};
-use super::types::{BackendOrder, Done, Failure, Stats, Status};
+use super::types::{BackendOrder, Done, Failure, Plan, PlanOrder, Stats, Status};
 use crate::observe::bus::Batch;
 use crate::observe::history::{Answer, Selection};
 
@@ -108,6 +108,14 @@ impl Client {
     pub async fn reload(&self) -> Result<Done, Error> {
         self.ask(Method::POST, "/v1/reload", Bytes::new(), RELOAD_LIMIT)
             .await
+    }
+
+    /// What a reload would do.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn plan(&self, order: &PlanOrder) -> Result<Plan, Error> {
+        self.post("/v1/plan", json(order)).await
     }
 
     /// # Errors

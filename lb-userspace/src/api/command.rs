@@ -1,8 +1,10 @@
 //! What the API asks of the agent's loop.
 
+use std::collections::BTreeMap;
+
 use tokio::sync::oneshot;
 
-use crate::api::types::{BackendOrder, Done, Stats, Status};
+use crate::api::types::{BackendOrder, Done, Plan, PlanOrder, Stats, Status};
 use crate::observe::metrics::Measured;
 
 /// Why something was not done.
@@ -29,8 +31,17 @@ pub enum Command {
     /// For a scrape of the metrics.
     Measure(Reply<Measured>),
     Reload(Reply<Done>),
+    Plan(PlanOrder, Reply<Planned>),
     Confirm(Reply<Done>),
     /// Takes everything away and ends the agent.
     Detach(Reply<Done>),
     Backend(BackendOrder, Reply<Done>),
+}
+
+/// A plan, as far as the loop can make it.
+#[derive(Debug)]
+pub struct Planned {
+    pub plan: Plan,
+    /// For services whose flows are known by slot, by name: the index, and for each slot whether it would move.
+    pub moving: BTreeMap<String, (u32, Vec<bool>)>,
 }

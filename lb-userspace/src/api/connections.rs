@@ -1,5 +1,6 @@
 //! `GET /v1/connections`: flows that are remembered, read on a thread of its own from the pins, beside the agent's loop.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::command::Refusal;
+use crate::datapath::Error;
 use crate::datapath::clock::monotonic_ns;
 use crate::datapath::connections::{self, Filter, Flow, Listing, Stage};
 use crate::datapath::pins::PinDir;
@@ -164,6 +166,33 @@ pub(super) async fn read(pin_dir: PathBuf, filter: Filter) -> Result<Connections
     });
     match read.await {
         Ok(Ok(listing)) => Ok(Connections::from(listing)),
+        Ok(Err(error)) => Err(Refusal::Failed(error.to_string())),
+        Err(error) => Err(Refusal::Failed(format!("reading the flows: {error}"))),
+    }
+}
+
+/// How many flows the flow table knows in the slots that are named, of services by name.
+pub(super) async fn in_slots(
+    pin_dir: PathBuf,
+    slots: BTreeMap<String, (u32, Vec<bool>)>,
+) -> Result<BTreeMap<String, u64>, Refusal> {
+    if slots.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let _turn = TURN.acquire().await;
+    let read = tokio::task::spawn_blocking(move || {
+        let by_index = slots.values().map(|(index, slots)| (*index, slots.as_slice()));
+        let found = connections::in_slots(&PinDir::open(&pin_dir)?, &by_index.collect())?;
+        let of = |index: &u32| found.get(index).copied().unwrap_or(0);
+        Ok::<_, Error>(
+            slots
+                .iter()
+                .map(|(name, (index, _))| (name.clone(), of(index)))
+                .collect(),
+        )
+    });
+    match read.await {
+        Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => Err(Refusal::Failed(error.to_string())),
         Err(error) => Err(Refusal::Failed(format!("reading the flows: {error}"))),
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRef, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -16,10 +16,11 @@ use serde::Deserialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::command::{Command, Refusal, Reply};
+use super::command::{Command, Planned, Refusal, Reply};
 use super::connections::{self, ConnectionsQuery};
 use super::frozen;
-use super::types::{BackendOrder, Failure};
+use super::types::{BackendOrder, Failure, PlanOrder};
+use crate::config::MAX_CONFIG_BYTES;
 use crate::observe::Archive;
 use crate::observe::history::Selection;
 
@@ -178,6 +179,7 @@ fn router(api: Api) -> Router {
             "/v1/detach",
             post(|State(c): State<Commands>| ask(c, Command::Detach)),
         )
+        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(PLAN_BYTES)))
         .route("/v1/backends", post(order))
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
@@ -304,6 +306,34 @@ async fn order(
         Ok(Json(order)) => ask(commands, |reply| Command::Backend(order, reply)).await,
         Err(rejection) => failure(rejection.status(), rejection.body_text()),
     }
+}
+
+/// A configuration of the largest size that is read, as JSON.
+const PLAN_BYTES: usize = 2 * MAX_CONFIG_BYTES;
+
+async fn plan(
+    State(commands): State<Commands>,
+    State(Pins(pins)): State<Pins>,
+    body: Result<Json<PlanOrder>, axum::extract::rejection::JsonRejection>,
+) -> Response {
+    let order = match body {
+        Ok(Json(order)) => order,
+        Err(rejection) => return failure(rejection.status(), rejection.body_text()),
+    };
+    let planned = command(commands, |reply| Command::Plan(order, reply)).await;
+    let Planned { mut plan, moving } = match planned {
+        Ok(planned) => planned,
+        Err(refusal) => return answer::<()>(Err(refusal)),
+    };
+    match connections::in_slots(pins, moving).await {
+        Ok(flows) => {
+            for service in &mut plan.services {
+                service.flows_in_moved_slots = flows.get(&service.name).copied();
+            }
+        }
+        Err(refusal) => return answer::<()>(Err(refusal)),
+    }
+    answer(Ok(plan))
 }
 
 async fn ask<T: serde::Serialize>(commands: Commands, make: impl FnOnce(Reply<T>) -> Command) -> Response {

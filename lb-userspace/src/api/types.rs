@@ -543,6 +543,63 @@ pub struct ServiceChange {
     pub slots: u32,
 }
 
+/// `POST /v1/plan`: the configuration that is asked about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlanOrder {
+    /// Its text; the agent's own file when absent.
+    #[serde(default)]
+    pub config: Option<String>,
+    /// What faults and warnings call it.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// What a reload with a configuration would do. Nothing was changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Plan {
+    /// Whether anything would be different.
+    pub changed: bool,
+    /// One line each, for people.
+    pub changes: Vec<String>,
+    pub services: Vec<ServicePlan>,
+    pub warnings: Vec<String>,
+    /// Backends that are not checked yet, and count as UP here.
+    pub counted_as_up: Vec<String>,
+    /// `null` where it is not known.
+    pub memory: Option<PlanMemory>,
+}
+
+/// What would become of the table of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServicePlan {
+    pub name: String,
+    /// `added`, `removed` or `table`.
+    pub kind: String,
+    pub moved_slots: usize,
+    pub slots: u32,
+    /// Slots of its table so far; 0: it has none.
+    pub slots_before: u32,
+    /// Slots that a table for so many backends is given when it is made anew; 0: the service is removed.
+    pub slots_by_rule: u32,
+    /// Flows that the flow table knows in the slots that would move; they stay where they are. `null` where flows are not
+    /// known by slot: services that translate or remember all flows, and tables that get another size.
+    pub flows_in_moved_slots: Option<u64>,
+}
+
+/// Memory now, and at most while the tables of before and after are both there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlanMemory {
+    /// Of the agent, with the maps that it has mapped.
+    pub agent_bytes: u64,
+    /// Of all maps, in the kernel.
+    pub maps_bytes: u64,
+    pub maps_bytes_after: u64,
+    /// Of the tables in force, which is part of that of the maps.
+    pub tables_bytes: u64,
+    pub tables_bytes_after: u64,
+}
+
 /// Any answer that is not 2xx.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {

@@ -32,6 +32,7 @@ mod health;
 mod human;
 mod logging;
 mod outcome;
+mod plan;
 mod reload;
 mod service;
 mod simulate;
@@ -118,6 +119,7 @@ enum Verb {
     Service(service::Arguments),
     Backend(backend::Arguments),
     Conn(conn::Arguments),
+    Plan(plan::Arguments),
     Reload(reload::Arguments),
     Confirm(confirm::Arguments),
     Detach(detach::Arguments),
@@ -178,6 +180,7 @@ fn run(verb: Verb, context: &Context) -> anyhow::Result<Outcome> {
         Verb::Service(arguments) => service::run(&arguments, context),
         Verb::Backend(arguments) => backend::run(arguments, context),
         Verb::Conn(arguments) => conn::run(&arguments, context),
+        Verb::Plan(arguments) => plan::run(&arguments, context),
         Verb::Reload(arguments) => reload::run(&arguments, context),
         Verb::Confirm(arguments) => confirm::run(&arguments, context),
         Verb::Detach(arguments) => detach::run(&arguments, context),

@@ -176,6 +176,8 @@ fn options_work_before_and_after_the_verb() {
 fn every_verb_takes_its_options_and_those_of_all() {
     for line in [
         "xlb agent --config /c --trace-drops 10 --attach-confirm 60s",
+        "xlb plan",
+        "xlb plan new.toml",
         "xlb reload",
         "xlb confirm",
         "xlb detach --pin-dir /p",

@@ -301,7 +301,9 @@ pub(in crate::cli) fn backend_row(
         notes.push(format!("SLOW START: at {percent}% of its weight"));
     }
     if let Some(until) = held_until {
-        notes.push(format!("HELD DOWN until {until}: it flapped"));
+        notes.push(format!(
+            "HELD DOWN until {until}: it flapped (xlb backend ready ends it)"
+        ));
     }
     if let (Some(answers), Some(old_flows)) = (host_answers, old_flows) {
         let host = if *answers { "answers" } else { "is silent" };

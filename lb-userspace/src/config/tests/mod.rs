@@ -5,6 +5,7 @@ mod accepted;
 mod drift;
 mod faults;
 mod hostile;
+mod layers;
 mod ways;
 
 use super::Config;

@@ -196,10 +196,15 @@ impl History {
             }
             Kind::Rerouted(timeline) => {
                 let verdicts = self.backends.get_mut(&name).map(|past| &mut past.verdicts);
+                // Where no packet came, later verdicts were told of before.
+                let latest = match timeline.verdict {
+                    Timestamp(0) => now,
+                    verdict => verdict.min(now),
+                };
                 let taken_out = verdicts
                     .into_iter()
                     .flatten()
-                    .rfind(|verdict| verdict.to == OperState::Down && verdict.time <= now);
+                    .rfind(|verdict| verdict.to == OperState::Down && verdict.time <= latest);
                 if let Some(verdict) = taken_out {
                     verdict.timeline = Some(timeline.clone());
                 }

@@ -5,6 +5,7 @@
 //! service's packets went on, and when at the latest. A packet may have come before it was seen, by as much as
 //! `resolution_ms`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -89,17 +90,7 @@ async fn follow(mut fresh: mpsc::UnboundedReceiver<Watch>, counters: impl Packet
             watched.push((watch, begun));
         }
         let began = Instant::now();
-        watched.retain_mut(|(watch, looked)| {
-            let now = Instant::now();
-            let done = look(watch, *looked, now, SystemTime::now(), &counters);
-            *looked = now;
-            if done {
-                let mut told = watch.about.clone();
-                told.kind = Kind::Rerouted(watch.timeline.clone());
-                bus.emit(told);
-            }
-            !done
-        });
+        look_at_all(&mut watched, &counters, &bus);
         let now = Instant::now();
         let next = watched
             .iter()
@@ -111,15 +102,32 @@ async fn follow(mut fresh: mpsc::UnboundedReceiver<Watch>, counters: impl Packet
     }
 }
 
+/// One look at each; a counter is read once however many wait for it: backends that die together have the same heirs.
+fn look_at_all(watched: &mut Vec<(Watch, Instant)>, counters: &impl Packets, bus: &Bus) {
+    let (now, clock) = (Instant::now(), SystemTime::now());
+    let mut known: HashMap<u32, Option<u64>> = HashMap::new();
+    let mut packets = |index| *known.entry(index).or_insert_with(|| counters.packets(index));
+    watched.retain_mut(|(watch, looked)| {
+        let done = look(watch, *looked, now, clock, &mut packets);
+        *looked = now;
+        if done {
+            let mut told = watch.about.clone();
+            told.kind = Kind::Rerouted(watch.timeline.clone());
+            bus.emit(told);
+        }
+        !done
+    });
+}
+
 /// Whether an incident's timeline is complete, or as complete as it gets.
 fn look(
     watch: &mut Watch,
     looked: Instant,
     now: Instant,
     clock: SystemTime,
-    counters: &impl Packets,
+    packets: &mut impl FnMut(u32) -> Option<u64>,
 ) -> bool {
-    let grown = |(index, before): &(u32, u64)| counters.packets(*index).is_some_and(|now| now > *before);
+    let grown = |(index, before): &(u32, u64)| packets(*index).is_some_and(|now| now > *before);
     if watch.before.iter().any(grown) {
         watch.timeline.first_packet = Some(Timestamp::of(clock));
         let resolution = now - looked + watch.late;

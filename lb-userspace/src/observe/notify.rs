@@ -24,7 +24,7 @@ use super::event::{Event, Kind};
 const LIMIT: Duration = Duration::from_secs(10);
 /// Events that wait for a program.
 const ROOM: usize = 256;
-/// Dropped events are told of at most this often.
+/// Dropped events, and runs that fail in the same way, are told of at most this often.
 const TELL: Duration = Duration::from_secs(60);
 
 /// The programs that are told.
@@ -115,6 +115,7 @@ pub fn tells(kind: &Kind) -> bool {
 async fn follow(program: PathBuf, bus: Bus, mut last: u64, limit: Duration) {
     let mut waiting: VecDeque<Event> = VecDeque::new();
     let (mut dropped, mut told) = (0_u64, None::<Instant>);
+    let mut failures = Failures::default();
     loop {
         if waiting.is_empty() {
             bus.beyond(last).await;
@@ -141,11 +142,45 @@ async fn follow(program: PathBuf, bus: Bus, mut last: u64, limit: Duration) {
         let Some(event) = waiting.pop_front() else {
             continue;
         };
-        match run(&program, &event, limit).await {
-            Ok(status) if status.success() => {}
-            Ok(status) => log::warn!("notify: {}: {status}", program.display()),
-            Err(error) => log::warn!("notify: {}: {error}", program.display()),
+        let why = match run(&program, &event, limit).await {
+            Ok(status) if status.success() => None,
+            Ok(status) => Some(status.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(line) = failures.note(why, Instant::now()) {
+            log::warn!("notify: {}: {line}", program.display());
         }
+    }
+}
+
+/// Runs that failed one after the other. A program that always fails is not told of each time.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Why the last one did, and when that was told.
+    last: Option<(String, Instant)>,
+    /// Since then.
+    untold: u64,
+}
+
+impl Failures {
+    /// Takes in how a run ended; gives back what there is to say.
+    fn note(&mut self, why: Option<String>, now: Instant) -> Option<String> {
+        let Some(why) = why else {
+            let failed = self.last.take().map(|_| std::mem::take(&mut self.untold));
+            return failed.map(|untold| format!("it works again, {untold} more runs had failed"));
+        };
+        let same = self.last.as_ref().filter(|(last, _)| *last == why);
+        if same.is_some_and(|(_, told)| now.duration_since(*told) < TELL) {
+            self.untold += 1;
+            return None;
+        }
+        let more = match std::mem::take(&mut self.untold) {
+            0 => String::new(),
+            untold => format!(" ({untold} more runs failed before)"),
+        };
+        let line = format!("{why}{more}");
+        self.last = Some((why, now));
+        Some(line)
     }
 }
 

@@ -153,6 +153,25 @@ fn a_timeline_goes_to_the_verdict_it_is_of() {
 }
 
 #[test]
+fn a_timeline_that_is_told_late_goes_to_the_verdict_it_is_of() {
+    let mut story = Story::default();
+    story.state(10, UP, DOWN).state(11, DOWN, UP).state(14, UP, DOWN);
+    let of = |second: u64| Timeline {
+        verdict: Timestamp(second * 1000),
+        ..Timeline::default()
+    };
+    story.at(20, Kind::Rerouted(of(10)));
+    story.at(24, Kind::Rerouted(of(14)));
+    let past = story.after(30);
+    let timelines: Vec<_> = past
+        .verdicts
+        .iter()
+        .map(|verdict| verdict.timeline.clone())
+        .collect();
+    assert_eq!(timelines, [Some(of(10)), None, Some(of(14))]);
+}
+
+#[test]
 fn what_is_kept_is_bounded() {
     let mut story = Story::default();
     for n in 0..200 {

@@ -121,3 +121,29 @@ async fn one_that_is_too_slow_is_told_the_latest_and_the_loss_is_counted() {
     assert_eq!(lines(&told)[1].seq, 2 + surplus as u64);
     task.abort();
 }
+
+#[test]
+fn a_program_that_always_fails_is_told_of_once_a_minute() {
+    let (mut failures, begun) = (Failures::default(), Instant::now());
+    let mut note =
+        |why: Option<&str>, s: u64| failures.note(why.map(str::to_owned), begun + Duration::from_secs(s));
+    assert_eq!(note(None, 0), None);
+    assert_eq!(note(Some("exit status: 7"), 1).as_deref(), Some("exit status: 7"));
+    assert_eq!(note(Some("exit status: 7"), 2), None);
+    assert_eq!(note(Some("exit status: 7"), 3), None);
+    assert_eq!(
+        note(Some("killed"), 4).as_deref(),
+        Some("killed (2 more runs failed before)")
+    );
+    assert_eq!(note(Some("killed"), 63), None);
+    assert_eq!(
+        note(Some("killed"), 64).as_deref(),
+        Some("killed (1 more runs failed before)")
+    );
+    assert_eq!(note(Some("killed"), 65), None);
+    assert_eq!(
+        note(None, 66).as_deref(),
+        Some("it works again, 1 more runs had failed")
+    );
+    assert_eq!(note(None, 67), None);
+}

@@ -5,6 +5,7 @@ mod probes;
 mod scan;
 mod swap;
 mod tables;
+mod together;
 
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ enum Piece {
     Swap,
     /// The prober.
     Probes,
+    /// The prober, while a hundred services change at one instant.
+    Together,
     /// The sweep of a full flow table.
     Scan,
 }
@@ -90,6 +93,11 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
             };
             probes::measure(load, runs, &mut table)?;
         }
+    }
+    if wants(Piece::Together) {
+        println!("  the prober, while tables are switched");
+        let backends = if quick { 100 } else { 600 };
+        together::measure(together::load(quick), backends, runs, &mut table)?;
     }
     if wants(Piece::Scan) {
         println!("  a scan of the flow table");

@@ -45,13 +45,43 @@ const HANGS: u16 = 81;
 const FLOODS: u16 = 82;
 
 /// No probe starts later than this.
-const LATEST: Duration = Duration::from_millis(100);
+pub const LATEST: Duration = Duration::from_millis(100);
 /// Per cent of a core.
 const SHARE: f64 = 20.0;
 
 /// # Errors
 /// Where a probe fails: the load is too much for this machine.
 pub fn measure(load: Load, runs: usize, table: &mut Table) -> anyhow::Result<()> {
+    let windows = windows(load, runs)?;
+    let others = match load.misbehaving {
+        0 => String::new(),
+        n => format!(", {n} others hang and {n} flood"),
+    };
+    let group = format!(
+        "{} backends probed every {} ms, {}{others}",
+        load.backends,
+        load.interval.as_millis(),
+        match load.via {
+            Via::Direct => "straight",
+            Via::Forward | Via::Auto => "through the forward path",
+        }
+    );
+    for Window { share, latest } in windows {
+        table.note(&group, "processor", "% of a core", share);
+        table.ms(&group, "latest probe of a run", latest);
+        if latest > LATEST {
+            table.fault(format!("{group}: a probe was {} ms late", latest.as_millis()));
+        }
+    }
+    table.promise(&group, "processor", SHARE);
+    Ok(())
+}
+
+/// What so many looks at a prober saw.
+///
+/// # Errors
+/// Where a probe fails: the load is too much for this machine.
+pub fn windows(load: Load, runs: usize) -> anyhow::Result<Vec<Window>> {
     let lab = Lab::new(LabOptions {
         backends: 1,
         ..LabOptions::default()
@@ -73,34 +103,15 @@ pub fn measure(load: Load, runs: usize, table: &mut Table) -> anyhow::Result<()>
         probing.move_in()?;
         probe(load, host, runs)
     });
-    let measured = measured.join();
-    let others = match load.misbehaving {
-        0 => String::new(),
-        n => format!(", {n} others hang and {n} flood"),
-    };
-    let group = format!(
-        "{} backends probed every {} ms, {}{others}",
-        load.backends,
-        load.interval.as_millis(),
-        match load.via {
-            Via::Direct => "straight",
-            Via::Forward | Via::Auto => "through the forward path",
-        }
-    );
-    for Window { share, latest } in measured.map_err(|_| anyhow!("the prober panicked"))?? {
-        table.note(&group, "processor", "% of a core", share);
-        table.ms(&group, "latest probe of a run", latest);
-        if latest > LATEST {
-            table.fault(format!("{group}: a probe was {} ms late", latest.as_millis()));
-        }
-    }
-    table.promise(&group, "processor", SHARE);
-    Ok(())
+    measured.join().map_err(|_| anyhow!("the prober panicked"))?
 }
 
-struct Window {
-    share: f64,
-    latest: Duration,
+/// One look.
+pub struct Window {
+    /// Of a core, in per cent.
+    pub share: f64,
+    /// How late the latest probe began.
+    pub latest: Duration,
 }
 
 fn probe(load: Load, host: Ipv4Addr, runs: usize) -> anyhow::Result<Vec<Window>> {

@@ -200,6 +200,8 @@ fn happen(
     for pool in pools {
         arena.die(*pool, death)?;
     }
+    // To be asked costs a product processor time, which it needs now.
+    thread::sleep(setting.interval() + bound(setting, death) + SLACK);
     let mut seen: Vec<(usize, Pool, Seen)> = Vec::new();
     for (n, product) in products.iter_mut().enumerate() {
         for pool in pools {

@@ -15,6 +15,16 @@ pub enum Setting {
     Fast,
 }
 
+impl Setting {
+    /// Between two probes of ours at rest.
+    pub fn interval(self) -> Duration {
+        match self {
+            Self::Defaults => Duration::from_secs(2),
+            Self::Fast => Duration::from_millis(200),
+        }
+    }
+}
+
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

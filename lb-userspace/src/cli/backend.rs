@@ -3,6 +3,7 @@
 mod drain;
 
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -28,7 +29,8 @@ Examples:
   xlb backend drain --wait web 10.0.1.11  and wait until its old flows are known
   xlb backend maint --host 2001:db8::11   no traffic, in every service that has it
   xlb backend ready web [2001:db8::11]:80
-  xlb backend set-weight web 10.0.1.11 50%")]
+  xlb backend set-weight web 10.0.1.11 50%
+  xlb backend set-weight --host 10.0.1.11 default")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     what: What,
@@ -99,18 +101,71 @@ struct Drain {
 
 /// Change the weight of a backend until further notice; `default` takes the file's again.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "xlb backend set-weight SERVICE ADDRESS[:PORT] N|N%|default\n       xlb backend set-weight --host ADDRESS N|N%|default"
+)]
 struct SetWeight {
     /// Name of the service.
-    service: String,
+    #[arg(
+        required_unless_present = "host",
+        requires = "weight",
+        conflicts_with = "host"
+    )]
+    service: Option<String>,
     /// Address of the backend, with its port where the service has the address more than once.
     #[arg(value_name = "ADDRESS[:PORT]")]
-    backend: Place,
+    backend: Option<Place>,
     /// 0 to 65535 (0: no new flows), a percentage of the weight in the file, or default.
     #[arg(value_name = "N|N%|default", value_parser = args::weight, allow_hyphen_values = true)]
-    weight: WeightOrder,
-    /// Do it although the service is left without a serving backend.
+    weight: Option<WeightOrder>,
+    /// In every service that has a backend with this address.
+    #[arg(long, num_args = 2, value_names = ["ADDRESS", "N|N%|default"], allow_hyphen_values = true)]
+    host: Option<Vec<HostWord>>,
+    /// Do it although a service is left without a serving backend.
     #[arg(long)]
     force: bool,
+}
+
+/// One of the two words behind `set-weight --host`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HostWord {
+    Address(IpAddr),
+    Weight(WeightOrder),
+}
+
+impl FromStr for HostWord {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = text.parse().map(Self::Address);
+        address.or_else(|_| args::weight(text).map(Self::Weight)).map_err(|_| {
+            "expected an address, then 0 to 65535, a percentage of the weight in the file (50%), or default".into()
+        })
+    }
+}
+
+impl SetWeight {
+    fn order(self) -> anyhow::Result<BackendOrder> {
+        let Self {
+            service,
+            backend,
+            weight,
+            host,
+            force,
+        } = self;
+        let (address, port, weight) = match (host.as_deref(), backend, weight) {
+            (Some([HostWord::Address(address), HostWord::Weight(weight)]), ..) => (*address, None, *weight),
+            (None, Some(place), Some(weight)) => (place.address, place.port, weight),
+            _ => bail!("expected SERVICE ADDRESS[:PORT] and a weight, or --host ADDRESS and a weight"),
+        };
+        Ok(BackendOrder {
+            service,
+            address,
+            port,
+            order: Order::Weight(weight),
+            force,
+        })
+    }
 }
 
 pub(super) fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Outcome> {
@@ -129,18 +184,7 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Out
         }
         What::Maint(target) => target.order(Order::Maint),
         What::Ready(target) => target.order(Order::Ready),
-        What::SetWeight(SetWeight {
-            service,
-            backend,
-            weight,
-            force,
-        }) => BackendOrder {
-            service: Some(service),
-            address: backend.address,
-            port: backend.port,
-            order: Order::Weight(weight),
-            force,
-        },
+        What::SetWeight(order) => order.order()?,
     };
     let answer = block_on(async { Ok(context.client.order(&order).await?) })?;
     done::show_with_slots(&answer, context)

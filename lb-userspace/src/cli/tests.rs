@@ -188,6 +188,8 @@ fn every_verb_takes_its_options_and_those_of_all() {
         "xlb backend maint --host 10.0.1.11",
         "xlb backend ready web [2001:db8::1]:80",
         "xlb backend set-weight web 2001:db8::1 50%",
+        "xlb backend set-weight --host 2001:db8::1 50%",
+        "xlb backend set-weight --force --host 10.0.1.11 0",
         "xlb stats --rate --reasons --pin-dir /p",
         "xlb stats --rate 5",
         "xlb config check /c --anywhere",

@@ -43,9 +43,9 @@ fn samples(key: &Key) -> [Value; 2] {
         "ca_file" | "client_cert" | "client_key" => [json!("/one.pem"), json!("/two.pem")],
         "query" => [json!("one.example"), json!("two.example")],
         "query_type" => [json!("AAAA"), json!("A")],
-        "expect_rcode" => [json!("NXDOMAIN"), json!("NOERROR")],
-        "expect_address" => [json!("10.0.9.5"), json!("10.0.9.6")],
-        "service" => [json!("one"), json!("two")],
+        "expect_rcode" => [json!(["NXDOMAIN"]), json!(["NOERROR", "REFUSED"])],
+        "expect_address" => [json!(["10.0.9.5"]), json!(["10.0.9.6"])],
+        "grpc_service" => [json!("one"), json!("two")],
         "command" => [json!(["/bin/one"]), json!(["/bin/two"])],
         "require" => [json!("any"), json!("all")],
         "also" => [json!([{"type": "icmp"}]), json!([{"type": "tcp", "port": 81}])],
@@ -89,8 +89,6 @@ fn fitting(key: &Key) -> Value {
         ("udp", _) => &[("send", json!("x"))],
         ("dns", _) => &[("query", json!("."))],
         ("exec", _) => &[("command", json!(["/x"]))],
-        (_, "client_cert") => &[("client_key", json!("/key.pem"))],
-        (_, "client_key") => &[("client_cert", json!("/cert.pem"))],
         ("grpc", "verify" | "ca_file" | "sni") => &[("tls", json!(true))],
         (_, "require") => &[("also", json!([{"type": "icmp"}]))],
         _ => &[],
@@ -102,11 +100,21 @@ fn fitting(key: &Key) -> Value {
     file
 }
 
+/// Puts a value into a table, with what does not go without it.
+fn say(table: &mut Value, key: &Key, value: &Value) {
+    table[key.name] = value.clone();
+    match key.name {
+        "client_cert" => table["client_key"] = json!("/key.pem"),
+        "client_key" => table["client_cert"] = json!("/cert.pem"),
+        _ => {}
+    }
+}
+
 /// What rules and check of the first backend are with these values in these tables.
 fn meaning(mut file: Value, key: &Key, said: &[(&str, &Value)]) -> (PoolRules, Check) {
     for (place, value) in said {
         let table = file.pointer_mut(place).unwrap_or_else(|| panic!("no {place}"));
-        table[key.name] = (*value).clone();
+        say(table, key, value);
     }
     let text = toml::to_string(&file).unwrap();
     let service = parsed(&text).services.remove(0);
@@ -157,7 +165,7 @@ fn what_one_backend_says_is_not_said_of_the_next() {
         let [first, _] = samples(key);
         let mut file = fitting(key);
         let without = parsed(&toml::to_string(&file).unwrap());
-        file["service"][0]["backend"][0]["check"][key.name] = first;
+        say(&mut file["service"][0]["backend"][0]["check"], key, &first);
         let with = parsed(&toml::to_string(&file).unwrap());
         let check = |config: &super::super::Config, n: usize| config.services[0].backends[n].check.clone();
         assert_eq!(check(&with, 1), check(&without, 1), "{}", key.name);

@@ -33,10 +33,10 @@ pub fn measure(load: Load, backends: usize, runs: usize, table: &mut Table) -> a
     for window in probes::windows(load, runs)? {
         table.ms(&group, "latest probe, tables stay", window.latest);
     }
-    let done = AtomicBool::new(false);
+    let done = &AtomicBool::new(false);
     let (ready, is_ready) = mpsc::channel();
     let (changes, windows) = thread::scope(|scope| -> anyhow::Result<_> {
-        let changing = scope.spawn(|| change(backends, &done, ready));
+        let changing = scope.spawn(move || change(backends, done, &ready));
         let windows = match is_ready.recv() {
             Ok(()) => probes::windows(load, runs),
             // The other thread says why.
@@ -60,7 +60,7 @@ pub fn measure(load: Load, backends: usize, runs: usize, table: &mut Table) -> a
 }
 
 /// How long each change took, until it is enough.
-fn change(backends: usize, done: &AtomicBool, ready: mpsc::Sender<()>) -> anyhow::Result<Vec<Duration>> {
+fn change(backends: usize, done: &AtomicBool, ready: &mpsc::Sender<()>) -> anyhow::Result<Vec<Duration>> {
     let mut world = World::new(SERVICES, backends, None)?;
     world.apply(&BTreeSet::new())?;
     ready.send(()).context("somebody waits for it")?;

@@ -289,18 +289,11 @@ fn traceroute_shows_the_load_balancer_and_the_backend() -> anyhow::Result<()> {
     nothing_was_lost(&lab, &xlb)
 }
 
-/// Connections made before the agent dies go on without it and with the next one, and `status` counts them.
-#[test]
-fn connections_outlive_the_agent() -> anyhow::Result<()> {
-    privileged!("connections_outlive_the_agent");
-    let (lab, mut xlb) = started(2)?;
-    let listeners = lab
-        .backends
-        .iter()
-        .map(|host| host.netns.enter(|| TcpListener::bind(("::", OWN_PORT))))
-        .collect::<Result<Vec<_>, _>>()?;
-    // Echoes, each connection in a thread that ends with it.
-    for listener in listeners {
+/// Everything that is sent to the backends comes back, for as long as the lab is there.
+fn echo(lab: &Lab) -> anyhow::Result<()> {
+    for host in &lab.backends {
+        let listener = host.netns.enter(|| TcpListener::bind(("::", OWN_PORT)))?;
+        // Each connection in a thread that ends with it.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
@@ -315,6 +308,121 @@ fn connections_outlive_the_agent() -> anyhow::Result<()> {
             }
         });
     }
+    Ok(())
+}
+
+/// A drain waits for the flows that there are, and for nothing else once they have ended.
+#[test]
+fn a_drain_waits_for_translated_flows() -> anyhow::Result<()> {
+    privileged!("a_drain_waits_for_translated_flows");
+    let (lab, xlb) = started(2)?;
+    echo(&lab)?;
+    let own = addresses(&lab, false)[0].clone();
+    let mut kept = Vec::new();
+    for n in [0, 2] {
+        let (forward, address, _) = WAYS[n];
+        let name = format!("tcp{n}");
+        let mut streams = (0..16)
+            .map(|_| lab.client.netns.enter(|| TcpStream::connect(place(address))))
+            .collect::<Result<Vec<_>, _>>()?;
+        let drain = |timeout: &str| -> anyhow::Result<(Option<i32>, String)> {
+            let words = ["backend", "drain", "--wait", "--timeout", timeout, &name, &own];
+            let output = xlb.run(&words)?;
+            Ok((output.status.code(), String::from_utf8(output.stdout)?))
+        };
+        wait_for("a scan that finds them", || {
+            let said = xlb.backend(&name, &own)?;
+            ensure!(said["remembered_flows"].as_u64() > Some(0), "{said}");
+            Ok(())
+        })?;
+        // Another whole scan.
+        let (code, said) = drain("12s")?;
+        assert_eq!(code, Some(1), "{forward}: {said}");
+        let flows = said
+            .split_once(" flows on it, and no others")
+            .context(said.clone())?;
+        let flows: usize = flows.0.parse()?;
+        assert!((1..16).contains(&flows), "{forward}: {said}");
+        // They go on; new ones go elsewhere.
+        for stream in &mut streams {
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.write_all(b"on")?;
+            stream.read_exact(&mut [0; 2])?;
+        }
+        let before = xlb.backend(&name, &own)?["new_flows"].clone();
+        for _ in 0..16 {
+            let stream = lab.client.netns.enter(|| TcpStream::connect(place(address)))?;
+            kept.push(stream);
+        }
+        assert_eq!(xlb.backend(&name, &own)?["new_flows"], before, "{forward}");
+        drop(streams);
+        let (code, said) = drain("40s")?;
+        assert_eq!(
+            (code, &*said),
+            (Some(0), "0 flows on it, and no others\n"),
+            "{forward}"
+        );
+    }
+    nothing_was_lost(&lab, &xlb)
+}
+
+/// No probe is due within the test: what backends say to clients, or do not, has them asked.
+#[test]
+fn what_clients_meet_finds_a_dead_backend() -> anyhow::Result<()> {
+    privileged!("what_clients_meet_finds_a_dead_backend");
+    let folder = Arc::new(Folder::new("nat")?);
+    let check = "interval = \"1h\"\nfast_interval = \"50ms\"\ntimeout = \"500ms\"\nfast_timeout = \"500ms\"";
+    for (way, silent) in WAYS.iter().flat_map(|way| [(way, false), (way, true)]) {
+        let (forward, address, v6) = *way;
+        let what = format!("{forward} {address}, silent: {silent}");
+        let lab = lab(2)?;
+        let agent = format!("{AGENT}\nwitness = \"{}\"", lab.client.v4);
+        let mut servers = lab
+            .backends
+            .iter()
+            .map(|host| Server::http(host, 8080, &folder))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let rest = format!("protocol = \"tcp\"\n[service.check]\n{check}");
+        let backends = addresses(&lab, v6);
+        let web = service("web", address, forward, &rest, &backends, (80, 8080));
+        let xlb = Xlb::started(&lab, &agent, &web)?;
+        if silent {
+            lab.backends[0].netns.ip("link set eth0 down")?;
+        } else {
+            servers.remove(0).kill()?;
+        }
+        let to = SocketAddr::new(address.parse()?, 80);
+        wait_for("the backend is DOWN", || {
+            for _ in 0..4 {
+                let attempt = || TcpStream::connect_timeout(&to, Duration::from_millis(300));
+                drop(lab.client.netns.enter(attempt));
+            }
+            let said = xlb.backend("web", &backends[0])?;
+            ensure!(said["state"] == "DOWN", "{what}: {said}");
+            Ok(())
+        })?;
+        if silent {
+            // The kernel may have missed its neighbour first.
+            continue;
+        }
+        let suspected = wait_for("the course of it", || {
+            drop(lab.client.netns.enter(|| TcpStream::connect(to)));
+            let events: serde_json::Value = serde_json::from_str(&xlb.verb("events -o json")?)?;
+            let events = events["events"].as_array().context("events")?;
+            let course = events.iter().find(|event| event["kind"] == "rerouted");
+            Ok(course.context("not yet")?["detail"]["suspected"].clone())
+        })?;
+        assert!(suspected.is_string(), "{what}: {suspected}");
+    }
+    Ok(())
+}
+
+/// Connections made before the agent dies go on without it and with the next one, and `status` counts them.
+#[test]
+fn connections_outlive_the_agent() -> anyhow::Result<()> {
+    privileged!("connections_outlive_the_agent");
+    let (lab, mut xlb) = started(2)?;
+    echo(&lab)?;
     let mut streams = Vec::new();
     for (_, address, _) in WAYS {
         for _ in 0..8 {

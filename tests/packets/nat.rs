@@ -4,6 +4,7 @@
 pub mod crowd;
 mod model;
 mod rewriting;
+mod signs;
 mod spoiled;
 mod table;
 mod vlan;

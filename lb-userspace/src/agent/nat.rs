@@ -174,6 +174,7 @@ impl Agent {
             flows: found.flows,
             fading: found.fading,
             scanned_ms_ago: report.is_some().then_some(ago_ns / 1_000_000),
+            scan_ms: found.took_ns / 1_000_000,
             ports: snat
                 .addresses
                 .iter()

@@ -119,6 +119,8 @@ pub struct NatStatus {
     pub fading: u64,
     /// When that scan ended, in milliseconds ago; `null`: there was none yet.
     pub scanned_ms_ago: Option<u64>,
+    /// How long that scan took, in milliseconds.
+    pub scan_ms: u64,
     /// Ports in use, by address that sources are rewritten to.
     pub ports: Vec<SnatStatus>,
     /// Flows that were translated. This and all that follow: since the maps were made, for services there are.

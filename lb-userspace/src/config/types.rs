@@ -278,11 +278,13 @@ impl Config {
     /// Whether packets are to be looked at for signs that a backend does not answer.
     #[must_use]
     pub fn has_suspects(&self) -> bool {
-        let tcp = |service: &&Service| service.key.protocol == Protocol::Tcp;
+        // Of datagrams only those on their way back show anything.
+        let shows =
+            |service: &&Service| service.key.protocol == Protocol::Tcp || service.forward.translates();
         let mut backends = self
             .services
             .iter()
-            .filter(tcp)
+            .filter(shows)
             .flat_map(|service| &service.backends);
         backends.any(|backend| backend.check.passive && backend.check.kind != CheckKind::None)
     }

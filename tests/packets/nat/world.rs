@@ -28,6 +28,8 @@ pub struct Way {
     pub ports: (u16, u16),
     /// Tags are looked into, and backends are in VLANs as [`vlan::tags_of`] says.
     pub vlans: bool,
+    /// The type of the checks.
+    pub check: &'static str,
     /// Further lines of `[agent]`.
     pub agent: String,
 }
@@ -45,6 +47,7 @@ pub fn all_ways() -> Vec<Way> {
                     backend_port: 8080,
                     ports: (FIRST_PORT, LAST_PORT),
                     vlans: false,
+                    check: "none",
                     agent: String::new(),
                 });
             }
@@ -113,12 +116,13 @@ impl Way {
             "schema = 1\n[agent]\ninterfaces = [\"lo\"]\nmax_services = 64\nmax_backends = 64\n\
              snat_addresses = [\"{}\"]\nsnat_ports = \"{}-{}\"\n{}\n\
              [[service]]\nname = \"web\"\naddress = \"{}\"\nport = 80\nprotocol = \"{protocol}\"\n\
-             forward = \"{mode}\"\n[service.check]\ntype = \"none\"\n",
+             forward = \"{mode}\"\n[service.check]\ntype = \"{}\"\n",
             self.snat(),
             self.ports.0,
             self.ports.1,
             self.agent,
             self.service().ip(),
+            self.check,
         );
         for number in self.backends() {
             let backend = self.address(&format!("10.0.1.{number}"), &format!("2001:db8:1::{number}"));

@@ -2,8 +2,9 @@
 //!
 //! The load balancer does not know of flows that are idle. After one idle timeout all that live have been seen, so
 //! this waits for the end of the windows of the backend's slots, and says how many flows are seen on it meanwhile. With
-//! `tracking = "full"`, and where addresses are translated, every flow is known: then the wait is over when none is left, and after an idle timeout at the
-//! latest, as elsewhere.
+//! `tracking = "full"`, and where addresses are translated, every flow is known: then the wait is over when none is left,
+//! and after an idle timeout at the latest, as elsewhere. Translated flows are counted by scans of their table; one that
+//! began before the order says nothing.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +30,9 @@ struct Left {
     /// How long to wait for known flows to end, in milliseconds; 0: there are none.
     #[serde(skip)]
     known_ms: u64,
+    /// Nobody has counted since the order.
+    #[serde(skip)]
+    uncounted: bool,
 }
 
 pub(super) fn run(
@@ -40,10 +44,12 @@ pub(super) fn run(
     let begun = Instant::now();
     let mut told = None;
     loop {
+        let asked = begun.elapsed();
         let status = block_on(async { Ok(context.client.status().await?) })?;
-        let mut left = left(&status, order);
-        left.done =
-            left.unseen_flows_until.is_none() && begun.elapsed() >= Duration::from_millis(left.known_ms);
+        let mut left = left(&status, order, asked);
+        left.done = left.unseen_flows_until.is_none()
+            && !left.uncounted
+            && begun.elapsed() >= Duration::from_millis(left.known_ms);
         if left.done || timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
             let shown = context.show(&left, |left, _| format!("{}\n", words(left)))?;
             return Ok(shown.with_code(u8::from(!left.done)));
@@ -56,15 +62,20 @@ pub(super) fn run(
     }
 }
 
-/// What a status says of the backends of an order.
-fn left(status: &Status, order: &BackendOrder) -> Left {
+/// What a status says of the backends of an order, which was given at least so long before.
+fn left(status: &Status, order: &BackendOrder, since: Duration) -> Left {
     let services = status.services.iter();
     let backends = services
         .filter(|service| order.service.as_ref().is_none_or(|name| *name == service.name))
         .flat_map(|service| service.backends.iter().map(move |backend| (service, backend)))
         .filter(|(_, b)| b.address == order.address && order.port.is_none_or(|port| port == b.port));
+    let counted = status.nat.as_ref().is_some_and(|nat| {
+        nat.scanned_ms_ago
+            .is_some_and(|ago| Duration::from_millis(ago + nat.scan_ms + 1) < since)
+    });
     let mut left = Left::default();
     for (service, backend) in backends {
+        left.uncounted |= service.forward.translates() && !counted;
         let flows = backend.remembered_flows.unwrap_or(0);
         left.remembered_flows += flows;
         if (service.tracking == "full" || service.forward.translates()) && flows > 0 {
@@ -107,6 +118,7 @@ mod tests {
             order: Order::Drain,
             force: false,
         };
+        let left = |status: &Status, order: &BackendOrder| left(status, order, Duration::from_secs(5));
         let both = left(&status, &order);
         assert_eq!(both.unseen_flows_until, until("2025-01-01T00:15:00.000Z"));
         assert_eq!(both.remembered_flows, 14);
@@ -128,5 +140,41 @@ mod tests {
         status.services[1].backends[0].remembered_flows = Some(0);
         assert_eq!(left(&status, &order).known_ms, 0);
         assert_eq!(words(&left(&status, &order)), "0 flows on it, and no others");
+    }
+
+    #[test]
+    fn translated_flows_are_counted_after_the_order() {
+        let mut status = example_status();
+        status.services[0].forward = crate::model::Forward::Nat;
+        let backend = &mut status.services[0].backends[0];
+        backend.address = "10.9.9.9".parse().unwrap();
+        backend.remembered_flows = Some(0);
+        backend.unseen_flows_until = None;
+        let order = BackendOrder {
+            service: Some(status.services[0].name.clone()),
+            address: "10.9.9.9".parse().unwrap(),
+            port: None,
+            order: Order::Drain,
+            force: false,
+        };
+        let mut nat = crate::api::types::NatStatus {
+            scan_ms: 200,
+            ..Default::default()
+        };
+        for (ago, uncounted) in [
+            (None, true),
+            (Some(5000), true),
+            (Some(4800), true),
+            (Some(4798), false),
+            (Some(0), false),
+        ] {
+            nat.scanned_ms_ago = ago;
+            status.nat = Some(nat.clone());
+            let left = left(&status, &order, Duration::from_secs(5));
+            assert_eq!((left.uncounted, left.known_ms), (uncounted, 0), "{ago:?}");
+        }
+        status.services[0].forward = crate::model::Forward::DsrL2;
+        status.nat = None;
+        assert!(!left(&status, &order, Duration::from_secs(5)).uncounted);
     }
 }

@@ -12,6 +12,7 @@ pub(super) fn lines(nat: &NatStatus) -> String {
         flows,
         fading,
         scanned_ms_ago: _,
+        scan_ms: _,
         ports,
         opened,
         replies: _,

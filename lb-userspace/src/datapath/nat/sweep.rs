@@ -40,7 +40,7 @@ pub struct NatReport {
     pub took_ns: u64,
     /// Flows that stayed.
     pub flows: u64,
-    /// The same by index of the backend.
+    /// Those of them that have not ended, by index of the backend.
     pub backends: BTreeMap<u32, u64>,
     /// Of all that stayed: without a packet for ten seconds at least, and waiting for an answer, closing or closed.
     pub fading: u64,
@@ -122,16 +122,21 @@ impl NatReport {
         entry: &NatEntry,
         now_ns: u64,
     ) -> Result<(), Error> {
-        if age(entry.seen, now_ns) <= LEAST_LIFE_NS + GRACE_NS {
-            self.stays(key, entry);
+        let is_young = age(entry.seen, now_ns) <= LEAST_LIFE_NS + GRACE_NS;
+        if is_young && !entry.seen.has(NatSeen::FIN | NatSeen::RST) {
+            self.stays(key, entry, false);
             return Ok(());
         }
         let peer = entry.peer(key.kind);
         let reply = flows.get(&peer)?.filter(|reply| reply.peer(key.kind) == *key);
         let (state, idle_ns) = judged(entry, reply.as_ref(), now_ns);
+        if is_young {
+            self.stays(key, entry, state.is_over());
+            return Ok(());
+        }
         if idle_ns <= life_ns(state, entry.service, view).saturating_add(GRACE_NS) {
             self.fading += u64::from(state != NatState::Established && idle_ns > LEAST_LIFE_NS);
-            self.stays(key, entry);
+            self.stays(key, entry, state.is_over());
             return Ok(());
         }
         match flows.take(key)? {
@@ -139,7 +144,7 @@ impl NatReport {
             Some(taken) if taken.seen != entry.seen => {
                 // A packet came meanwhile. Where one made the flow anew its entry is the one that counts.
                 flows.add(key, taken)?;
-                self.stays(key, &taken);
+                self.stays(key, &taken, false);
                 return Ok(());
             }
             Some(_) => {}
@@ -170,9 +175,12 @@ impl NatReport {
         Ok(())
     }
 
-    fn stays(&mut self, key: &NatKey, entry: &NatEntry) {
+    /// `is_over`: its connection has ended, and its entry is there for what is still on its way.
+    fn stays(&mut self, key: &NatKey, entry: &NatEntry, is_over: bool) {
         self.flows += 1;
-        *self.backends.entry(entry.backend).or_default() += 1;
+        if !is_over {
+            *self.backends.entry(entry.backend).or_default() += 1;
+        }
         if entry.source != key.source
             && let Some(address) = identity::address(entry.source, (key.kind >> 8) as u8)
         {

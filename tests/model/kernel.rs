@@ -261,7 +261,7 @@ impl Kernel {
             mut decision,
         } = *passing;
         let followed = |entry: Option<Entry>, write| {
-            matches!(packet, Packet::Syn(_))
+            matches!(packet, Packet::Syn(_) | Packet::Initial(_))
                 && write == Write::Nothing
                 && entry.is_some_and(|entry| entry.state == State::Established)
         };

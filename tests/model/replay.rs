@@ -40,9 +40,11 @@ pub struct Replay {
 impl Replay {
     pub fn new(protocol: Protocol) -> Self {
         let name = protocol.to_string();
+        // What is no QUIC is a datagram like any other there too.
+        let quic = protocol == Protocol::Udp;
         let mut text = format!(
             "schema = 1\n[agent]\ninterfaces = [\"lo\"]\n[[service]]\nname = \"replay\"\naddress = \"192.0.2.10\"\n\
-             port = {PORT}\nprotocol = \"{name}\"\nforward = \"dsr-l2\"\n[service.check]\ntype = \"none\"\n"
+             port = {PORT}\nprotocol = \"{name}\"\nforward = \"dsr-l2\"\nquic = {quic}\n[service.check]\ntype = \"none\"\n"
         );
         for n in 1..=BACKENDS {
             text += &format!("[[service.backend]]\naddress = \"10.0.1.{n}\"\n");
@@ -173,6 +175,9 @@ impl Replay {
             }
         }
         let mut word = TableWord::new(0, 131_072 - ROOM, record.now.len() as u32);
+        if self.protocol == Protocol::Udp {
+            word = word.with(TableWord::QUIC);
+        }
         if record.resizing {
             word = word.with(TableWord::RESIZING);
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use lb_common::layout::{FlowControl, FlowEntry, FlowKey, FlowOwner, FlowSeen};
 use lb_common::rule::State;
+use xlb::config::QuicId;
 use xlb::datapath::apply::Dataplane;
 use xlb::datapath::clock::monotonic_ns;
 use xlb::datapath::explain::{Explanation, Query, explain};
@@ -31,6 +32,7 @@ fn query(source: u16, address: &str, port: u16, protocol: Protocol, syn: bool) -
         },
         syn,
         length: 0,
+        quic_dcid: None,
     }
 }
 
@@ -114,6 +116,51 @@ fn packets_of_every_service_are_explained() {
 }
 
 #[test]
+fn ids_of_quic_are_explained() {
+    apart(|| {
+        let mut dataplane = installed();
+        let mut wanted = desired(&with_vlans(false), &dataplane);
+        let mut services = wanted.services.values_mut();
+        let service = services.find(|service| service.name == "4in4-udp").expect("it");
+        service.quic = true;
+        for (number, backend) in service.backends.values_mut().enumerate() {
+            backend.quic_ids = vec![QuicId::new(0, &[0xa1, number as u8]).expect("an id")];
+        }
+        let ids: Vec<_> = service.backends.keys().map(|id| id.address).collect();
+        dataplane.apply(&wanted, &monotonic_ns).expect("writing");
+        let before = traces(&dataplane);
+        for (number, backend) in ids.into_iter().enumerate() {
+            for (source, syn) in [(1000, false), (1001, false), (1002, true)] {
+                let said = ask(&Query {
+                    quic_dcid: Some(vec![0x1f, 0xa1, number as u8, 7, 7, 7, 7, 7]),
+                    ..query(source, "192.0.2.20", 443, Protocol::Udp, syn)
+                });
+                assert_eq!(said.backend.map(|said| said.address.ip()), Some(backend));
+                let note = format!("the connection id names {backend}");
+                assert!(
+                    said.notes.iter().any(|said| said.starts_with(&note)),
+                    "{:?}",
+                    said.notes
+                );
+            }
+        }
+        let said = ask(&Query {
+            quic_dcid: Some(vec![0x1f; 8]),
+            ..query(1000, "192.0.2.20", 443, Protocol::Udp, false)
+        });
+        let slot = said.slot.expect("a slot");
+        assert_eq!(said.backend.map(|backend| backend.address), slot.new_flows);
+        let note = "the connection id names nobody";
+        assert!(
+            said.notes.iter().any(|said| said.starts_with(note)),
+            "{:?}",
+            said.notes
+        );
+        assert_eq!(traces(&dataplane), before, "nothing is changed");
+    });
+}
+
+#[test]
 fn flows_of_a_slot_that_moves_follow_their_entries() {
     apart(|| {
         let mut dataplane = installed();
@@ -148,7 +195,10 @@ fn flows_of_a_slot_that_moves_follow_their_entries() {
             slot.new_flows,
             "a SYN"
         );
-        let later = Query { syn: false, ..moved };
+        let later = Query {
+            syn: false,
+            ..moved.clone()
+        };
         assert_eq!(
             ask(&later).backend.map(|backend| backend.address),
             slot.old_flows,

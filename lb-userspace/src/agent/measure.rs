@@ -58,6 +58,10 @@ impl Agent {
             Ok(refused) => families.push(refused),
             Err(error) => log::error!("reading the counters of refused clients: {error}"),
         }
+        match self.of_quic() {
+            Ok(quic) => families.push(quic),
+            Err(error) => log::error!("reading the counters of QUIC: {error}"),
+        }
         match self.of_what_is_remembered() {
             Ok(remembered) => families.extend(remembered),
             Err(error) => log::error!("reading the counters of the cache of flows: {error}"),
@@ -241,6 +245,20 @@ impl Agent {
             }
         }
         Ok(refused)
+    }
+
+    fn of_quic(&self) -> Result<Family, crate::datapath::Error> {
+        let help = "Packets of QUIC by what their connection id says: it names a backend, nobody, or one that is gone.";
+        let mut packets = Family::counter("service_quic_packets", help);
+        for service in &self.config.services {
+            let Some(quic) = self.quic_counts(&service.key)? else {
+                continue;
+            };
+            for (way, count) in quic.by_way() {
+                packets.row([("service", service.name.as_str()), ("id", way)], count);
+            }
+        }
+        Ok(packets)
     }
 
     fn of_backends(&self) -> Vec<Family> {

@@ -10,7 +10,7 @@ use crate::api::command::Refusal;
 use crate::api::frozen;
 use crate::api::types::{
     AgentCheckStatus, AgentStatus, BackendStats, BackendStatus, DriverStats, InterfaceStatus, MemoryStatus,
-    RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
+    QuicStats, RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
 };
 use crate::config::Role;
 use crate::control::DesiredService;
@@ -251,14 +251,15 @@ impl Agent {
             }
             sent = add(&sent, &total);
             let refused = self.refused(&key).map_err(failed)?;
-            services.push(ServiceStats::new(
+            let stats = ServiceStats::new(
                 service.name.clone(),
                 key,
                 service.last_port,
                 &total,
                 refused,
                 backends,
-            ));
+            );
+            services.push(stats.with_quic(self.quic_counts(&key).map_err(failed)?));
         }
         let counts = self.dataplane.maps.reason_counts().map_err(failed)?;
         Ok(Stats {
@@ -281,6 +282,14 @@ impl Agent {
     pub(super) fn senders(&self) -> Vec<String> {
         let attached = self.attachments.keys().cloned().collect();
         frozen::senders(attached, self.dataplane.egress())
+    }
+
+    /// What connection ids of QUIC said, of a service that has them.
+    pub(super) fn quic_counts(&self, key: &ServiceKey) -> Result<Option<QuicStats>, crate::datapath::Error> {
+        match self.dataplane.index_of_service(key) {
+            Some(index) => QuicStats::read(&self.dataplane.maps, index),
+            None => Ok(None),
+        }
     }
 
     /// What was refused to clients of a service.

@@ -15,7 +15,7 @@ use lb_common::reason::Reason;
 
 use super::types::{
     AgentStatus, BackendStats, BackendStatus, CheckStatus, DriverStats, InterfaceStatus, LostStats,
-    MemoryStatus, ReasonStats, RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
+    MemoryStatus, QuicStats, ReasonStats, RefusedStats, ServiceStats, ServiceStatus, Stats, Status,
 };
 use crate::config::Role;
 use crate::datapath::apply::{self, Remembered};
@@ -259,6 +259,7 @@ struct Service {
     last_port: Option<u16>,
     table_size: u32,
     refused: RefusedStats,
+    quic: Option<QuicStats>,
     backends: Vec<Member>,
 }
 
@@ -303,6 +304,7 @@ fn services(maps: &Maps) -> Result<Vec<Service>, Error> {
                 last_port: last_ports.get(&index).copied(),
                 table_size: table.size(),
                 refused: RefusedStats::new(&maps.guards.counters(index)?, maps.guards.asks(index)),
+                quic: QuicStats::read(maps, index)?,
                 backends: Vec::new(),
             },
         );
@@ -454,6 +456,7 @@ fn service_stats(service: &Service) -> ServiceStats {
         service.refused,
         backends.collect(),
     )
+    .with_quic(service.quic)
 }
 
 #[cfg(test)]

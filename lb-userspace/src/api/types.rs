@@ -4,12 +4,14 @@
 use std::net::IpAddr;
 
 use lb_common::layout::{Counters, Guard, GuardCounters};
+use lb_common::quic::QuicCounters;
 use lb_common::reason::Reason;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
 use crate::control::{OldFlows, Why};
+use crate::datapath::maps::Maps;
 use crate::model::{AdminState, CheckCode, Forward, OperState, Protocol, Scheduler, ServiceKey};
 
 /// `GET /v1/status`.
@@ -368,7 +370,21 @@ pub struct ServiceStats {
     /// Its part of what was refused to clients, by reason.
     #[serde(default)]
     pub refused: RefusedStats,
+    /// Of a service whose datagrams are QUIC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<QuicStats>,
     pub backends: Vec<BackendStats>,
+}
+
+/// Packets of a service of QUIC whose backends have `quic_ids`, by what their connection id says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct QuicStats {
+    /// They went to the backend that it names.
+    pub by_id: u64,
+    /// It names nobody: they went by addresses and ports.
+    pub unroutable: u64,
+    /// It names a backend that takes nothing (DOWN, in maintenance): they did too.
+    pub gone: u64,
 }
 
 /// Packets that the access list and the limits of one service refused. The fields have the names of reasons.
@@ -424,8 +440,47 @@ impl ServiceStats {
             bytes,
             new_flows,
             refused,
+            quic: None,
             backends,
         }
+    }
+
+    /// The same with what was counted of connection ids.
+    #[must_use]
+    pub fn with_quic(self, quic: Option<QuicStats>) -> Self {
+        Self { quic, ..self }
+    }
+}
+
+impl QuicStats {
+    /// What was counted for a service, where its datagrams are QUIC.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn read(maps: &Maps, service: u32) -> Result<Option<Self>, crate::datapath::Error> {
+        if !maps.records.table(service).is_quic() {
+            return Ok(None);
+        }
+        let QuicCounters {
+            by_id,
+            unroutable,
+            gone,
+        } = maps.quic.counters(service)?;
+        Ok(Some(Self {
+            by_id,
+            unroutable,
+            gone,
+        }))
+    }
+
+    /// The counts with their names.
+    #[must_use]
+    pub fn by_way(&self) -> [(&'static str, u64); 3] {
+        [
+            ("by_id", self.by_id),
+            ("unroutable", self.unroutable),
+            ("gone", self.gone),
+        ]
     }
 }
 

@@ -24,7 +24,8 @@ Examples:
   xlb explain 203.0.113.7:40000 192.0.2.10:80/tcp          a segment of a connection
   xlb explain 203.0.113.7:40000 192.0.2.10:80/tcp --syn    one that opens it
   xlb explain 10.0.1.11:8080 203.0.113.7:40000/tcp         a backend's answer, where addresses are translated
-  xlb explain [2001:db8::7]:5353 [2001:db8::53]:53/udp --length 1500")]
+  xlb explain [2001:db8::7]:5353 [2001:db8::53]:53/udp --length 1500
+  xlb explain 203.0.113.7:40000 192.0.2.10:443/udp --quic-dcid 00a1b2c3d4e5f607")]
 pub(super) struct Arguments {
     /// Where the packet comes from, ADDRESS:PORT; an IPv6 address in brackets.
     #[arg(value_name = "SRC:PORT")]
@@ -32,14 +33,32 @@ pub(super) struct Arguments {
     /// Where it goes, ADDRESS:PORT/tcp or ADDRESS:PORT/udp.
     #[arg(value_name = "VIP:PORT/PROTOCOL", value_parser = service)]
     to: ServiceKey,
-    /// It opens a connection (TCP).
+    /// It opens a connection (TCP, and QUIC with --quic-dcid).
     #[arg(long)]
     syn: bool,
+    /// It is QUIC with this connection id, in hexadecimal: an Initial packet with --syn, else one with a short header (UDP).
+    #[arg(long, value_name = "HEX", value_parser = connection_id)]
+    quic_dcid: Option<ConnectionId>,
     /// Bytes of the IP packet; its headers at least, which is also the default.
     #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=3400))]
     length: u16,
     #[command(flatten)]
     pins: Pins,
+}
+
+/// A connection id of QUIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ConnectionId(Vec<u8>);
+
+/// The longest one (RFC 9000 section 17.2).
+const LONGEST_ID: usize = 20;
+
+fn connection_id(text: &str) -> Result<ConnectionId, String> {
+    let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len().is_multiple_of(2) && digits.len() / 2 <= LONGEST_ID);
+    let digits = digits.ok_or("expected at most 20 bytes in hexadecimal, such as 00a1b2c3d4e5f607")?;
+    let bytes = digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8);
+    Ok(ConnectionId(bytes.collect()))
 }
 
 fn service(text: &str) -> Result<ServiceKey, String> {
@@ -65,6 +84,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
         from,
         to,
         syn,
+        quic_dcid,
         length,
         pins,
     } = arguments;
@@ -73,14 +93,19 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
         "{from} and {to} are of different address families"
     );
     ensure!(
-        !syn || to.protocol == Protocol::Tcp,
-        "--syn is for TCP, and {to} is UDP"
+        !syn || to.protocol == Protocol::Tcp || quic_dcid.is_some(),
+        "--syn is for TCP, and for QUIC with --quic-dcid; {to} is UDP"
+    );
+    ensure!(
+        quic_dcid.is_none() || to.protocol == Protocol::Udp,
+        "--quic-dcid is for UDP, and {to} is TCP"
     );
     let query = Query {
         source: *from,
         service: *to,
         syn: *syn,
         length: *length,
+        quic_dcid: quic_dcid.clone().map(|ConnectionId(id)| id),
     };
     let explanation = explain::explain(&pins.pin_dir, &query)?;
     context.show(&explanation, render)
@@ -258,6 +283,15 @@ mod tests {
         let expected = "by eth0 to 02:00:0a:00:01:0c, 74 bytes, \
                         rewritten to [2001:db8::5]:1024 > [2001:db8:1::11]:8080";
         assert_eq!(way(&sent), expected);
+    }
+
+    #[test]
+    fn ids_in_hexadecimal() {
+        assert_eq!(connection_id("00A1b2"), Ok(ConnectionId(vec![0, 0xa1, 0xb2])));
+        assert_eq!(connection_id(""), Ok(ConnectionId(vec![])));
+        for wrong in ["0", "+1", "0x00", &"00".repeat(21)] {
+            assert!(connection_id(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

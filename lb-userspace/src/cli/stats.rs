@@ -14,7 +14,7 @@ use super::outcome::{Context, Outcome, Screen};
 use super::source::{self, Pins};
 use super::{block_on, human};
 use crate::api::types::{
-    AgentStatus, DriverStats, LostStats, ReasonStats, RefusedStats, ServiceStats, Stats,
+    AgentStatus, DriverStats, LostStats, QuicStats, ReasonStats, RefusedStats, ServiceStats, Stats,
 };
 use crate::datapath::losses;
 
@@ -116,6 +116,7 @@ fn render_services(services: &[ServiceStats], screen: &Screen) -> String {
             bytes,
             new_flows,
             refused,
+            quic,
             backends,
         } = service;
         let mut row = |name: String, packets: u64, bytes: u64, new_flows: u64, notes: Vec<String>| {
@@ -136,7 +137,10 @@ fn render_services(services: &[ServiceStats], screen: &Screen) -> String {
             *packets,
             *bytes,
             *new_flows,
-            refused_notes(refused),
+            refused_notes(refused)
+                .into_iter()
+                .chain(quic_note(quic))
+                .collect(),
         );
         for backend in backends {
             let place = human::place(backend.address, backend.port);
@@ -169,6 +173,17 @@ fn refused_notes(refused: &RefusedStats) -> Vec<String> {
         return Vec::new();
     }
     vec![format!("refused: {}", counts.join(", "))]
+}
+
+/// A line about what connection ids of QUIC said; none where they said nothing.
+fn quic_note(quic: &Option<QuicStats>) -> Option<String> {
+    let counts = quic.as_ref()?.by_way();
+    let counted = counts.iter().any(|(_, packets)| *packets > 0);
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(way, packets)| format!("{way} {}", human::count(*packets)))
+        .collect();
+    counted.then(|| format!("QUIC: {}", counts.join(", ")))
 }
 
 fn render_reasons(reasons: &[ReasonStats], screen: &Screen) -> String {

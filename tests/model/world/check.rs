@@ -1,7 +1,5 @@
 //! What must hold.
 
-use lb_common::rule::Packet;
-
 use super::{Failure, Phase, World, promise};
 use crate::agent::SECOND;
 use crate::kernel::{KEYS, Record};
@@ -17,11 +15,7 @@ impl World<'_> {
             {
                 continue;
             }
-            let packet = if self.tcp {
-                Packet::Data(conn.sequence)
-            } else {
-                Packet::Datagram
-            };
+            let packet = self.next_packet(conn);
             let backend = self.kernel.host(self.kernel.lookup(key, packet));
             if backend != conn.owner {
                 self.fail(key, backend, "would go");

@@ -25,9 +25,10 @@ impl World<'_> {
             last_ns: self.now_ns,
             limit: None,
             quiet: false,
+            shaken: false,
             passing: 0,
         });
-        if self.tcp {
+        if self.tcp || self.quic {
             self.happen(Event::SynTry { key, serial, n: 0 });
             return;
         }

@@ -60,6 +60,8 @@ struct Conn {
     limit: Option<Limit>,
     /// It says nothing until shortly before it would be forgotten.
     quiet: bool,
+    /// Of QUIC: a packet of its handshake arrived after the answer.
+    shaken: bool,
     /// Its packets that have not left the load balancer.
     passing: u32,
 }
@@ -144,6 +146,8 @@ pub trait Observer {
 pub struct World<'a> {
     random: Random,
     tcp: bool,
+    /// Datagrams are QUIC.
+    quic: bool,
     now_ns: u64,
     window_ns: u64,
     size: usize,
@@ -180,6 +184,7 @@ impl<'a> World<'a> {
     pub fn new(seed: u64, mutant: Option<Mutant>, observer: Option<&'a mut dyn Observer>) -> Self {
         let mut random = Random::new(seed);
         let tcp = !random.chance(200);
+        let quic = !tcp && random.chance(600);
         let window_ns = random.pick(&[90, 150, 300]) * SECOND;
         let capacity = random.pick(&[KEYS, KEYS, KEYS, 60, 20, 5, 1, 0]);
         let now_ns = 1_000_000 * SECOND;
@@ -204,6 +209,7 @@ impl<'a> World<'a> {
         }
         let mut world = Self {
             tcp,
+            quic,
             now_ns,
             window_ns,
             size,

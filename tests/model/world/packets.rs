@@ -2,7 +2,7 @@
 
 use lb_common::rule::Packet;
 
-use super::{Cause, Event, Failure, Limit, MILLISECOND, Phase, World, promise};
+use super::{Cause, Conn, Event, Failure, Limit, MILLISECOND, Phase, World, promise};
 use crate::agent::SECOND;
 use crate::kernel::Passed;
 
@@ -63,7 +63,7 @@ impl World<'_> {
                 }
             }
             Cause::Syn => self.deliver_syn(key, serial, passed, alive),
-            Cause::Data | Cause::Fin => self.deliver_data(key, serial, passed),
+            Cause::Data | Cause::Fin => self.deliver_data(key, serial, passed, packet),
         }
     }
 
@@ -85,7 +85,8 @@ impl World<'_> {
         if !alive || self.deaf[backend as usize] || self.random.chance(self.loss) {
             return;
         }
-        if stale {
+        // A server of QUIC knows connections by their ids.
+        if stale && self.tcp {
             // The backend's kernel asks, and the client's denies: the old connection ends.
             let sequence = conn.isn ^ 1 << 31;
             self.send(
@@ -110,11 +111,12 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn deliver_data(&mut self, key: usize, serial: u64, passed: Passed) {
+    pub(super) fn deliver_data(&mut self, key: usize, serial: u64, passed: Passed, packet: Packet) {
         let Some(conn) = self.conns[key].as_mut().filter(|conn| conn.serial == serial) else {
             return;
         };
         if passed.backend == conn.owner {
+            conn.shaken |= packet == Packet::Handshake;
             if self.tcp {
                 if conn.limit == Some(Limit::OldEntry) {
                     conn.limit = None;
@@ -184,12 +186,12 @@ impl World<'_> {
                     self.later(after, Event::LateCopy { key, serial, isn });
                 }
                 if !self.random.chance(self.loss) {
-                    self.send(key, Packet::Syn(isn), Cause::Syn);
+                    self.send(key, self.first_packet(isn), Cause::Syn);
                 }
             }
             Event::LateCopy { key, serial, isn } => {
                 if self.conns[key].as_ref().is_some_and(|conn| conn.serial == serial) {
-                    self.send(key, Packet::Syn(isn), Cause::Syn);
+                    self.send(key, self.first_packet(isn), Cause::Syn);
                 }
             }
             Event::Wake { key, serial } => {
@@ -244,7 +246,31 @@ impl World<'_> {
         self.say_something(key, 0);
     }
 
-    /// The flow's next segment or datagram.
+    /// A flow's next segment or datagram.
+    pub(super) fn next_packet(&self, conn: &Conn) -> Packet {
+        self.next_of(conn.sequence, conn.shaken)
+    }
+
+    fn next_of(&self, sequence: u32, shaken: bool) -> Packet {
+        if self.tcp {
+            Packet::Data(sequence)
+        } else if self.quic && !shaken {
+            Packet::Handshake
+        } else {
+            Packet::Datagram
+        }
+    }
+
+    /// What opens a connection.
+    fn first_packet(&self, isn: u32) -> Packet {
+        if self.quic {
+            Packet::Initial(isn)
+        } else {
+            Packet::Syn(isn)
+        }
+    }
+
+    /// The flow sends its next segment or datagram.
     pub(super) fn say_something(&mut self, key: usize, bytes: u32) {
         let Some(conn) = self.conns[key].as_mut() else {
             return;
@@ -255,11 +281,9 @@ impl World<'_> {
             return;
         }
         conn.last_ns = self.now_ns;
-        let packet = if self.tcp {
-            Packet::Data(conn.sequence)
-        } else {
-            Packet::Datagram
-        };
+        let (sequence, shaken) = (conn.sequence, conn.shaken);
+        let packet = self.next_of(sequence, shaken);
+        let conn = self.conns[key].as_mut().expect("there above");
         // The first segments must arrive before many more are sent.
         if conn.passing == 0 {
             conn.sequence = conn.sequence.wrapping_add(bytes);

@@ -69,6 +69,7 @@ fn service(backends: Vec<Member>) -> Service {
         last_port: None,
         table_size: 4000,
         refused: RefusedStats::default(),
+        quic: None,
         backends,
     }
 }

@@ -28,6 +28,7 @@ fn stats(at_ms: u64, packets: u64) -> Stats {
                 dry_run: true,
                 ..RefusedStats::default()
             },
+            quic: None,
             backends: vec![backend],
         }],
         reasons: vec![
@@ -161,4 +162,20 @@ fn json_says_whose_counts_they_are() {
     let json = serde_json::to_value(&rates).unwrap();
     assert_eq!(json["services"][0]["packets_per_s"], 8.0);
     assert_eq!(json["services"][0]["backends"][0]["bits_per_s"], 8000.0);
+}
+
+#[test]
+fn what_ids_of_quic_said_stands_below_the_service() {
+    let mut stats = stats(0, 10);
+    assert_eq!(quic_note(&Some(QuicStats::default())), None);
+    stats.services[0].quic = Some(QuicStats {
+        by_id: 12_345,
+        unroutable: 6,
+        gone: 0,
+    });
+    let text = render(&stats, false, &screen(None));
+    assert!(
+        text.contains("\n  QUIC: by_id 12,345, unroutable 6, gone 0\n"),
+        "{text}"
+    );
 }

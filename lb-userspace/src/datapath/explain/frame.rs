@@ -8,7 +8,7 @@ use lb_common::layout::FlowEntry;
 use crate::model::{Protocol, ServiceKey};
 
 /// Which packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
     pub source: SocketAddr,
     /// Address, port and protocol that it is sent to; of the family of `source`.
@@ -17,6 +17,9 @@ pub struct Query {
     pub syn: bool,
     /// Bytes of the IP packet; at least its headers.
     pub length: u16,
+    /// It is QUIC with this connection id, of 20 bytes at most: an Initial packet if it opens a connection, else one with
+    /// a short header. UDP only.
+    pub quic_dcid: Option<Vec<u8>>,
 }
 
 impl Query {
@@ -48,7 +51,7 @@ pub(super) fn build(query: &Query, entry: Option<FlowEntry>) -> Vec<u8> {
                 },
             )
         }
-        Protocol::Udp => vec![0, 0, 0, 0, 0, 8, 0, 0],
+        Protocol::Udp => udp(query),
     };
     let (header, ethertype) = match (query.source.ip(), query.service.address) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -97,6 +100,20 @@ pub(super) fn build(query: &Query, entry: Option<FlowEntry>) -> Vec<u8> {
     frame
 }
 
+/// Its checksum is 0: nobody looks at it.
+fn udp(query: &Query) -> Vec<u8> {
+    let payload = query.quic_dcid.as_ref().map_or_else(Vec::new, |id| {
+        let head: Vec<u8> = if query.syn {
+            vec![0xc0, 0, 0, 0, 1, id.len() as u8]
+        } else {
+            vec![0x40]
+        };
+        [&head[..], id, &[0; lb_common::quic::LOOKED_AT]].concat()
+    });
+    let length = 8 + payload.len() as u16;
+    [&[0; 4][..], &length.to_be_bytes(), &[0; 2], &payload].concat()
+}
+
 fn tcp(query: &Query, sequence: u32) -> Vec<u8> {
     let mut segment = vec![0; 20];
     segment[4..8].copy_from_slice(&sequence.to_be_bytes());
@@ -122,6 +139,7 @@ mod tests {
             },
             syn,
             length,
+            quic_dcid: None,
         }
     }
 

@@ -5,11 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use lb_common::cache::Chooser;
 use lb_common::layout::{Backend, Decision, ServiceMeta, kind};
 use lb_common::nat::{NatEntry, ifindex_of};
+use lb_common::quic::ServerKey;
 use lb_common::reason::{Reason, Verdict};
 use lb_common::rule::{Standing, State};
 use serde::Serialize;
 
 use super::{Error, Maps, Place, Query, apply, backend_at, monotonic_ns, name_of, reason_of};
+use crate::config::QuicId;
 use crate::model::{AdminState, Forward, OperState, Protocol, Tracking};
 
 /// The way of a packet. What there was no need to look at is absent.
@@ -133,6 +135,9 @@ pub(super) fn explanation(
     let named = place.filter(|place| decided == Some(place.service));
     let backend = (decision.backend != 0).then_some(decision.backend);
     let mut notes = notes(query, named);
+    if let Some(place) = named {
+        notes.extend(id_note(live, query, place)?);
+    }
     if decided.is_some() && named.is_none() && !answer {
         notes.push("the tables changed while the packet was looked at: ask again".to_owned());
     }
@@ -179,6 +184,31 @@ fn notes(query: &Query, place: Option<&Place>) -> Vec<String> {
             .push("asked about a segment of a connection that exists; --syn asks about a new one".to_owned());
     }
     notes
+}
+
+/// What a connection id of QUIC says.
+fn id_note(live: &Maps, query: &Query, place: &Place) -> Result<Option<String>, Error> {
+    let Some([first, id @ ..]) = query.quic_dcid.as_deref() else {
+        return Ok(None);
+    };
+    if !place.table.is_quic() {
+        return Ok(Some(
+            "the service has no `quic`: connection ids count for nothing".to_owned(),
+        ));
+    }
+    let config = first >> 5;
+    let length = live.quic.lengths(place.service).of(config);
+    let server = id
+        .get(..usize::from(length))
+        .and_then(|server| QuicId::new(config, server));
+    let key = server.map(|id| ServerKey::new(place.service, id.config, id.length, id.server));
+    let named = key.and_then(|key| live.quic.servers().get(&key).copied());
+    let Some(backend) = named.map(|index| backend_at(live, index)).transpose()?.flatten() else {
+        return Ok(Some(
+            "the connection id names nobody: addresses and ports count".to_owned(),
+        ));
+    };
+    Ok(Some(format!("the connection id names {}", backend.ip())))
 }
 
 fn service(live: &Maps, index: u32) -> Result<ServiceSaid, Error> {

@@ -352,7 +352,12 @@ fn what_changes_in_the_file_changes_in_the_maps() {
         .dataplane
         .index_of_service(&key("192.0.2.10"))
         .expect("an index");
+    let is_quic = |world: &Simulator| world.dataplane.maps.records.table(index).is_quic();
     assert_eq!(world.dataplane.maps.quic.lengths(index).0, 0);
+    assert!(!is_quic(&world));
+    apply(&mut world, &replaced);
+    assert!(is_quic(&world));
+    assert_eq!(goes_to(&mut world, "07c4605e4504cc4f"), [address("10.0.1.77")]);
 }
 
 fn apply(world: &mut Simulator, text: &str) {

@@ -275,7 +275,9 @@ impl Dataplane {
         let origin = Origin::of(Some(in_force), service);
         let fresh = in_force.built_from.as_ref() != Some(&origin);
         let retracked = in_force.tracking != service.tracking;
-        if !fresh && !retracked && !in_force.busy() {
+        // A flag of the word alone.
+        let reflagged = in_force.word != TableWord::NONE && in_force.word.is_quic() != service.quic;
+        if !fresh && !retracked && !reflagged && !in_force.busy() {
             return Ok(None);
         }
         let (takers, want) = wanted(key, in_force, service, &origin, fresh, index_of, built);

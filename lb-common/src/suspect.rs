@@ -10,6 +10,10 @@
 //!   for itself.
 //!
 //! Neither proves anything: answers take another way than by us, and anybody can send SYNs. They are a reason to ask.
+//!
+//! A CPU looks at every SYN as long as there are no more than [`Budget::A_TICK`] in a tick of the kernel, and beyond that only
+//! at those of flows that are in the sample. A SYN that comes again is of the same flow, so one that is sampled is
+//! found again, and a flood costs next to nothing, and leaves the places of most SYNs alone.
 
 /// Places for SYNs that were seen: a power of two. One that another takes is not recognised when it comes again.
 pub const SYN_PLACES: u32 = 65_536;
@@ -31,7 +35,47 @@ pub const fn tag(hash: u32, backend: u32, sequence: u32) -> u64 {
 #[inline(always)]
 #[must_use]
 pub const fn place(hash: u32) -> u32 {
-    hash & (SYN_PLACES - 1)
+    // Other bits than those that say what is in the sample.
+    (hash / SAMPLE) & (SYN_PLACES - 1)
+}
+
+/// One flow of so many is in the sample: a power of two.
+const SAMPLE: u32 = 128;
+
+/// Whether the SYNs of a flow are looked at however many there are.
+#[inline(always)]
+#[must_use]
+pub const fn is_sampled(hash: u32) -> bool {
+    hash.is_multiple_of(SAMPLE)
+}
+
+/// How many SYNs a CPU may still look at that are not in the sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Budget {
+    /// The tick of the kernel in which it was used up last.
+    pub spent: u64,
+    /// The tick that `left` is of.
+    pub tick: u64,
+    pub left: u64,
+}
+
+impl Budget {
+    /// SYNs in a tick: thousands a second, whatever the kernel's ticks are, more than fill the places.
+    pub const A_TICK: u64 = 32;
+
+    /// Takes one SYN from the budget of a tick that was not used up.
+    #[inline(always)]
+    pub const fn spend(&mut self, tick: u64) {
+        if self.tick != tick {
+            self.tick = tick;
+            self.left = Self::A_TICK;
+        }
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            self.spent = tick;
+        }
+    }
 }
 
 /// What one CPU noted of the SYNs to one backend.
@@ -68,7 +112,7 @@ impl Syns {
 
 const _: () = {
     assert!(size_of::<Syns>() == 32);
-    assert!(SYN_PLACES.is_power_of_two());
+    assert!(SYN_PLACES.is_power_of_two() && SAMPLE.is_power_of_two());
 };
 
 #[cfg(feature = "user")]
@@ -127,5 +171,32 @@ mod tests {
             assert!(tags[index + 1..].iter().all(|other| other != one));
         }
         assert!(place(u32::MAX) < SYN_PLACES);
+    }
+
+    #[test]
+    fn a_budget_is_spent_once_a_tick() {
+        let mut budget = Budget::default();
+        for tick in [70, 71, 75] {
+            for _ in 0..Budget::A_TICK {
+                assert_ne!(budget.spent, tick);
+                budget.spend(tick);
+            }
+            assert_eq!(budget.spent, tick);
+            // Flows of the sample take from it all the same.
+            budget.spend(tick);
+            assert_eq!(budget.spent, tick);
+        }
+        budget.spend(80);
+        assert_ne!(budget.spent, 80);
+    }
+
+    #[test]
+    fn the_sample_is_a_part_of_the_flows_and_has_all_places() {
+        let sampled = (0..1 << 16).filter(|hash| is_sampled(*hash));
+        assert_eq!(sampled.count(), (1 << 16) / SAMPLE as usize);
+        let sampled = (0..SYN_PLACES).map(|number| number * SAMPLE);
+        let places: std::collections::BTreeSet<u32> =
+            sampled.filter(|hash| is_sampled(*hash)).map(place).collect();
+        assert_eq!(places.len(), SYN_PLACES as usize);
     }
 }

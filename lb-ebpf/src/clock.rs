@@ -11,6 +11,13 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// The number of the kernel's tick: never 0.
+#[inline(always)]
+pub fn tick() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_jiffies64() }
+}
+
 /// What a CPU last read from the clock, and at which tick of the kernel.
 #[repr(C)]
 struct Reading {
@@ -28,9 +35,9 @@ pub fn coarse_ns() -> u64 {
     let Some(reading) = CLOCK.get_ptr_mut(0) else {
         return now_ns();
     };
-    // SAFETY: a helper without arguments, and a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
+    let tick = tick();
+    // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
     unsafe {
-        let tick = bpf_jiffies64();
         if (*reading).tick != tick {
             core::hint::cold_path();
             (*reading).ns = now_ns();

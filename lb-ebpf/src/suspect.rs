@@ -5,9 +5,9 @@ use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::layout::MMAPABLE;
-use lb_common::suspect::{self, SIGN_APART_NS, SYN_PLACES, Syns};
+use lb_common::suspect::{self, Budget, SIGN_APART_NS, SYN_PLACES, Syns};
 
-use crate::clock::{coarse_ns, now_ns};
+use crate::clock::{coarse_ns, now_ns, tick};
 use crate::constants::SUSPECTS;
 use crate::packet;
 use crate::stats;
@@ -24,29 +24,46 @@ static SYNS: PerCpuArray<Syns, 4096> = PerCpuArray::new();
 #[btf_map]
 static SIGNS: Array<u64, 4096, { MMAPABLE as usize }> = Array::new();
 
+/// What each CPU may still look at.
+#[btf_map]
+static SYN_BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
+
 /// Looks for signs where a SYN goes to a backend; before its packet is rewritten. `opens` and `transport` are those of
 /// its [`crate::packet::Flow`].
 #[inline(always)]
 pub fn look(ctx: &XdpContext, opens: u32, transport: u32, hash: u32, backend: u32) {
-    if SUSPECTS.load() != 0 && opens != 0 && transport != 0 {
+    if SUSPECTS.load() != 0 && opens != 0 && transport != 0 && (suspect::is_sampled(hash) || !is_spent()) {
         core::hint::cold_path();
         suspect_syn(ctx.ctx, transport, hash, backend);
     }
 }
 
-/// Not inlined and global: it runs for SYNs only, and would take registers and stack from the path of all others.
+/// Whether this CPU has looked at as many SYNs in this tick as it may.
+#[inline(always)]
+fn is_spent() -> bool {
+    let Some(budget) = SYN_BUDGET.get_ptr(0) else {
+        return true;
+    };
+    // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
+    unsafe { (*budget).spent == tick() }
+}
+
+/// Not inlined and global: it runs for few packets, and would take registers and stack from the path of all others.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn suspect_syn(ctx: *mut xdp_md, transport: u32, hash: u32, backend: u32) -> u32 {
     let Some(segment) = packet::segment(&XdpContext::new(ctx), transport) else {
         return 0;
     };
-    let (Some(seen), Some(syns)) = (
+    let (Some(seen), Some(syns), Some(budget)) = (
         SYNS_SEEN.get_ptr_mut(suspect::place(hash)),
         SYNS.get_ptr_mut(backend),
+        SYN_BUDGET.get_ptr_mut(0),
     ) else {
         return 0;
     };
+    // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
+    unsafe { (*budget).spend(tick()) };
     let tag = suspect::tag(hash, backend, segment.sequence);
     // SAFETY: a valid, aligned word; volatile because other CPUs store to it.
     let again = unsafe { core::ptr::read_volatile(seen) } == tag;

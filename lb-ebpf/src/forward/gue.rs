@@ -55,7 +55,7 @@ pub fn encapsulate_v6(
     hash: u32,
     backend: &Backend,
 ) -> Result<(), Reason> {
-    let next_header = u64::from(packet::UDP);
+    let next_header = u32::from(packet::UDP);
     let Behind { frame, length } = put_v6::<OVERHEAD_V6, { OUTER + OVERHEAD_V6 + IPV4_LEN }>(
         ctx,
         is_v4,

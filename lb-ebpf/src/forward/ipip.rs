@@ -17,8 +17,8 @@ pub const IPV4_LEN: usize = 20;
 /// Where an outer header begins.
 pub(super) const OUTER: usize = packet::ETHERNET_LEN;
 
-const NEXT_HEADER_IPV4: u64 = 4;
-const NEXT_HEADER_IPV6: u64 = 41;
+const NEXT_HEADER_IPV4: u32 = 4;
+const NEXT_HEADER_IPV6: u32 = 41;
 
 /// Puts Ethernet and outer IPv4 header before an IPv4 packet of `length` bytes. The packet is as it was where that
 /// cannot be done.
@@ -69,20 +69,21 @@ pub(super) fn put_v4<const ADDED: usize, const WHOLE: usize>(
     let first = unsafe { word::<u32, 0>(frame.add(OUTER + ADDED)) };
     let tos = first & 0xff00;
     let total = u16::from_be((first >> 16) as u16) + ADDED as u16;
-    let [a, b, c, _, mask] = backend.outer;
-    let spread = spread(hash, mask as u16);
-    // The ready-made source has zeros where these bits go, so they add to the sum as they are.
-    let check = checksum::ipv4_with(backend.checksum_seed, tos as u16, total.to_be(), spread);
-    let [low, high] = backend.ethernet_words();
     // Type of service, length and checksum are what the ready-made header has as 0. The end of the second word is
     // written over by the third.
     // SAFETY: as above.
     unsafe {
-        set_word::<u64, 0>(frame, low);
+        set_word::<u64, 0>(frame, record::<1>(backend));
+        let high = record::<2>(backend);
         set_word::<u64, 8>(frame, high);
-        set_word::<u64, OUTER>(frame, a | u64::from(tos | u32::from(total.to_be()) << 16));
-        set_word::<u64, { OUTER + 8 }>(frame, b | u64::from(check) << 16 | u64::from(spread) << 48);
-        set_word::<u32, { OUTER + 16 }>(frame, c as u32);
+        let head = record::<3>(backend) | u64::from(tos | u32::from(total.to_be()) << 16);
+        set_word::<u64, OUTER>(frame, head);
+        let spread = spread(hash, || record::<7>(backend) as u16);
+        // The ready-made source has zeros where these bits go, so they add to the sum as they are.
+        let check = checksum::ipv4_with((high >> 48) as u16, tos as u16, total.to_be(), spread);
+        let middle = record::<4>(backend) | u64::from(check) << 16 | u64::from(spread) << 48;
+        set_word::<u64, { OUTER + 8 }>(frame, middle);
+        set_word::<u32, { OUTER + 16 }>(frame, record::<5>(backend) as u32);
     }
     Ok(Behind {
         frame,
@@ -96,7 +97,7 @@ pub(super) fn put_v6<const ADDED: usize, const WHOLE: usize>(
     ctx: &XdpContext,
     is_v4: bool,
     length: u32,
-    next_header: u64,
+    next_header: u32,
     hash: u32,
     backend: &Backend,
 ) -> Result<Behind, Reason> {
@@ -106,41 +107,54 @@ pub(super) fn put_v6<const ADDED: usize, const WHOLE: usize>(
     }
     let frame = grow::<ADDED, WHOLE>(ctx)?;
     // SAFETY: `grow` checked the bounds.
-    let first = unsafe { word::<u64, 0>(frame.add(OUTER + ADDED)) };
+    let first = unsafe { word::<u32, 0>(frame.add(OUTER + ADDED)) };
     // Traffic class as an IPv6 header has it, and length of the packet.
     let (class, length) = if is_v4 {
-        let class = u64::from((u16::from((first >> 8) as u8) << 4).to_be());
+        let class = u32::from((u16::from((first >> 8) as u8) << 4).to_be());
         (class, u16::from_be((first >> 16) as u16))
     } else {
-        (
-            first & 0xf00f,
-            u16::from_be((first >> 32) as u16) + OUTER_LEN as u16,
-        )
+        // SAFETY: as above.
+        let payload = unsafe { word::<u16, 4>(frame.add(OUTER + ADDED)) };
+        (first & 0xf00f, u16::from_be(payload) + OUTER_LEN as u16)
     };
     let length = length + (ADDED - OUTER_LEN) as u16;
     // The flow label spreads flows over paths and receive queues (RFC 6438). 16 of its 20 bits are enough.
-    let label = u64::from((hash as u16).to_be()) << 16;
-    let spread = spread(hash, backend.checksum_seed);
-    let [a, b, c, d, e] = backend.outer;
-    let [low, high] = backend.ethernet_words();
-    let first = a | class | label | u64::from(length.to_be()) << 32 | next_header << 48;
-    // SAFETY: `grow` checked the bounds. The end of the second word is written over by the third.
+    let label = u32::from((hash as u16).to_be()) << 16;
+    // SAFETY: `grow` checked the bounds. The end of the second word is written over by those behind it.
     unsafe {
-        set_word::<u64, 0>(frame, low);
+        set_word::<u64, 0>(frame, record::<1>(backend));
+        let high = record::<2>(backend);
         set_word::<u64, 8>(frame, high);
-        set_word::<u64, OUTER>(frame, first);
-        set_word::<u64, { OUTER + 8 }>(frame, b);
-        set_word::<u64, { OUTER + 16 }>(frame, c | u64::from(spread) << 48);
-        set_word::<u64, { OUTER + 24 }>(frame, d);
-        set_word::<u64, { OUTER + 32 }>(frame, e);
+        let head = record::<3>(backend);
+        set_word::<u32, OUTER>(frame, head as u32 | class | label);
+        let lengths = (head >> 32) as u32 | u32::from(length.to_be()) | next_header << 16;
+        set_word::<u32, { OUTER + 4 }>(frame, lengths);
+        set_word::<u64, { OUTER + 8 }>(frame, record::<4>(backend));
+        let spread = u64::from(spread(hash, || (high >> 48) as u16));
+        set_word::<u64, { OUTER + 16 }>(frame, record::<5>(backend) | spread << 48);
+        set_word::<u64, { OUTER + 24 }>(frame, record::<6>(backend));
+        set_word::<u64, { OUTER + 32 }>(frame, record::<7>(backend));
     }
     Ok(Behind { frame, length })
 }
 
+/// A word of a backend's record, read in the place where it is asked for: read ahead by the compiler, they would be
+/// more than there are registers.
+#[inline(always)]
+fn record<const NUMBER: usize>(backend: &Backend) -> u64 {
+    const { assert!(NUMBER < Backend::WORDS) };
+    // SAFETY: within the record, which is aligned for words of 64 bits and has no padding.
+    unsafe { core::ptr::read_volatile(core::ptr::from_ref(backend).cast::<u64>().add(NUMBER)) }
+}
+
 /// Bits of the flow's hash for the end of the source address (`outer_sources`), where `mask`, in memory order, has ones.
 #[inline(always)]
-fn spread(hash: u32, mask: u16) -> u16 {
-    if SPREAD.load() == 0 { 0 } else { hash as u16 & mask }
+fn spread(hash: u32, mask: impl FnOnce() -> u16) -> u16 {
+    if SPREAD.load() == 0 {
+        0
+    } else {
+        hash as u16 & mask()
+    }
 }
 
 /// Makes room for `LEN` bytes before the packet; gives back the start of the frame, which has `WHOLE` bytes then.

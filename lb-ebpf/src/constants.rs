@@ -81,6 +81,11 @@ pub static GUARDED: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static LIMITED: Global<u8> = Global::new(0);
 
+/// Not 0: none of [`CHOOSERS`], [`GUARDED`], [`LIMITED`], [`NAT`], [`QUIC`], [`SPREAD`] and [`VLANS`] is set, which [`crate::fast`]
+/// would ask about for each packet.
+#[unsafe(no_mangle)]
+pub static PLAIN: Global<u8> = Global::new(0);
+
 /// Whether [`CHOOSERS`] is set.
 #[inline(always)]
 pub fn choosers() -> bool {

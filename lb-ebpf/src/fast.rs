@@ -4,6 +4,9 @@
 //! Whatever is not like that ends here with `None` and begins again in [`crate::rest`], which knows every case and is
 //! a function of its own. So nothing but the context has to outlive a decision to leave, which keeps the values of
 //! this path in registers, and its code stands together.
+//!
+//! It is there twice, and one of the two is in the loaded program ([`PLAIN`]): the checks of a constant go with it, but
+//! not the load of the constant, nor what the compiler kept ready for the case that it is set.
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::hash;
@@ -12,7 +15,7 @@ use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
 use crate::bounds::at;
-use crate::constants::{self, GUE, NAT, VLANS};
+use crate::constants::{self, GUE, NAT, PLAIN, SPREAD, VLANS};
 use crate::forward::{self, gue, ipip, l2};
 use crate::packet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP, UDP, goes_on, linear_len, opens};
 use crate::service::{self, Door};
@@ -40,11 +43,20 @@ struct Plain {
 /// What becomes of the packet; `None`: something rarer, the packet is as it was.
 #[inline(always)]
 pub fn steer(ctx: &XdpContext) -> Option<Reason> {
+    if PLAIN.load() != 0 {
+        read::<true>(ctx)
+    } else {
+        read::<false>(ctx)
+    }
+}
+
+#[inline(always)]
+fn read<const PLAIN: bool>(ctx: &XdpContext) -> Option<Reason> {
     let frame = holding::<{ ETHERNET_LEN + IPV4_LEN + UDP_LEN }>(ctx)?;
     // SAFETY: `holding` checked the bounds.
     match unsafe { word::<u16, 12>(frame) } {
-        TYPE_IPV4 => balance(ctx, &ipv4(ctx, frame)?),
-        TYPE_IPV6 => balance(ctx, &ipv6(ctx)?),
+        TYPE_IPV4 => balance::<PLAIN>(ctx, &ipv4(ctx, frame)?),
+        TYPE_IPV6 => balance::<PLAIN>(ctx, &ipv6(ctx)?),
         _ => None,
     }
 }
@@ -156,33 +168,33 @@ fn words([a, b]: [u64; 2]) -> [u32; 4] {
 
 /// From the packet to its backend.
 #[inline(always)]
-fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
+fn balance<const PLAIN: bool>(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
     let service = match service::door(&packet.key) {
         Door::Service(index) => index,
         Door::None => return Some(Reason::NotService),
         Door::Unknown => return None,
     };
     stats::explain_service(service);
-    if let Err(reason) = guard::ask(&packet.source, service) {
+    if !PLAIN && let Err(reason) = guard::ask(&packet.source, service) {
         return Some(reason);
     }
-    if guard::is_limited(service, packet.opens(), packet.key.protocol) {
+    if !PLAIN && guard::is_limited(service, packet.opens(), packet.key.protocol) {
         return None;
     }
     let table = service::table(service)?;
-    if NAT.load() != 0 && table.is_nat() {
+    if !PLAIN && NAT.load() != 0 && table.is_nat() {
         return Some(Reason::Nat);
     }
     if table.is_resizing() {
         return None;
     }
     let hash = packet.hash(packet.ports);
-    if quic::is_on(table) {
+    if !PLAIN && quic::is_on(table) {
         let way = quic::way(ctx, packet.transport(), service);
         if !way.is_none() {
             let index = way.backend();
             let reason = if index != 0 {
-                leave(ctx, packet, hash, index)
+                leave::<PLAIN>(ctx, packet, hash, index)
             } else {
                 None
             }?;
@@ -190,11 +202,11 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
             return Some(reason);
         }
     }
-    if constants::choosers() && table.is_full() {
+    if !PLAIN && constants::choosers() && table.is_full() {
         let index = full::known(packet.identity(hash, service), packet.goes_on(), service);
-        return leave(ctx, packet, hash, index?);
+        return leave::<PLAIN>(ctx, packet, hash, index?);
     }
-    let slot_hash = if constants::choosers() && schedule::is_by_source(table) {
+    let slot_hash = if !PLAIN && constants::choosers() && schedule::is_by_source(table) {
         packet.hash(0)
     } else {
         hash
@@ -211,14 +223,14 @@ fn balance(ctx: &XdpContext, packet: &Plain) -> Option<Reason> {
     } else {
         slot.current()
     };
-    leave(ctx, packet, hash, index)
+    leave::<PLAIN>(ctx, packet, hash, index)
 }
 
 /// Sends the packet to a backend.
 #[inline(always)]
-fn leave(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reason> {
+fn leave<const PLAIN: bool>(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reason> {
     stats::explain_backend(index);
-    send(ctx, packet, hash, index)
+    send::<PLAIN>(ctx, packet, hash, index)
 }
 
 impl Plain {
@@ -263,7 +275,7 @@ impl Plain {
 
 /// Rewrites the packet for the backend and sends it.
 #[inline(always)]
-fn send(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reason> {
+fn send<const PLAIN: bool>(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reason> {
     const L2: u16 = shape(kind::L2);
     const IPV4: u16 = shape(kind::IPV4);
     const IPV6: u16 = shape(kind::IPV6);
@@ -280,12 +292,13 @@ fn send(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reaso
     {
         suspect::look(ctx, u32::from(packet.opens()), packet.transport(), hash, index);
     }
+    let spreads = !PLAIN && SPREAD.load() != 0;
     let rewritten = match shape {
-        IPV4 if is_v4 => ipip::encapsulate_v4(ctx, packet.length, hash, backend),
-        IPV6 => ipip::encapsulate_v6(ctx, is_v4, packet.length, hash, backend),
+        IPV4 if is_v4 => ipip::encapsulate_v4(ctx, packet.length, hash, backend, spreads),
+        IPV6 => ipip::encapsulate_v6(ctx, is_v4, packet.length, hash, backend, spreads),
         L2 => l2::rewrite(ctx, packet.length, backend),
-        GUE_V4 if GUE.load() != 0 && is_v4 => gue::encapsulate_v4(ctx, packet.length, hash, backend),
-        GUE_V6 if GUE.load() != 0 => gue::encapsulate_v6(ctx, is_v4, packet.length, hash, backend),
+        GUE_V4 if GUE.load() != 0 && is_v4 => gue::encapsulate_v4(ctx, packet.length, hash, backend, spreads),
+        GUE_V6 if GUE.load() != 0 => gue::encapsulate_v6(ctx, is_v4, packet.length, hash, backend, spreads),
         _ => return None,
     };
     match rewritten {
@@ -293,7 +306,8 @@ fn send(ctx: &XdpContext, packet: &Plain, hash: u32, index: u32) -> Option<Reaso
         Err(Reason::TooBig) => return None,
         Err(reason) => return Some(reason),
     }
-    if VLANS.load() != 0
+    if !PLAIN
+        && VLANS.load() != 0
         && let Err(reason) = vlan::put_for(ctx, index)
     {
         return Some(reason);

@@ -32,7 +32,7 @@ static SYN_BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
 /// its [`crate::packet::Flow`].
 #[inline(always)]
 pub fn look(ctx: &XdpContext, opens: u32, transport: u32, hash: u32, backend: u32) {
-    if SUSPECTS.load() != 0 && opens != 0 && transport != 0 && (suspect::is_sampled(hash) || !is_spent()) {
+    if opens != 0 && transport != 0 && SUSPECTS.load() != 0 && (suspect::is_sampled(hash) || !is_spent()) {
         core::hint::cold_path();
         suspect_syn(ctx.ctx, transport, hash, backend);
     }

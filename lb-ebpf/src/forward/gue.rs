@@ -38,9 +38,15 @@ fn udp(hash: u32, length: u16) -> u64 {
 /// Puts Ethernet, outer IPv4 and UDP header before an IPv4 packet of `length` bytes. The packet is as it was where that
 /// cannot be done. `hash` is that of the flow.
 #[inline(always)]
-pub fn encapsulate_v4(ctx: &XdpContext, length: u32, hash: u32, backend: &Backend) -> Result<(), Reason> {
+pub fn encapsulate_v4(
+    ctx: &XdpContext,
+    length: u32,
+    hash: u32,
+    backend: &Backend,
+    spreads: bool,
+) -> Result<(), Reason> {
     let Behind { frame, length } =
-        put_v4::<OVERHEAD_V4, { OUTER + OVERHEAD_V4 + IPV4_LEN }>(ctx, length, hash, backend)?;
+        put_v4::<OVERHEAD_V4, { OUTER + OVERHEAD_V4 + IPV4_LEN }>(ctx, length, hash, backend, spreads)?;
     // SAFETY: `put_v4` checked the bounds.
     unsafe { set_word::<u64, { OUTER + IPV4_LEN }>(frame, udp(hash, length)) };
     Ok(())
@@ -54,6 +60,7 @@ pub fn encapsulate_v6(
     length: u32,
     hash: u32,
     backend: &Backend,
+    spreads: bool,
 ) -> Result<(), Reason> {
     let next_header = u32::from(packet::UDP);
     let Behind { frame, length } = put_v6::<OVERHEAD_V6, { OUTER + OVERHEAD_V6 + IPV4_LEN }>(
@@ -63,6 +70,7 @@ pub fn encapsulate_v6(
         next_header,
         hash,
         backend,
+        spreads,
     )?;
     // SAFETY: `put_v6` checked the bounds.
     unsafe { set_word::<u64, { OUTER + OUTER_LEN }>(frame, udp(hash, length)) };

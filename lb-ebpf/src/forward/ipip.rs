@@ -8,7 +8,6 @@ use lb_common::checksum;
 use lb_common::layout::{Backend, OUTER_LEN};
 use lb_common::reason::Reason;
 
-use crate::constants::SPREAD;
 use crate::packet;
 use crate::word::{set_word, word};
 
@@ -21,13 +20,19 @@ const NEXT_HEADER_IPV4: u32 = 4;
 const NEXT_HEADER_IPV6: u32 = 41;
 
 /// Puts Ethernet and outer IPv4 header before an IPv4 packet of `length` bytes. The packet is as it was where that
-/// cannot be done.
+/// cannot be done. `hash` is that of the flow, which the source address follows where it `spreads` (`outer_sources`).
 #[inline(always)]
-pub fn encapsulate_v4(ctx: &XdpContext, length: u32, hash: u32, backend: &Backend) -> Result<(), Reason> {
-    put_v4::<IPV4_LEN, { OUTER + 2 * IPV4_LEN }>(ctx, length, hash, backend).map(|_| ())
+pub fn encapsulate_v4(
+    ctx: &XdpContext,
+    length: u32,
+    hash: u32,
+    backend: &Backend,
+    spreads: bool,
+) -> Result<(), Reason> {
+    put_v4::<IPV4_LEN, { OUTER + 2 * IPV4_LEN }>(ctx, length, hash, backend, spreads).map(|_| ())
 }
 
-/// Like [`encapsulate_v4`] with an outer IPv6 header, for either family. `hash` is that of the flow.
+/// Like [`encapsulate_v4`] with an outer IPv6 header, for either family.
 #[inline(always)]
 pub fn encapsulate_v6(
     ctx: &XdpContext,
@@ -35,10 +40,19 @@ pub fn encapsulate_v6(
     length: u32,
     hash: u32,
     backend: &Backend,
+    spreads: bool,
 ) -> Result<(), Reason> {
     let next_header = if is_v4 { NEXT_HEADER_IPV4 } else { NEXT_HEADER_IPV6 };
-    put_v6::<OUTER_LEN, { OUTER + OUTER_LEN + IPV4_LEN }>(ctx, is_v4, length, next_header, hash, backend)
-        .map(|_| ())
+    put_v6::<OUTER_LEN, { OUTER + OUTER_LEN + IPV4_LEN }>(
+        ctx,
+        is_v4,
+        length,
+        next_header,
+        hash,
+        backend,
+        spreads,
+    )
+    .map(|_| ())
 }
 
 /// What stands behind an outer IP header.
@@ -57,6 +71,7 @@ pub(super) fn put_v4<const ADDED: usize, const WHOLE: usize>(
     length: u32,
     hash: u32,
     backend: &Backend,
+    spreads: bool,
 ) -> Result<Behind, Reason> {
     const { assert!(WHOLE >= OUTER + ADDED + IPV4_LEN) };
     if length + ADDED as u32 > u32::from(backend.mtu) {
@@ -78,7 +93,11 @@ pub(super) fn put_v4<const ADDED: usize, const WHOLE: usize>(
         set_word::<u64, 8>(frame, high);
         let head = record::<3>(backend) | u64::from(tos | u32::from(total.to_be()) << 16);
         set_word::<u64, OUTER>(frame, head);
-        let spread = spread(hash, || record::<7>(backend) as u16);
+        let spread = if spreads {
+            hash as u16 & record::<7>(backend) as u16
+        } else {
+            0
+        };
         // The ready-made source has zeros where these bits go, so they add to the sum as they are.
         let check = checksum::ipv4_with((high >> 48) as u16, tos as u16, total.to_be(), spread);
         let middle = record::<4>(backend) | u64::from(check) << 16 | u64::from(spread) << 48;
@@ -100,6 +119,7 @@ pub(super) fn put_v6<const ADDED: usize, const WHOLE: usize>(
     next_header: u32,
     hash: u32,
     backend: &Backend,
+    spreads: bool,
 ) -> Result<Behind, Reason> {
     const { assert!(WHOLE >= OUTER + ADDED + IPV4_LEN) };
     if length + ADDED as u32 > u32::from(backend.mtu) {
@@ -130,8 +150,12 @@ pub(super) fn put_v6<const ADDED: usize, const WHOLE: usize>(
         let lengths = (head >> 32) as u32 | u32::from(length.to_be()) | next_header << 16;
         set_word::<u32, { OUTER + 4 }>(frame, lengths);
         set_word::<u64, { OUTER + 8 }>(frame, record::<4>(backend));
-        let spread = u64::from(spread(hash, || (high >> 48) as u16));
-        set_word::<u64, { OUTER + 16 }>(frame, record::<5>(backend) | spread << 48);
+        let spread = if spreads {
+            u64::from(hash as u16) << 48 & high
+        } else {
+            0
+        };
+        set_word::<u64, { OUTER + 16 }>(frame, record::<5>(backend) | spread);
         set_word::<u64, { OUTER + 24 }>(frame, record::<6>(backend));
         set_word::<u64, { OUTER + 32 }>(frame, record::<7>(backend));
     }
@@ -145,16 +169,6 @@ fn record<const NUMBER: usize>(backend: &Backend) -> u64 {
     const { assert!(NUMBER < Backend::WORDS) };
     // SAFETY: within the record, which is aligned for words of 64 bits and has no padding.
     unsafe { core::ptr::read_volatile(core::ptr::from_ref(backend).cast::<u64>().add(NUMBER)) }
-}
-
-/// Bits of the flow's hash for the end of the source address (`outer_sources`), where `mask`, in memory order, has ones.
-#[inline(always)]
-fn spread(hash: u32, mask: impl FnOnce() -> u16) -> u16 {
-    if SPREAD.load() == 0 {
-        0
-    } else {
-        hash as u16 & mask()
-    }
 }
 
 /// Makes room for `LEN` bytes before the packet; gives back the start of the frame, which has `WHOLE` bytes then.

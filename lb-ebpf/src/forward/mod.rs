@@ -12,7 +12,7 @@ use lb_common::layout::{Backend, MAX_INTERFACES, MMAPABLE, OUTER_LEN, kind};
 use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
-use crate::constants::{GUE, RESETS, VLANS};
+use crate::constants::{GUE, RESETS, SPREAD, VLANS};
 use crate::packet::{self, Flow, Ip};
 use crate::{reset, stats, toobig, vlan};
 
@@ -36,22 +36,23 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
     }
     let mut bytes = u64::from(packet::frame_len(ctx));
     let is_v4 = ip.is_v4();
+    let spreads = SPREAD.load() != 0;
     let (rewritten, added) = match backend.kind {
         kind::L2 => (l2::rewrite(ctx, ip.length, backend), 0),
         kind::IPV4 => (
-            ipip::encapsulate_v4(ctx, ip.length, hash, backend),
+            ipip::encapsulate_v4(ctx, ip.length, hash, backend, spreads),
             ipip::IPV4_LEN,
         ),
         kind::IPV6 => (
-            ipip::encapsulate_v6(ctx, is_v4, ip.length, hash, backend),
+            ipip::encapsulate_v6(ctx, is_v4, ip.length, hash, backend, spreads),
             OUTER_LEN,
         ),
         kind::GUE_V4 if GUE.load() != 0 => (
-            gue::encapsulate_v4(ctx, ip.length, hash, backend),
+            gue::encapsulate_v4(ctx, ip.length, hash, backend, spreads),
             gue::OVERHEAD_V4,
         ),
         kind::GUE_V6 if GUE.load() != 0 => (
-            gue::encapsulate_v6(ctx, is_v4, ip.length, hash, backend),
+            gue::encapsulate_v6(ctx, is_v4, ip.length, hash, backend, spreads),
             gue::OVERHEAD_V6,
         ),
         _ => return Err(Reason::NoNextHop),

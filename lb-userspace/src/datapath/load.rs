@@ -145,6 +145,7 @@ fn load_with(
         nat_routes,
         quic,
     } = features;
+    let plain = flag(!(choosers | guards | limits | nat | quic | spread | vlans));
     let (with_nat, nat_routes) = (flag(nat), flag(nat_routes));
     let (resets, choosers, suspects) = (flag(resets), flag(choosers), flag(suspects));
     let (vlans, gue) = (flag(vlans), flag(gue));
@@ -163,6 +164,7 @@ fn load_with(
     let ranged = flag(ranged);
     let mut loader = EbpfLoader::new();
     loader
+        .override_global("PLAIN", &plain, true)
         .override_global("WILDCARD", &wildcard, true)
         .override_global("RANGED", &ranged, true)
         .override_global("ANNOUNCE", &announce, true)

@@ -78,6 +78,13 @@ impl FlowWord {
         self.0 & Self::STATE != 0 && (self.0 ^ identity) & Self::TAG == 0
     }
 
+    /// The backend, where this is a flow that lives and has the identity; else any number above all of them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn backend_of(self, identity: u64) -> u64 {
+        self.0 ^ Self::live(identity, 0).0
+    }
+
     #[inline(always)]
     #[must_use]
     pub const fn is_free(self) -> bool {
@@ -240,6 +247,10 @@ mod tests {
             prop_assert_eq!(closing.backend(), backend);
             prop_assert_eq!(word.is_of(other), flow >> 18 == other >> 18);
             prop_assert!(!FlowWord::FREE.is_of(flow));
+            prop_assert_eq!(word.backend_of(flow), u64::from(backend));
+            prop_assert_eq!(word.backend_of(other) <= u64::from(u16::MAX), flow >> 18 == other >> 18);
+            prop_assert!(closing.backend_of(flow) > u64::from(u16::MAX));
+            prop_assert!(FlowWord::FREE.backend_of(flow) > u64::from(u16::MAX));
         }
 
         #[test]

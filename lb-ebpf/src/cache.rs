@@ -50,6 +50,42 @@ pub fn find(line: *mut Line, identity: u64) -> Option<(*mut Way, FlowWord)> {
     Some((way, found))
 }
 
+/// The way of a flow that lives, and its backend. Without a jump that depends on where in its line the flow is: no
+/// processor can foretell it, and it would be known only when the line has come from memory.
+#[inline(always)]
+pub fn find_live(line: *mut Line, identity: u64) -> Option<(*mut Way, u32)> {
+    let (mut at, mut backend, mut found) = (0, 0, 0);
+    for index in 0..WAYS {
+        let (_, word) = read(line, index);
+        let rest = word.backend_of(identity);
+        let same = ones_if_zero(rest >> 16);
+        at = at & !same | index as u64 & same;
+        backend = backend & !same | rest & same;
+        found |= same;
+    }
+    if found == 0 {
+        return None;
+    }
+    let (way, _) = read(line, at as usize & (WAYS - 1));
+    Some((way, backend as u32 & 0xffff))
+}
+
+/// All bits, if a number below 2^63 is 0; else none. Said as instructions, because the compiler would make jumps of it.
+#[inline(always)]
+fn ones_if_zero(number: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut ones = number;
+        // SAFETY: it computes.
+        unsafe {
+            core::arch::asm!("{0} += -1", "{0} s>>= 63", inout(reg) ones, options(pure, nomem, nostack));
+        }
+        ones
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    u64::from(number == 0).wrapping_neg()
+}
+
 #[inline(always)]
 fn read(line: *mut Line, index: usize) -> (*mut Way, FlowWord) {
     // SAFETY: a valid, aligned map value; volatile because other CPUs store to it while we read.

@@ -155,11 +155,10 @@ extern "C" fn full_known(identity: u64, service: u32) -> u32 {
     let Some(line) = ways::line(identity) else {
         return UNKNOWN;
     };
-    let Some((way, word)) = ways::find(line, identity) else {
+    let Some((way, backend)) = ways::find_live(line, identity) else {
         return UNKNOWN;
     };
-    let backend = word.backend();
-    if !word.is_live() || !matches!(forward::standing(backend), Standing::Serves) {
+    if !matches!(forward::standing(backend), Standing::Serves) {
         return UNKNOWN;
     }
     let now_ns = coarse_ns();

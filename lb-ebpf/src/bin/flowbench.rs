@@ -2,12 +2,15 @@
 //! the next of so many flows, look it up, and put it in where it is missing.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// For the accesses that the language has no word for.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(
     not(target_arch = "bpf"),
     allow(dead_code, reason = "the entries exist for the BPF target only")
 )]
 
 #[path = "../cache.rs"]
+#[expect(dead_code, reason = "the load balancer uses more of it")]
 mod cache;
 #[path = "../clock.rs"]
 mod clock;
@@ -122,7 +125,7 @@ pub fn cached(_ctx: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     };
     let now_ns = coarse_ns();
-    if let Some((way, _)) = cache::find(line, identity) {
+    if let Some((way, _)) = cache::find_live(line, identity) {
         cache::touch(way, now_ns);
         return xdp_action::XDP_TX;
     }

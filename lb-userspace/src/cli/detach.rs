@@ -14,7 +14,7 @@ use super::{block_on, done};
 use crate::api::types::Done;
 use crate::api::{client, frozen};
 use crate::datapath::pins::PinDir;
-use crate::datapath::{self, pins, sys};
+use crate::datapath::{self, losses, pins, sys};
 use crate::net::announce;
 
 /// Take the program off every interface, and forget states, tables and counters.
@@ -106,7 +106,7 @@ fn names(path: &Path) -> io::Result<Vec<String>> {
 
 /// Whether an agent pins something of this name. Removing a folder of others' pins would take their programs away.
 fn is_ours(name: &str) -> bool {
-    let prefixed = ["link_", "slab_", "program", "parts_"]
+    let prefixed = ["link_", "slab_", "program", "parts_", losses::PIN]
         .iter()
         .any(|prefix| name.starts_with(prefix));
     prefixed || pins::ALL.iter().any(|pin| pin.pin == name)
@@ -128,6 +128,7 @@ mod tests {
             "program",
             "program_new",
             "parts_17",
+            "trace_xdp_devmap_xmit",
         ] {
             assert!(is_ours(name), "{name}");
         }

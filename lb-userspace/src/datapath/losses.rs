@@ -20,7 +20,7 @@ use super::{Error, object};
 const LOSSES: Pinned = Pinned::per_cpu_hash("LOSSES", "losses", size_of::<LossKey>());
 
 /// What names of pins begin with; that of the tracepoint follows.
-const PIN: &str = "trace_";
+pub const PIN: &str = "trace_";
 
 /// What names of counters begin with, as `perf` calls the tracepoints.
 pub const PREFIX: &str = "xdp:";

@@ -109,7 +109,8 @@ fn is_ours(name: &str) -> bool {
     let prefixed = ["link_", "slab_", "program", "parts_", losses::PIN]
         .iter()
         .any(|prefix| name.starts_with(prefix));
-    prefixed || pins::ALL.iter().any(|pin| pin.pin == name)
+    let mut known = pins::ALL.iter().chain([&losses::LOSSES]);
+    prefixed || known.any(|pin| pin.pin == name)
 }
 
 #[cfg(test)]
@@ -129,6 +130,7 @@ mod tests {
             "program_new",
             "parts_17",
             "trace_xdp_devmap_xmit",
+            "losses",
         ] {
             assert!(is_ours(name), "{name}");
         }

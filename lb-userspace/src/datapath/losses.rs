@@ -17,7 +17,8 @@ use super::kernel_types::{self, Types};
 use super::pins::{PinDir, Pinned};
 use super::{Error, object};
 
-const LOSSES: Pinned = Pinned::per_cpu_hash("LOSSES", "losses", size_of::<LossKey>());
+/// What the programs at tracepoints count in.
+pub const LOSSES: Pinned = Pinned::per_cpu_hash("LOSSES", "losses", size_of::<LossKey>());
 
 /// What names of pins begin with; that of the tracepoint follows.
 pub const PIN: &str = "trace_";

@@ -154,6 +154,9 @@ reasons! {
     Nat = 30, "nat", Drop;
     /// To be translated, but its TTL or hop limit is used up: the sender was told by ICMP.
     TtlExceededAnswered = 31, "ttl_exceeded_answered", Tx;
+    /// IPv4 without Don't Fragment that does not fit the way to the backend: passed to the kernel, whose routing table sends
+    /// it to the interface `fragment_by` in pieces.
+    LeftToFragment = 32, "left_to_fragment", Pass;
 }
 
 const _: () = assert!(Reason::COUNT <= crate::layout::REASON_SLOTS as usize);

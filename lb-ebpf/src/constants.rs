@@ -31,6 +31,13 @@ pub static EXPLAIN: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TRACE_DROPS: Global<u8> = Global::new(0);
 
+/// Index of the interface that takes what is to be cut in pieces, and of the other end of its pair, which the pieces come
+/// in by; 0: there is none.
+#[unsafe(no_mangle)]
+pub static FRAGMENT_BY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static FRAGMENTS_FROM: Global<u32> = Global::new(0);
+
 /// Not 0: some service has `on_down = "reset"`.
 #[unsafe(no_mangle)]
 pub static RESETS: Global<u8> = Global::new(0);

@@ -5,16 +5,17 @@
 //! is the one that the client's firewall expects, and a service address needs no route of its own here. It quotes
 //! as much of the packet as RFC 1812 section 4.3.2.3 (576 bytes in all) and RFC 4443 section 2.4 (1280 bytes) say.
 //!
-//! An IPv4 packet without Don't Fragment is answered too. A router would cut it in pieces, which a program that
-//! sends one packet for each it gets cannot do; to drop it in silence would help nobody, and senders that learn
-//! the path MTU from such an answer (Linux does, for the fragments of long datagrams) come through.
+//! An IPv4 packet without Don't Fragment may be cut in pieces, which a program that sends one packet for each it gets
+//! cannot do. The kernel can, on the way by an interface (`fragment_by`) whose other end brings the pieces back to the
+//! program; where there is none, such a packet is answered too. To drop it in silence would help nobody, and senders that
+//! learn the path MTU from such an answer (Linux does, for the fragments of long datagrams) come through.
 //!
 //! Where less than 1280 bytes would fit an IPv6 packet, nothing is said: no sender may go below (RFC 8200
 //! section 5), so no answer would help.
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::bindings::{bpf_fib_lookup as Params, xdp_md};
 use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::helpers::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::checksum;
@@ -22,7 +23,7 @@ use lb_common::reason::Reason;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::clock::now_ns;
-use crate::constants::ICMP_ERROR_RATE;
+use crate::constants::{FRAGMENT_BY, FRAGMENTS_FROM, ICMP_ERROR_RATE};
 use crate::link::{self, Link, put};
 use crate::packet::{self, ETHERNET_LEN, Ip};
 
@@ -43,6 +44,43 @@ const BURST: u64 = 50;
 /// For each CPU, the time up to which its answers are used up, in nanoseconds since boot.
 #[btf_map]
 static ICMP_ERRORS_UNTIL: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+const DONT_FRAGMENT: u8 = 1 << 6;
+const AF_INET: u8 = 2;
+
+/// Whether the kernel would cut this IPv4 packet in pieces and send them by the interface that brings them back.
+#[inline(always)]
+pub fn is_for_the_kernel(ctx: &XdpContext) -> bool {
+    kernel_fragments(ctx.ctx) != 0
+}
+
+/// Out of line and global: it is rare, and what it asks with takes much of a stack. Whatever the routing table says but that
+/// interface (a local address, the default route, no forwarding) is a no, so that nothing of a service ever goes
+/// elsewhere; and what comes back too long still is not sent round again.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn kernel_fragments(ctx: *mut xdp_md) -> u32 {
+    let ctx = &XdpContext::new(ctx);
+    let ingress = ctx.ingress_ifindex() as u32;
+    let Some(header) = packet::read_anew::<[u8; Ipv4Hdr::LEN]>(ctx, ETHERNET_LEN) else {
+        return 0;
+    };
+    if header[6] & DONT_FRAGMENT != 0 || ingress == FRAGMENTS_FROM.load() {
+        return 0;
+    }
+    // SAFETY: integers only, for which all zeros is a value. No length: a packet that is too long for the interface is
+    // what is looked for.
+    let mut params: Params = unsafe { core::mem::zeroed() };
+    params.family = AF_INET;
+    params.l4_protocol = header[9];
+    params.ifindex = ingress;
+    let [.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes([s0, s1, s2, s3]);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes([d0, d1, d2, d3]);
+    // SAFETY: a valid context, and a block of the size given.
+    let found = unsafe { bpf_fib_lookup(ctx.ctx.cast(), &raw mut params, size_of::<Params>() as i32, 0) };
+    u32::from(found == 0 && params.ifindex == FRAGMENT_BY.load())
+}
 
 /// Answers a packet of which only `room` bytes would fit, or gives it up.
 #[inline(always)]

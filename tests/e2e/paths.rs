@@ -251,3 +251,113 @@ fn a_backend_in_another_vlan_is_reached_in_every_way() -> anyhow::Result<()> {
     assert_eq!(other.frames()?, 0);
     Ok(())
 }
+
+/// A pair of devices by which the kernel of the load balancer sends service addresses: pieces of at most 1400 bytes come
+/// back to the program.
+const PIECES: &str = "link add frag0 mtu 1400 type veth peer name frag1 mtu 1400\n\
+     link set frag0 up\nlink set frag1 up\n\
+     neigh add 169.254.77.1 lladdr 02:00:00:00:77:01 dev frag0 nud permanent\n";
+const ROUTE: &str = "192.0.2.0/24 via 169.254.77.1 dev frag0 onlink\n";
+
+/// A datagram of so many bytes there and back; the client forbids nobody to cut it (`ip_no_pmtu_disc`).
+fn exchange(lab: &Lab, server: &UdpSocket, to: SocketAddr, bytes: usize) -> anyhow::Result<()> {
+    let client = lab.client.netns.enter(|| {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(to)?;
+        Ok::<_, std::io::Error>(socket)
+    })?;
+    client.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let datagram: Vec<u8> = (0..bytes as u64).map(byte_at).collect();
+    client.send(&datagram)?;
+    let mut buffer = vec![0; 1 << 16];
+    let (length, from) = server.recv_from(&mut buffer).context("the datagram")?;
+    ensure!(buffer[..length] == datagram, "damaged");
+    server.send_to(&buffer[..length], from)?;
+    let length = client.recv(&mut buffer).context("the answer")?;
+    ensure!(buffer[..length] == datagram, "the answer is damaged");
+    Ok(())
+}
+
+/// ```text
+///  client (no DF) ── eth0 lb eth0 ══ 1500 ══ backend
+///                      │      ▲
+///               kernel ▼      │ pieces, encapsulated each
+///                     frag0 ─ frag1
+/// ```
+#[test]
+fn what_may_be_cut_in_pieces_and_is_too_long_arrives() -> anyhow::Result<()> {
+    privileged!("what_may_be_cut_in_pieces_and_is_too_long_arrives");
+    let lab = lab()?;
+    for host in [&lab.lb, &lab.backends[0]] {
+        host.netns.ip("link set eth0 mtu 1500\n")?;
+    }
+    lab.client.netns.sysctl("net/ipv4/ip_no_pmtu_disc", "1")?;
+    lab.lb.netns.ip(&format!("{PIECES}route add {ROUTE}"))?;
+    lab.lb.netns.sysctl("net/ipv4/ip_forward", "1")?;
+    let agent = "interfaces = [\"eth0\", \"frag1\"]\nfragment_by = \"frag0\"\n";
+    let xlb = Xlb::started(&lab, agent, &services(&lab, ""))?;
+    let doctor = xlb.verb(&format!("doctor --config {}", xlb.config.display()))?;
+    ensure!(
+        doctor.contains("goes out by frag0 and comes back by frag1"),
+        "{doctor}"
+    );
+    let left = || xlb.reason("left_to_fragment");
+    let told = || -> anyhow::Result<u64> { Ok(xlb.reason("too_big_answered")? + xlb.reason("too_big")?) };
+    let backend = &lab.backends[0];
+    // IPv4 in IPv4 and in IPv6: 1472 bytes of data make a packet of 1500; more is in fragments when it comes.
+    for address in ["192.0.2.20", "192.0.2.30"] {
+        let to = SocketAddr::new(address.parse()?, PORT);
+        let server = backend.netns.enter(|| UdpSocket::bind(to))?;
+        server.set_read_timeout(Some(Duration::from_secs(2)))?;
+        for bytes in [1472, 1480, 8000] {
+            let before = left()?;
+            exchange(&lab, &server, to, bytes).with_context(|| format!("{address}, {bytes} bytes"))?;
+            ensure!(
+                left()? > before,
+                "{address}, {bytes} bytes: they did not go that way"
+            );
+        }
+        let sink = sink(backend, PORT)?;
+        assert_eq!(
+            send(&lab, to, 2_000_000).context(address)?,
+            2_000_000,
+            "{address}"
+        );
+        sink.join().expect("a thread that ends").context(address)?;
+    }
+    assert_eq!(told()?, 0, "nobody had to be told");
+    assert_eq!(lab.checksum_errors()?, 0);
+
+    // Whatever else the kernel would do with them, they are not given to it: no route, a local address, no forwarding.
+    let to = SocketAddr::new(IpAddr::from([192, 0, 2, 20]), PORT);
+    let server = backend.netns.enter(|| UdpSocket::bind(to))?;
+    server.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let changes: [(&dyn Fn() -> anyhow::Result<()>, &str); 3] = [
+        (&|| lab.lb.netns.ip(&format!("route del {ROUTE}")), "no route"),
+        (
+            &|| {
+                lab.lb
+                    .netns
+                    .ip(&format!("route add {ROUTE}addr add 192.0.2.20/32 dev lo\n"))
+            },
+            "a local address",
+        ),
+        (
+            &|| {
+                lab.lb.netns.ip("addr del 192.0.2.20/32 dev lo\n")?;
+                lab.lb.netns.sysctl("net/ipv4/ip_forward", "0")
+            },
+            "no forwarding",
+        ),
+    ];
+    for (change, what) in changes {
+        change().context(what)?;
+        // What the client learned from the answer before.
+        lab.client.netns.ip("route flush cache\n")?;
+        let before = (left()?, told()?);
+        ensure!(exchange(&lab, &server, to, 1472).is_err(), "{what}: it arrived");
+        ensure!(left()? == before.0, "{what}: it was given to the kernel");
+        ensure!(told()? > before.1, "{what}: nobody was told");
+    }
+    Ok(())
+}

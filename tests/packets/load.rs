@@ -21,6 +21,7 @@ const FEATURES: &[fn(&mut Features)] = &[
     },
     |features| features.resets = true,
     |features| features.icmp_echo = true,
+    |features| features.fragment_by = [1, 2],
     |features| features.choosers = true,
     |features| features.suspects = true,
     |features| features.vlans = true,

@@ -12,7 +12,7 @@ use lb_common::layout::{Backend, MAX_INTERFACES, MMAPABLE, OUTER_LEN, kind};
 use lb_common::reason::Reason;
 use lb_common::rule::Standing;
 
-use crate::constants::{GUE, RESETS, SPREAD, VLANS};
+use crate::constants::{FRAGMENT_BY, GUE, RESETS, SPREAD, VLANS};
 use crate::packet::{self, Flow, Ip};
 use crate::{reset, stats, toobig, vlan};
 
@@ -60,6 +60,9 @@ pub fn forward(ctx: &XdpContext, ip: &Ip, flow: &Flow, hash: u32, index: u32) ->
     match rewritten {
         Ok(()) => {}
         Err(Reason::TooBig) => {
+            if FRAGMENT_BY.load() != 0 && is_v4 && toobig::is_for_the_kernel(ctx) {
+                return Err(Reason::LeftToFragment);
+            }
             return Err(toobig::answer(ctx, ip, u32::from(backend.mtu) - added as u32));
         }
         Err(reason) => return Err(reason),

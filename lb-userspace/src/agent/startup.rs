@@ -32,7 +32,7 @@ use crate::health::prober::Network;
 use crate::health::{CheckSpec, Forwarder, Previous, Prober, Target};
 use crate::model::{BackendId, Forward, OperState};
 use crate::net::netlink::Netlink;
-use crate::net::{Resolver, link};
+use crate::net::{Resolver, link, pairs};
 use crate::observe::incident::Follower;
 use crate::observe::metrics::{self, Meter};
 use crate::observe::notify::Notifier;
@@ -349,6 +349,7 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         trace_drops,
         resets: config.answers_with_resets(),
         icmp_echo: config.agent.icmp_echo,
+        fragment_by: fragment_by(config),
         icmp_error_rate: load::ICMP_ERROR_RATE,
         choosers: config.has_choosers(),
         suspects: config.has_suspects(),
@@ -359,6 +360,28 @@ pub(super) fn features(config: &Config, trace_drops: bool) -> Features {
         nat: config.translates(),
         nat_routes: true,
         quic: config.has_quic(),
+    }
+}
+
+/// The interface that the kernel cuts packets in pieces for, and the one that they come back by; zeros where there is none, or
+/// where the pieces would not come back.
+fn fragment_by(config: &Config) -> [u32; 2] {
+    let Some(name) = &config.agent.fragment_by else {
+        return [0; 2];
+    };
+    match pairs::pair(name) {
+        Ok(pair) if config.agent.interfaces.contains(&pair.other) => pair.ifindexes,
+        Ok(pair) => {
+            log::warn!(
+                "fragment_by is not used: {name} leads to {}, which is not among `interfaces`",
+                pair.other
+            );
+            [0; 2]
+        }
+        Err(why) => {
+            log::warn!("fragment_by is not used: {name}: {why}");
+            [0; 2]
+        }
     }
 }
 

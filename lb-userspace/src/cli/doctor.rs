@@ -1,6 +1,8 @@
 //! `xlb doctor`.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
@@ -12,7 +14,7 @@ use super::{CONFIG, PIN_DIR, block_on, human};
 use crate::config::Config;
 use crate::datapath::attach;
 use crate::datapath::pins::PinDir;
-use crate::net::doctor::{self, BackendToCheck, Checkup, Finding, Severity};
+use crate::net::doctor::{self, BackendToCheck, Checkup, Finding, Fragments, Severity};
 
 /// Look for what stands in the way of good service on this machine, and say how to mend it.
 ///
@@ -65,6 +67,19 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
     let attached = config
         .as_ref()
         .map_or_else(|| interfaces.clone(), |config| config.agent.interfaces.clone());
+    let addresses = config.as_ref().map(|config| {
+        let of_v4 = config.services.iter().map(|service| service.key.address);
+        let of_v4: BTreeSet<IpAddr> = of_v4.filter(IpAddr::is_ipv4).collect();
+        of_v4.into_iter().collect::<Vec<_>>()
+    });
+    let addresses = addresses.unwrap_or_default();
+    let fragments = config.as_ref().and_then(|config| {
+        Some(Fragments {
+            by: config.agent.fragment_by.as_deref()?,
+            interfaces: &config.agent.interfaces,
+            addresses: &addresses,
+        })
+    });
     let own_programs = own_programs(pin_dir);
     let mut findings: Vec<Placed> = Vec::new();
     for interface in interfaces {
@@ -74,6 +89,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ou
                 backends: &backends,
                 interfaces: &attached,
                 pin_dir,
+                fragments,
                 own_programs: own_programs.as_deref(),
             };
             Ok(doctor::findings(&checkup).await?)

@@ -123,6 +123,7 @@ pub static AGENT: Table = Table {
         &WITNESS,
         &ICMP_ECHO,
         &VLANS,
+        &FRAGMENT_BY,
         &API_SOCKET,
         &STATE_DIR,
         &PIN_DIR,
@@ -199,6 +200,13 @@ pub static VLANS: Key = Key::with_default(
     "false",
     "Frames with one or two VLAN tags (802.1Q, 802.1ad) are looked into, and packets for a backend behind a VLAN \
      interface leave with its tags.",
+);
+pub static FRAGMENT_BY: Key = Key::optional(
+    "fragment_by",
+    Shape::Interface,
+    "The end of a veth pair by which the kernel routes service addresses, with the MTU that fits all backends; the other \
+     end is among `interfaces`. IPv4 without Don't Fragment that is too long takes this way, and comes back in pieces. \
+     Left out: its sender is told.",
 );
 pub static API_SOCKET: Key = Key::with_default(
     "api_socket",

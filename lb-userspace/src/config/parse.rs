@@ -190,6 +190,7 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
     let witness = walk.or_default(&keys::WITNESS, value::witness);
     let icmp_echo = walk.or_default(&keys::ICMP_ECHO, value::boolean);
     let vlans = walk.or_default(&keys::VLANS, value::boolean);
+    let fragment_by = walk.maybe(&keys::FRAGMENT_BY, value::interface);
     let api_socket = walk.or_default(&keys::API_SOCKET, value::path);
     let state_dir = walk.or_default(&keys::STATE_DIR, value::path);
     let pin_dir = walk.or_default(&keys::PIN_DIR, value::path);
@@ -214,6 +215,7 @@ fn agent(walk: &Walk<'_, '_>, machine: Option<&Machine>, report: &Report<'_>) ->
         witness: witness?,
         icmp_echo: icmp_echo?,
         vlans: vlans?,
+        fragment_by: fragment_by?.map(|at| at.value),
         api_socket: api_socket?,
         state_dir: state_dir?,
         pin_dir: pin_dir?,

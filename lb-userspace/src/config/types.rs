@@ -52,6 +52,8 @@ pub struct Agent {
     pub icmp_echo: bool,
     /// Frames with VLAN tags are looked into.
     pub vlans: bool,
+    /// The interface that the kernel cuts IPv4 in pieces for.
+    pub fragment_by: Option<String>,
     pub api_socket: PathBuf,
     pub state_dir: PathBuf,
     pub pin_dir: PathBuf,

@@ -174,6 +174,7 @@ fn features(live: &Maps) -> Result<Features, Error> {
         explain: true,
         resets: true,
         icmp_echo: true,
+        fragment_by: [0; 2],
         ranged: !live.ranges.is_empty(),
         guards: true,
         frags: has_frags(),

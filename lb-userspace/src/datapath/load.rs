@@ -36,6 +36,9 @@ pub struct Features {
     pub resets: bool,
     /// Echo requests to service addresses are answered.
     pub icmp_echo: bool,
+    /// Indices of the interface that the kernel cuts packets in pieces for, and of the one that they come back by; zeros:
+    /// there is none.
+    pub fragment_by: [u32; 2],
     /// ICMP errors that each CPU may send a second; 0: any number.
     pub icmp_error_rate: u32,
     /// Some service has a scheduler other than `maglev`, or `tracking = "full"`.
@@ -134,6 +137,7 @@ fn load_with(
         trace_drops,
         resets,
         icmp_echo,
+        fragment_by: [fragment_by, fragments_from],
         icmp_error_rate,
         choosers,
         suspects,
@@ -175,6 +179,8 @@ fn load_with(
         .override_global("TRACE_DROPS", &trace, true)
         .override_global("RESETS", &resets, true)
         .override_global("ICMP_ECHO", &icmp_echo, true)
+        .override_global("FRAGMENT_BY", &fragment_by, true)
+        .override_global("FRAGMENTS_FROM", &fragments_from, true)
         .override_global("ICMP_ERROR_RATE", &icmp_error_rate, true)
         .override_global("CHOOSERS", &choosers, true)
         .override_global("SUSPECTS", &suspects, true)

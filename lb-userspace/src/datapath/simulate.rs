@@ -238,6 +238,8 @@ impl Simulator {
             // No packet can tell the difference unless a test marks a backend so.
             resets: explain || config.answers_with_resets(),
             icmp_echo: config.agent.icmp_echo,
+            // Nothing is attached: there are no interfaces.
+            fragment_by: [0; 2],
             icmp_error_rate: options.icmp_error_rate,
             choosers: config.has_choosers(),
             suspects: config.has_suspects(),

@@ -4,6 +4,7 @@
 //! Nothing is configured; backends are asked for their MAC addresses, as any packet to them would do.
 
 mod backends;
+mod fragments;
 mod interface;
 mod system;
 
@@ -17,6 +18,7 @@ use super::ethtool::{self, Channels, Features};
 use super::link::{self, Link};
 use super::netlink::{Netlink, NetlinkError};
 use super::nexthop::NextHops;
+use super::pairs;
 use super::resolver;
 use super::sysctl;
 use super::xdp_features::{self, XdpFeatures};
@@ -87,9 +89,22 @@ pub struct Checkup<'a> {
     /// Those that the program is attached to.
     pub interfaces: &'a [String],
     pub pin_dir: &'a Path,
+    /// Where packets are to be cut in pieces (`fragment_by`).
+    pub fragments: Option<Fragments<'a>>,
     /// The ids of XDP programs that are ours: one of them on the interface is no stranger. `None`: no permission to
     /// see them.
     pub own_programs: Option<&'a [u32]>,
+}
+
+/// What the configuration says of packets that are to be cut in pieces.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragments<'a> {
+    /// The interface that they leave by.
+    pub by: &'a str,
+    /// Those that have the program.
+    pub interfaces: &'a [String],
+    /// Service addresses over IPv4.
+    pub addresses: &'a [IpAddr],
 }
 
 /// An interface, and what its driver and the kernel say of it.
@@ -169,11 +184,36 @@ pub async fn findings(checkup: &Checkup<'_>) -> Result<Vec<Finding>, NetlinkErro
         sysctl::rp_filter(checkup.interface).map(|filter| system::rp_filter(checkup.interface, filter)),
     );
 
+    let pair = checkup
+        .fragments
+        .map(|fragments| pairs::pair(fragments.by).map_err(|why| why.to_string()));
+    if let Some(Ok(pair)) = &pair
+        && pair.other == checkup.interface
+    {
+        // Nothing is sent back by where pieces come in.
+        found.retain(|finding| finding.topic != interface::VETH_PEER);
+    }
+
     let addresses: BTreeSet<IpAddr> = checkup.backends.iter().map(|backend| backend.address).collect();
     let hops = resolver::resolve_once(addresses).await;
     let egress = egress_devices(&hops, &links, &device);
     found.extend(backends::judge(checkup.backends, &hops, &device, &egress, kernel));
     found.extend(backends::answers(checkup.backends, &hops, checkup.interfaces));
+    if let (Some(fragments), Some(pair)) = (&checkup.fragments, pair) {
+        let ways = resolver::resolve_once(fragments.addresses.iter().copied().collect()).await;
+        let room = backends::room(checkup.backends, &hops);
+        let facts = fragments::Facts {
+            pair,
+            mtu: links
+                .iter()
+                .find(|link| link.name == fragments.by)
+                .map_or(0, |link| link.mtu),
+            forwarding: sysctl::ip_forward().unwrap_or(false),
+            ways: &ways,
+            room: &room,
+        };
+        found.extend(fragments::judge(fragments, &facts));
+    }
     Ok(found)
 }
 

@@ -22,6 +22,16 @@ pub fn lost(interface: &str) -> io::Result<BTreeMap<String, u64>> {
     Ok(add_queues(all(interface)?))
 }
 
+/// The index of the other end of a veth, in that one's network namespace; `None`: it is none.
+///
+/// # Errors
+/// No such interface, or one without statistics.
+pub fn peer_of_veth(interface: &str) -> io::Result<Option<u32>> {
+    let counts = all(interface)?;
+    let peer = counts.iter().find(|(name, _)| name == "peer_ifindex");
+    Ok(peer.and_then(|(_, ifindex)| u32::try_from(*ifindex).ok()))
+}
+
 fn add_queues(counts: Vec<(String, u64)>) -> BTreeMap<String, u64> {
     let mut lost = BTreeMap::new();
     for (name, packets) in counts.into_iter().filter(|(name, _)| is_lost(name)) {

@@ -20,6 +20,7 @@ pub mod link;
 pub mod neighbor;
 pub mod netlink;
 pub mod nexthop;
+pub mod pairs;
 pub mod path_mtu;
 pub mod reached;
 pub mod resolver;

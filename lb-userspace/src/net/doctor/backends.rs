@@ -79,6 +79,19 @@ pub(super) fn answers(backends: &[BackendToCheck], hops: &NextHops, interfaces: 
     translated.filter_map(judge).collect()
 }
 
+/// How long packets of clients may be for each backend whose way is known, whatever its forward modes.
+pub(super) fn room(backends: &[BackendToCheck], hops: &NextHops) -> BTreeMap<IpAddr, u32> {
+    let mut room = BTreeMap::new();
+    for BackendToCheck { address, forward, .. } in backends {
+        if let Some(Ok(hop)) = hops.get(address) {
+            let here = hop.mtu.saturating_sub(forward.overhead(*address));
+            let least = room.entry(*address).or_insert(here);
+            *least = here.min(*least);
+        }
+    }
+    room
+}
+
 /// The backends of all services, each once, with how and for whom it is reached.
 fn by_address(backends: &[BackendToCheck]) -> BTreeMap<IpAddr, (BTreeSet<Forward>, BTreeSet<&str>)> {
     let mut grouped: BTreeMap<IpAddr, (BTreeSet<Forward>, BTreeSet<&str>)> = BTreeMap::new();

@@ -243,9 +243,12 @@ fn program(link: &Link, own_programs: Option<&[u32]>) -> Finding {
     }
 }
 
+/// What findings about the other end of a veth are called.
+pub(super) const VETH_PEER: &str = "veth peer";
+
 /// A veth hands packets over to its peer, which must be able to take them as XDP frames.
 pub(super) fn veth_peer(device: &Device) -> Finding {
-    const TOPIC: &str = "veth peer";
+    const TOPIC: &str = VETH_PEER;
     const FIX: &str = "put an XDP program that passes everything on the peer, and ethtool -K PEER tx off";
     let name = device.name();
     match device.xdp {

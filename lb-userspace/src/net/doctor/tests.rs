@@ -354,6 +354,7 @@ fn the_whole_machine_is_looked_at() {
             backends: &backends,
             interfaces: &[],
             pin_dir: pin_dir.path(),
+            fragments: None,
             own_programs: Some(&[]),
         };
         let found = findings(&checkup).await.unwrap();

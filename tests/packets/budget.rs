@@ -12,7 +12,7 @@ use xlb::datapath::measure::{Floor, Flows, Harness, Subject};
 use xlb::datapath::simulate::{Options, Simulator};
 use xlb::datapath::{attach, testrun::Action};
 
-use crate::build::{PAYLOAD, syn, tcp_in, v4};
+use crate::build::{PAYLOAD, ip, syn, tcp_in};
 use crate::load::{SIZES, all_features};
 use crate::world::root;
 
@@ -49,30 +49,66 @@ fn counted(name: &str, program: &Xdp) {
     }
 }
 
-/// One service of TCP with few backends.
-fn plain(forward: &str) -> Config {
-    let text = format!(
-        "schema = 1\n[agent]\ninterfaces = [\"lo\"]\n[[service]]\nname = \"web\"\naddress = \"192.0.2.10\"\n\
-         port = 80\nprotocol = \"tcp\"\nforward = \"{forward}\"\n[[service.backend]]\naddress = \"10.0.1.11\"\n\
-         [[service.backend]]\naddress = \"10.0.1.12\"\n"
-    );
-    Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}"))
+/// One service of TCP with few backends, and a packet for it.
+struct Way {
+    /// Its budget.
+    name: &'static str,
+    forward: &'static str,
+    /// More keys of the service.
+    more: &'static str,
+    is_v6: bool,
+    opens: bool,
+    floor: Floor,
 }
 
-fn keeps(name: &str, forward: &str, floor: Floor) {
+/// An established IPv4 segment on its way in an outer IPv4 header.
+const PLAIN: Way = Way {
+    name: "plain-dsr-ipip",
+    forward: "dsr-ipip",
+    more: "",
+    is_v6: false,
+    opens: false,
+    floor: Floor::OuterV4,
+};
+
+impl Way {
+    fn config(&self) -> Config {
+        let (address, backends) = match self.is_v6 {
+            false => ("192.0.2.10", ["10.0.1.11", "10.0.1.12"]),
+            true => ("2001:db8::10", ["2001:db8:1::11", "2001:db8:1::12"]),
+        };
+        let mut text = format!(
+            "schema = 1\n[agent]\ninterfaces = [\"lo\"]\n[[service]]\nname = \"web\"\naddress = \"{address}\"\n\
+             port = 80\nprotocol = \"tcp\"\nforward = \"{}\"\n{}\n",
+            self.forward, self.more
+        );
+        for backend in backends {
+            text += &format!("[[service.backend]]\naddress = \"{backend}\"\n");
+        }
+        Config::parse(&text).unwrap_or_else(|faults| panic!("{faults}"))
+    }
+
+    fn frame(&self) -> Vec<u8> {
+        let address = if self.is_v6 { "2001:db8::10" } else { "192.0.2.10" };
+        let mut segment = syn(40_000, 80);
+        (segment.syn, segment.ack) = (self.opens, !self.opens);
+        tcp_in(ip(address), segment, PAYLOAD)
+    }
+}
+
+fn keeps(way: &Way) {
     if !root() {
         return;
     }
-    let world = Simulator::for_speed(&plain(forward), &Options::default()).expect("a program");
+    let name = way.name;
+    let world = Simulator::for_speed(&way.config(), &Options::default()).expect("a program");
     let program = world.program().expect("a program");
     counted(name, program);
-    let mut segment = syn(40_000, 80);
-    (segment.syn, segment.ack) = (false, true);
-    let frame = tcp_in(v4("192.0.2.10"), segment, PAYLOAD);
+    let frame = way.frame();
     let harness = |subject| Harness::new(subject, &frame, Flows::ONE).expect("a harness");
     let (ours, least) = (
         harness(Subject::Program(program.fd().expect("loaded"))),
-        harness(Subject::Floor(floor)),
+        harness(Subject::Floor(way.floor)),
     );
     let (mut ns, mut floor_ns) = (u64::MAX, u64::MAX);
     // Until it is within the budget: more rounds only bring both nearer to what they cost undisturbed.
@@ -97,12 +133,45 @@ fn keeps(name: &str, forward: &str, floor: Floor) {
 
 #[test]
 fn plain_dsr_ipip_keeps_its_budget() {
-    keeps("plain-dsr-ipip", "dsr-ipip", Floor::OuterV4);
+    keeps(&PLAIN);
+}
+
+#[test]
+fn first_packets_keep_their_budget() {
+    keeps(&Way {
+        name: "syn-dsr-ipip",
+        opens: true,
+        ..PLAIN
+    });
+}
+
+#[test]
+fn ipv6_keeps_its_budget() {
+    keeps(&Way {
+        name: "ipv6-dsr-ipip",
+        is_v6: true,
+        floor: Floor::OuterV6,
+        ..PLAIN
+    });
+}
+
+#[test]
+fn known_flows_keep_their_budget() {
+    keeps(&Way {
+        name: "full-dsr-ipip",
+        more: "tracking = \"full\"",
+        ..PLAIN
+    });
 }
 
 #[test]
 fn plain_dsr_l2_keeps_its_budget() {
-    keeps("plain-dsr-l2", "dsr-l2", Floor::Rewrite);
+    keeps(&Way {
+        name: "plain-dsr-l2",
+        forward: "dsr-l2",
+        floor: Floor::Rewrite,
+        ..PLAIN
+    });
 }
 
 #[test]

@@ -86,6 +86,10 @@ mutants! {
     FoundClean = 775,
     /// The index of a service is used again a second after it was left, whatever entries are there.
     ServiceIndexUnscanned = 147,
+    /// A Handshake packet of QUIC does not confirm the entry of the Initial one.
+    HandshakeConfirmsNothing = 33,
+    /// A short header of QUIC confirms it, though it comes before the handshake.
+    ShortHeaderConfirms = 122,
 }
 
 const fn established(entry: Entry) -> Entry {
@@ -106,6 +110,12 @@ impl Mutant {
     ) -> Decision {
         match self {
             Self::ResizeTracksLess => place.resizing = false,
+            Self::HandshakeConfirmsNothing if packet == Packet::Handshake => {
+                return rule::decide(place, entry, Packet::Datagram, standing);
+            }
+            Self::ShortHeaderConfirms if packet == Packet::Datagram => {
+                return rule::decide(place, entry, Packet::Handshake, standing);
+            }
             Self::AnySynWins if matches!(packet, Packet::Syn(_)) => {
                 let mut decision = rule::decide(place, None, packet, standing);
                 if let (true, Write::Insert(new)) = (entry.is_some(), decision.write) {

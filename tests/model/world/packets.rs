@@ -74,7 +74,8 @@ impl World<'_> {
             return;
         };
         if conn.phase != Phase::Opening {
-            if backend != conn.owner {
+            // Of QUIC what follows shows which connection it is of.
+            if backend != conn.owner && self.tcp {
                 conn.limit = Some(Limit::LateCopy);
             }
             return;

@@ -41,6 +41,34 @@ pub fn at_anew<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     Some(pointer)
 }
 
+/// The largest offset that [`bounded`] leaves as it is.
+pub const MAX_OFFSET: u32 = 0x7FFF;
+
+/// An offset that was compared with [`MAX_OFFSET`], with the bound in the value itself. The verifier takes an offset that
+/// comes out of memory only with a bound, and before Linux 6.8 does not see that it was compared where the compiler had
+/// one copy of it compared and adds another one, read from the stack anew, to the pointer.
+#[inline(always)]
+pub fn bounded(offset: u32) -> usize {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = u64::from(offset);
+        // SAFETY: it computes.
+        unsafe {
+            core::arch::asm!(
+                "{0} &= {1}",
+                inout(reg) value,
+                const MAX_OFFSET,
+                options(pure, nomem, nostack)
+            );
+        };
+        value as usize
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        (offset & MAX_OFFSET) as usize
+    }
+}
+
 /// Length of the frame in bytes, of its first buffer where it has several: as far as [`at`] reaches.
 #[inline(always)]
 pub fn linear_len(ctx: &XdpContext) -> u32 {

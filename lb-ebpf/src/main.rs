@@ -78,8 +78,10 @@ mod entry {
         super::end(&ctx, reason)
     }
 
-    /// What `lb` hands packets over to, see [`super::nat`].
+    /// What `lb` hands packets over to, see [`super::nat`]. Inlined into what the macro makes around it: another frame is
+    /// 32 bytes of stack that the oldest kernels do not have.
     #[xdp(frags)]
+    #[inline(always)]
     pub fn nat(ctx: XdpContext) -> u32 {
         let reason = super::nat::handle(&ctx);
         super::end(&ctx, reason)

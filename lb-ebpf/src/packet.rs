@@ -10,7 +10,7 @@ use lb_common::reason::Reason;
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::bounds::whole_len;
+use crate::bounds::{MAX_OFFSET, bounded, whole_len};
 pub use crate::bounds::{at, at_anew, linear_len};
 use crate::constants::{self, FRAGS};
 
@@ -171,8 +171,7 @@ pub struct Segment {
 /// Reads the TCP header that [`Flow::transport`] tells the place of.
 #[inline(always)]
 pub fn segment(ctx: &XdpContext, transport: u32) -> Option<Segment> {
-    // The verifier takes an offset that comes out of memory only with a bound.
-    if transport > u32::from(u16::MAX) / 2 {
+    if transport > MAX_OFFSET {
         return None;
     }
     let Tcp {
@@ -181,7 +180,7 @@ pub fn segment(ctx: &XdpContext, transport: u32) -> Option<Segment> {
         acknowledgment,
         offset_and_flags: [offset, flags],
         ..
-    } = read(ctx, transport as usize)?;
+    } = read(ctx, bounded(transport))?;
     Some(Segment {
         ports: u32::from_ne_bytes(ports),
         sequence: u32::from_be_bytes(sequence),

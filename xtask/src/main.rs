@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod demo;
 mod fuzz;
+mod kernels;
 mod run;
 mod setup;
 mod test;
@@ -36,6 +37,8 @@ enum Verb {
     Demo(demo::Options),
     /// Random packets through the loaded program and its model, for a time.
     Fuzz(fuzz::Options),
+    /// Test on other kernels, each in an emulated machine.
+    Kernels(kernels::Options),
     /// Measure, beside the floor and the alternatives where there are any.
     Bench(bench::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
+        Verb::Kernels(options) => kernels::run(&options),
         Verb::Bench(options) => bench::run(&options),
     };
     match done {

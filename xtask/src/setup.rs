@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::run;
+use machine::Findings;
 use plan::Plan;
 
 /// How much of the set-up a verb needs.
@@ -63,7 +64,20 @@ pub enum Outcome {
 /// # Errors
 /// When something is missing that cannot be installed, or that the user does not want installed.
 pub fn ensure(scope: Scope, yes: bool, verb: &str) -> Result<Outcome> {
-    let plan = Plan::new(&machine::look(scope)?);
+    provide(|| machine::look(scope), yes, verb)
+}
+
+/// Sees to it that machines can be emulated.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_machines(yes: bool) -> Result<Outcome> {
+    provide(|| Ok(machine::missing(&machine::MACHINES)), yes, "kernels")
+}
+
+/// Installs what `look` finds missing.
+fn provide(look: impl Fn() -> Result<Findings>, yes: bool, verb: &str) -> Result<Outcome> {
+    let plan = Plan::new(&look()?);
     if plan.is_empty() {
         return Ok(Outcome::NothingToDo);
     }
@@ -83,7 +97,7 @@ pub fn ensure(scope: Scope, yes: bool, verb: &str) -> Result<Outcome> {
             bail!("interrupted");
         }
     }
-    let rest = Plan::new(&machine::look(scope)?);
+    let rest = Plan::new(&look()?);
     if !rest.is_empty() {
         bail!(
             "still missing; these commands would install it:\n{}",
@@ -95,7 +109,7 @@ pub fn ensure(scope: Scope, yes: bool, verb: &str) -> Result<Outcome> {
 
 /// Offers to install what benchmarks compare with. Without it they go on, and say what they leave out.
 pub fn offer_alternatives(yes: bool) {
-    let plan = Plan::new(&machine::missing_alternatives());
+    let plan = Plan::new(&machine::missing(&machine::ALTERNATIVES));
     if plan.is_empty() {
         return;
     }

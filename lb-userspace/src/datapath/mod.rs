@@ -25,6 +25,8 @@ pub mod memory;
 pub mod mmap;
 pub mod mss;
 pub mod nat;
+#[cfg(test)]
+mod oldest;
 pub mod parts;
 pub mod pins;
 pub mod quic;

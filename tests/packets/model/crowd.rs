@@ -16,6 +16,7 @@ use xlb::datapath::simulate::{MTU, Simulator};
 
 use super::{Model, features, tagged};
 use crate::build::{extended, no_operations, options, raw_in, syn, tcp_in, transport_of, udp_in, v4, v6};
+use crate::load::short;
 use crate::world::{config, options as world_options, world_with};
 
 /// A service of each forward mode and family: what it shows, address, ports of its TCP and its UDP.
@@ -172,6 +173,11 @@ fn found() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packets/model/found")
 }
 
+/// How many packets of each way: fewer on a slow machine.
+pub(crate) fn crowd() -> u32 {
+    if short() { CROWD / 20 } else { CROWD }
+}
+
 pub(crate) fn seed() -> Option<u64> {
     let text = std::env::var("XLB_FUZZ_SEED").ok()?;
     let digits = text.trim_start_matches("0x");
@@ -184,7 +190,7 @@ macro_rules! crowds {
         $(#[test]
         fn $name() {
             if let Some(mut both) = Both::new() {
-                both.crowd(WAYS[$way], CROWD, seed().unwrap_or(SEED));
+                both.crowd(WAYS[$way], crowd(), seed().unwrap_or(SEED));
             }
         })+
     };

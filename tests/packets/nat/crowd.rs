@@ -12,7 +12,7 @@ use xlb::datapath::simulate::OWN_MAC;
 use super::model::{Key, Model};
 use super::world::{Way, World, all_ways};
 use crate::build::{CLIENT_MAC, no_operations};
-use crate::model::crowd::{CROWD, SEED, seed, spoil};
+use crate::model::crowd::{self, SEED, seed, spoil};
 use crate::model::tagged;
 use crate::world::{CLIENT_V4, CLIENT_V6};
 
@@ -358,7 +358,7 @@ fn crowd_of(way: Way, seed: u64) -> u32 {
         return 0;
     };
     // Each mode and family has two: one for TCP, one for UDP.
-    let packets = CROWD / 2;
+    let packets = crowd::crowd() / 2;
     println!("{}: {packets} packets, seed {seed:#x}", way.name());
     let mut crowd = Crowd {
         random: StdRng::seed_from_u64(seed),

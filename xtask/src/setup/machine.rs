@@ -123,13 +123,21 @@ pub static ALTERNATIVES: [Program; 8] = [
     program("wrk", &["wrk"], "client that measures web servers"),
 ];
 
-/// Those of [`ALTERNATIVES`] that are not here.
-pub fn missing_alternatives() -> Findings {
+/// What `cargo xtask kernels` makes its machines with.
+pub static MACHINES: [Program; 4] = [
+    program("qemu-system-x86_64", &["qemu-system-x86"], "emulates machines"),
+    program("busybox", &["busybox-static"], "first programs of a machine"),
+    program("depmod", &["kmod"], "sorts a kernel's modules"),
+    program("xz", &["xz-utils"], "unpacks a kernel's modules"),
+];
+
+/// Those of `programs` that are not here.
+pub fn missing(programs: &'static [Program]) -> Findings {
     Findings {
         distribution: distribution(),
         compiler: None,
         linker: None,
-        programs: ALTERNATIVES.iter().filter(|program| !program.is_here()).collect(),
+        programs: programs.iter().filter(|program| !program.is_here()).collect(),
         lacks_bpffs: false,
     }
 }

@@ -16,6 +16,7 @@ pub mod flows;
 pub mod grace;
 pub mod guards;
 pub mod identity;
+pub mod kernel;
 mod kernel_types;
 pub mod load;
 pub mod losses;
@@ -85,10 +86,8 @@ pub mod object {
     }
 }
 
-/// The oldest kernel that has everything the programs and the agent use. The youngest feature needed is
-/// attaching XDP through a BPF link (5.9); then come the BPF ring buffer and `CAP_BPF` (5.8), memory-mapped
-/// arrays (5.5) and the device hash map (5.4). 5.10 is the first long-term release with all of them.
-pub const MIN_KERNEL: (u32, u32) = (5, 10);
+use kernel::has_tcx;
+pub use kernel::{FRAGS_KERNEL, MIN_KERNEL, has_frags};
 
 use std::path::PathBuf;
 
@@ -101,8 +100,8 @@ use aya::programs::links::LinkError;
 /// What can go wrong between user space and the kernel's BPF objects.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the kernel is {found}, at least {}.{} is needed", MIN_KERNEL.0, MIN_KERNEL.1)]
-    KernelTooOld { found: String },
+    #[error("the kernel is {found}, at least {}.{} is needed: it lacks {lacks}", MIN_KERNEL.0, MIN_KERNEL.1)]
+    KernelTooOld { found: String, lacks: String },
     #[error("{} is not on a BPF file system; mount one with: mount -t bpf bpf {} \
              (inside `ip netns exec` /sys is a fresh mount without it: enter with nsenter --net=/run/netns/NAME instead)",
             path.display(), mount_point.display())]
@@ -199,7 +198,7 @@ impl Error {
 /// # Errors
 /// [`Error::KernelTooOld`], [`Error::NoPermission`].
 pub fn check_system() -> Result<(), Error> {
-    check_kernel()?;
+    kernel::check()?;
     let path = "/proc/self/status";
     let status = std::fs::read_to_string(path).map_err(Error::io(path))?;
     match missing_capabilities(&status) {
@@ -235,51 +234,6 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// The oldest kernel that gives programs frames of several buffers, as jumbo frames are (`BPF_F_XDP_HAS_FRAGS`).
-pub const FRAGS_KERNEL: (u32, u32) = (5, 18);
-
-/// Whether programs may be loaded that take frames of several buffers.
-#[must_use]
-pub fn has_frags() -> bool {
-    has(FRAGS_KERNEL)
-}
-
-/// The oldest kernel that holds classifiers by links (tcx).
-const TCX_KERNEL: (u32, u32) = (6, 6);
-
-fn has_tcx() -> bool {
-    has(TCX_KERNEL)
-}
-
-/// Whether the kernel is this one or a later one; `false` where it does not say.
-fn has(least: (u32, u32)) -> bool {
-    let release = release().ok();
-    release
-        .and_then(|release| parse_release(&release))
-        .is_some_and(|version| version >= least)
-}
-
-fn release() -> Result<String, Error> {
-    let uname = nix::sys::utsname::uname().map_err(|e| Error::Syscall {
-        call: "uname",
-        source: e.into(),
-    })?;
-    Ok(uname.release().to_string_lossy().into_owned())
-}
-
-fn check_kernel() -> Result<(), Error> {
-    let release = release()?;
-    match parse_release(&release) {
-        Some(version) if version < MIN_KERNEL => Err(Error::KernelTooOld { found: release }),
-        _ => Ok(()),
-    }
-}
-
-fn parse_release(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,15 +248,5 @@ mod tests {
             missing_capabilities(&status(0)),
             ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]
         );
-    }
-
-    #[test]
-    fn kernel_releases_are_compared_as_numbers() {
-        assert_eq!(parse_release("5.4.0-42-generic"), Some((5, 4)));
-        assert_eq!(parse_release("6.18.44"), Some((6, 18)));
-        assert_eq!(parse_release("5.10-rc1"), Some((5, 10)));
-        assert_eq!(parse_release("weird"), None);
-        assert!(parse_release("5.9.16").unwrap() < MIN_KERNEL);
-        assert!(parse_release("5.10.0").unwrap() >= MIN_KERNEL);
     }
 }

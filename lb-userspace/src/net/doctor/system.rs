@@ -6,33 +6,29 @@ use std::path::Path;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Finding;
-use crate::datapath::MIN_KERNEL;
+use crate::datapath::kernel::{self, MIN_KERNEL, Version};
 use crate::net::sysctl::RpFilter;
 
+/// The running kernel's; empty where it does not tell.
 pub(super) fn kernel_release() -> String {
-    nix::sys::utsname::uname().map_or_else(
-        |_| String::new(),
-        |name| name.release().to_string_lossy().into_owned(),
-    )
+    kernel::release().unwrap_or_default()
 }
 
 /// Major and minor version of a release such as `6.1.0-18-amd64`; zeroes where it is none.
-pub(super) fn version_of(release: &str) -> (u32, u32) {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|part| part.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+pub(super) fn version_of(release: &str) -> Version {
+    kernel::version_of(release).unwrap_or_default()
 }
 
 pub(super) fn kernel(release: &str) -> Finding {
     const TOPIC: &str = "kernel";
     let (major, minor) = MIN_KERNEL;
-    if version_of(release) >= MIN_KERNEL {
+    let lacks = kernel::lacks(version_of(release));
+    if lacks.is_empty() {
         Finding::ok(TOPIC, format!("{release}, {major}.{minor} or later is needed"))
     } else {
         Finding::fail(
             TOPIC,
-            format!("{release} is too old"),
+            format!("{release} is too old: it lacks {lacks}"),
             format!("install Linux {major}.{minor} or later"),
         )
     }
@@ -125,7 +121,9 @@ mod tests {
         assert_eq!(version_of("6.18-rc1"), (6, 18));
         assert_eq!(version_of(""), (0, 0));
         assert_eq!(kernel("5.10.0").severity, Severity::Ok);
-        assert_eq!(kernel("5.9.16").severity, Severity::Fail);
+        let old = kernel("5.9.16");
+        assert_eq!(old.severity, Severity::Fail);
+        assert!(old.what.ends_with("have functions (5.10)"), "{}", old.what);
         assert_eq!(kernel("4.19.0").severity, Severity::Fail);
     }
 

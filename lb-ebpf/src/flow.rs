@@ -50,6 +50,8 @@ pub struct Asked {
     /// [`crate::packet::Flow::transport`].
     pub transport: u32,
     pub protocol: u32,
+    /// What [`flow_packet`] says of it; 0 before it was asked.
+    pub packet: u64,
 }
 
 /// The backend of a packet; 0: nobody.
@@ -59,8 +61,65 @@ pub fn ask(ctx: &XdpContext, asked: Asked) -> u32 {
         return 0;
     };
     // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
-    unsafe { core::ptr::write(place, asked) };
+    unsafe {
+        core::ptr::write(place, asked);
+        (*place).packet = flow_packet(ctx.ctx);
+    }
     consult(ctx.ctx)
+}
+
+/// The kinds of packets in the upper half of what [`flow_packet`] answers.
+const SYN: u32 = 1;
+const FIN: u32 = 2;
+const RESET: u32 = 3;
+const DATA: u32 = 4;
+const INITIAL: u32 = 5;
+const HANDSHAKE: u32 = 6;
+const DATAGRAM: u32 = 7;
+const ERROR: u32 = 8;
+
+/// What the rule must know of the packet that [`ASKED`] holds: its kind, and the number that goes with it; 0: nothing can
+/// be known. Before [`consult`] and not within, on whose stack its own would stand: the oldest kernels have no room for
+/// both.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_packet(ctx: *mut xdp_md) -> u64 {
+    let Some(asked) = ASKED.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: as in `ask`, which has written it.
+    let asked = unsafe { &*asked };
+    let ctx = XdpContext::new(ctx);
+    let (kind, number) = match read_packet(&ctx, asked.transport, asked.protocol, asked.table) {
+        None => return 0,
+        Some(Packet::Syn(sequence)) => (SYN, sequence),
+        Some(Packet::Last { sequence, reset }) => (if reset { RESET } else { FIN }, sequence),
+        Some(Packet::Data(sequence)) => (DATA, sequence),
+        Some(Packet::Initial(number)) => (INITIAL, number),
+        Some(Packet::Handshake) => (HANDSHAKE, 0),
+        Some(Packet::Datagram) => (DATAGRAM, 0),
+        Some(Packet::Error) => (ERROR, 0),
+    };
+    u64::from(kind) << 32 | u64::from(number)
+}
+
+/// The packet that [`flow_packet`] read.
+#[inline(always)]
+fn packet_of(bits: u64) -> Option<Packet> {
+    let number = bits as u32;
+    Some(match (bits >> 32) as u32 {
+        SYN => Packet::Syn(number),
+        kind @ (FIN | RESET) => Packet::Last {
+            sequence: number,
+            reset: kind == RESET,
+        },
+        DATA => Packet::Data(number),
+        INITIAL => Packet::Initial(number),
+        HANDSHAKE => Packet::Handshake,
+        DATAGRAM => Packet::Datagram,
+        ERROR => Packet::Error,
+        _ => return None,
+    })
 }
 
 /// The backend of a flow whose entry says that it is established, for a packet that neither opens nor ends it
@@ -127,12 +186,7 @@ pub extern "C" fn consult(ctx: *mut xdp_md) -> u32 {
     };
     // SAFETY: as in `ask`, which has written it.
     let asked = unsafe { &*asked };
-    let Some(packet) = read_packet(
-        &XdpContext::new(ctx),
-        asked.transport,
-        asked.protocol,
-        asked.table,
-    ) else {
+    let Some(packet) = packet_of(asked.packet) else {
         return 0;
     };
     let place = Place {

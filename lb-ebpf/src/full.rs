@@ -93,7 +93,11 @@ pub fn look(ctx: &XdpContext, tracked: Tracked) -> Found {
     // SAFETY: a valid, aligned per-CPU value; nothing else runs on this CPU meanwhile.
     let found = unsafe {
         core::ptr::write(place, tracked);
-        judge(ctx.ctx, place)
+        if note(ctx.ctx, place) {
+            full_judge()
+        } else {
+            UNKNOWN
+        }
     };
     match found {
         UNKNOWN => Found::Unknown,
@@ -102,10 +106,11 @@ pub fn look(ctx: &XdpContext, tracked: Tracked) -> Found {
     }
 }
 
-/// What [`look`] answers. What the packet is, is put down in memory too: then the functions behind need no arguments
-/// and are global, which the verifier takes one by one, once, for any packet. As one they are more than it follows.
+/// Puts down what the packet is, for [`full_judge`]: then the functions behind need no arguments and are global, which
+/// the verifier takes one by one, once, for any packet. As one they are more than it follows. Gives back whether anything
+/// can be known of it, and is over by the time they run, so that they do not stand on its stack.
 #[inline(never)]
-fn judge(ctx: *mut xdp_md, tracked: *mut Tracked) -> u32 {
+fn note(ctx: *mut xdp_md, tracked: *mut Tracked) -> bool {
     // SAFETY: the per-CPU value of the caller.
     let there = unsafe { &mut *tracked };
     let Some(packet) = flow::read_packet(
@@ -114,7 +119,7 @@ fn judge(ctx: *mut xdp_md, tracked: *mut Tracked) -> u32 {
         there.protocol,
         there.table,
     ) else {
-        return UNKNOWN;
+        return false;
     };
     (there.kind, there.sequence) = match packet {
         Packet::Syn(sequence) => (SYN, sequence),
@@ -125,7 +130,7 @@ fn judge(ctx: *mut xdp_md, tracked: *mut Tracked) -> u32 {
     };
     there.now_ns = coarse_ns();
     there.identity = identity(there.source, there.ports, there.hash, there.service);
-    full_judge()
+    true
 }
 
 /// What a flow is known by; `hash` is the flow's own.

@@ -12,7 +12,7 @@ use lb_common::layout::{MMAPABLE, TableWord};
 use lb_common::quic::{Head, Kind, LOOKED_AT, Lengths, QuicCounters, ServerKey};
 use lb_common::rule::{Packet, Standing};
 
-use crate::bounds::at_anew;
+use crate::bounds::{MAX_OFFSET, at_anew, bounded};
 use crate::constants::QUIC;
 use crate::forward;
 use crate::word::word;
@@ -155,11 +155,10 @@ extern "C" fn quic_packet(ctx: *mut xdp_md, transport: u32) -> u64 {
 /// What a datagram begins with, if it is long enough to be QUIC.
 #[inline(always)]
 fn head(ctx: &XdpContext, transport: u32) -> Option<Head> {
-    // The verifier takes an offset that varies only with a bound.
-    if transport > u32::from(u16::MAX) / 2 {
+    if transport > MAX_OFFSET {
         return None;
     }
-    let datagram = at_anew::<[u8; UDP_LEN + LOOKED_AT]>(ctx, transport as usize)?.cast::<u8>();
+    let datagram = at_anew::<[u8; UDP_LEN + LOOKED_AT]>(ctx, bounded(transport))?.cast::<u8>();
     // SAFETY: `at_anew` checked the bounds.
     let (length, words) = unsafe {
         (

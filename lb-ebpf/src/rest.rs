@@ -36,17 +36,46 @@ fn work() -> Option<&'static mut Work> {
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
-/// The packet's way; gives back the XDP action, or [`nat::leave_over`].
+/// The packet's way; gives back the XDP action, or [`nat::leave_over`]. Three functions of which none stands on the stack
+/// of a fourth: what they call needs all that the oldest kernels have.
+#[inline(always)]
+pub fn rest(ctx: *mut xdp_md) -> u32 {
+    let mut found = rest_begin(ctx);
+    if found == Found::YES.number() {
+        found = deliver(ctx);
+    }
+    rest_end(ctx, found)
+}
+
+/// The number of a reason, from here on: the packet's tags, if it has any, are on it still.
+const AS_IT_CAME: u32 = 0x100;
+
+/// Takes the tags off and looks for the flow; gives back the number of a [`Found`], or one with [`AS_IT_CAME`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn rest(ctx: *mut xdp_md) -> u32 {
-    let ctx = &XdpContext::new(ctx);
+extern "C" fn rest_begin(ctx: *mut xdp_md) -> u32 {
     if VLANS.load() != 0
-        && let Err(reason) = vlan::take(ctx)
+        && let Err(reason) = vlan::take(&XdpContext::new(ctx))
     {
+        return AS_IT_CAME + reason as u32;
+    }
+    match parse(ctx) {
+        NO_FLOW => look(ctx),
+        found => found,
+    }
+}
+
+/// Puts the tags of a packet back that is not sent on, and counts it; gives back what [`rest`] does.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rest_end(ctx: *mut xdp_md, found: u32) -> u32 {
+    let ctx = &XdpContext::new(ctx);
+    let as_it_came = found >= AS_IT_CAME;
+    let number = if as_it_came { found - AS_IT_CAME } else { found };
+    let reason = Reason::from_index(number).unwrap_or(Reason::Malformed);
+    if as_it_came {
         return end(ctx, reason);
     }
-    let reason = steer(ctx);
     if nat::is_concerned(reason) {
         return nat::leave_over(reason);
     }
@@ -54,18 +83,6 @@ pub extern "C" fn rest(ctx: *mut xdp_md) -> u32 {
         return end(ctx, vlan::put_back(ctx, reason));
     }
     end(ctx, reason)
-}
-
-#[inline(always)]
-fn steer(ctx: &XdpContext) -> Reason {
-    let mut found = parse(ctx.ctx);
-    if found == NO_FLOW {
-        found = look(ctx.ctx);
-    }
-    if found == Found::YES.number() {
-        found = deliver(ctx.ctx);
-    }
-    Reason::from_index(found).unwrap_or(Reason::Malformed)
 }
 
 /// Not a [`Found`]: the packet has no flow that could be read, and [`Work::why`] says why.

@@ -105,6 +105,7 @@ fn owner(ctx: &XdpContext, ip: &Ip, flow: &Flow, at: &Place) -> Option<u32> {
             slot_hash: at.slot_hash,
             transport: flow.transport,
             protocol: flow.protocol,
+            packet: 0,
         };
         flow::ask(ctx, asked)
     } else {

@@ -111,26 +111,55 @@ fn stack_bytes(code: &[bpf_insn]) -> u32 {
     lowest.unsigned_abs() as u32
 }
 
-/// The most that the function at `start` and those that it calls have on the stack at one time, and how many they are.
-fn deepest(functions: &BTreeMap<usize, Function>, start: usize) -> (u32, usize) {
+/// The functions that call each other from `start` on, of those that together have most on the stack; how much that is,
+/// and the most functions that call each other.
+fn deepest(functions: &BTreeMap<usize, Function>, start: usize) -> (u32, usize, Vec<usize>) {
     let function = &functions[&start];
     let own = function.stack_bytes.max(1).next_multiple_of(ROUNDED);
     let below = function.calls.iter().map(|call| deepest(functions, *call));
-    let (bytes, frames) = below.fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-    (own + bytes, frames + 1)
+    let (bytes, frames, mut way) = below.fold((0, 0, Vec::new()), |most, other| {
+        let frames = most.1.max(other.1);
+        let (bytes, _, way) = if other.0 > most.0 { other } else { most };
+        (bytes, frames, way)
+    });
+    way.insert(0, start);
+    (own + bytes, frames + 1, way)
+}
+
+/// The names of functions by how many instructions they have, which is how they are found again behind a program.
+fn names(object: &[u8]) -> BTreeMap<usize, String> {
+    let object = Object::parse(object).expect("an object");
+    let named = object.functions.values();
+    named
+        .map(|function| (function.instructions.len(), function.name.clone()))
+        .collect()
 }
 
 #[test]
 fn what_calls_each_other_fits_the_stack_of_the_oldest_kernel() {
     for object in [object::LB_PLAIN, object::LB, object::DECAP_PLAIN] {
+        let names = names(object);
         for (name, code) in programs(object) {
             let functions = functions(&code);
-            let (bytes, frames) = deepest(&functions, 0);
+            let (bytes, frames, way) = deepest(&functions, 0);
             println!(
                 "{name}: {} functions, {bytes} bytes of stack, {frames} frames",
                 functions.len()
             );
-            assert!(bytes <= STACK, "{name}: {bytes} bytes of stack, {functions:?}");
+            let way: Vec<String> = way
+                .iter()
+                .map(|start| {
+                    let next = functions.range(start + 1..).next();
+                    let end = next.map_or(code.len(), |(next, _)| *next);
+                    let own = functions[start].stack_bytes;
+                    format!("{own} {}", names.get(&(end - start)).map_or("?", String::as_str))
+                })
+                .collect();
+            assert!(
+                bytes <= STACK,
+                "{name}: {bytes} bytes of stack: {}",
+                way.join(" -> ")
+            );
             assert!(frames <= FRAMES, "{name}: {frames} frames");
         }
     }
@@ -200,5 +229,5 @@ fn the_stack_is_counted_through_copies_of_the_frame_pointer() {
     let functions = functions(&code);
     assert_eq!(functions[&0].stack_bytes, 40);
     assert_eq!(functions[&5].stack_bytes, 70);
-    assert_eq!(deepest(&functions, 0), (64 + 96, 2));
+    assert_eq!(deepest(&functions, 0), (64 + 96, 2, vec![0, 5]));
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-/// Long enough for a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Long enough for a busy machine, and for an emulated one.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Asks again and again until there is an answer.
 ///

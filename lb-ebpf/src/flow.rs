@@ -65,7 +65,7 @@ pub fn ask(ctx: &XdpContext, asked: Asked) -> u32 {
         core::ptr::write(place, asked);
         (*place).packet = flow_packet(ctx.ctx);
     }
-    consult(ctx.ctx)
+    consult()
 }
 
 /// The kinds of packets in the upper half of what [`flow_packet`] answers.
@@ -180,7 +180,7 @@ fn find_known(words: [u64; 3], hash: u32) -> Option<u32> {
 /// again for each state that its callers can be in.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn consult(ctx: *mut xdp_md) -> u32 {
+pub extern "C" fn consult() -> u32 {
     let Some(asked) = ASKED.get_ptr(0) else {
         return 0;
     };

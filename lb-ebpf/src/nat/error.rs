@@ -49,6 +49,7 @@ pub fn translate(ctx: &XdpContext, ip: &Ip) -> Result<(), Reason> {
     let read = if ip.is_v4() {
         nat_error_v4(ctx.ctx)
     } else {
+        nat_outer_v6(ctx.ctx);
         nat_error_v6(ctx.ctx)
     };
     done(read)?;
@@ -112,6 +113,22 @@ pub extern "C" fn nat_error_v6(ctx: *mut xdp_md) -> u32 {
     bits(error_v6(&XdpContext::new(ctx)))
 }
 
+/// Where the message of ICMPv6 begins: [`At::message`], 0 where no end of the extension headers is found. Before
+/// [`nat_error_v6`] and not within, on whose stack its own would stand.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nat_outer_v6(ctx: *mut xdp_md) -> u32 {
+    let Some(work) = table::work() else {
+        return 0;
+    };
+    let ctx = &XdpContext::new(ctx);
+    let outer = packet::ipv6(ctx)
+        .ok()
+        .and_then(|ip| packet::walk_anew(ctx, ip.length, ip.protocol, Ipv6Hdr::LEN as u32));
+    work.error.message = outer.map_or(0, |behind| behind.offset);
+    FOUND
+}
+
 #[inline(always)]
 fn error_v4(ctx: &XdpContext) -> Result<(), Reason> {
     let ip = packet::ipv4(ctx)?;
@@ -170,17 +187,18 @@ fn error_v6(ctx: &XdpContext) -> Result<(), Reason> {
     let work = table::work().ok_or(Reason::OtherProtocol)?;
     work.error.length = ip.length;
     work.error.source = ip.source;
-    let outer = packet::walk_anew(ctx, ip.length, ip.protocol, Ipv6Hdr::LEN as u32)
-        .ok_or_else(|| stray(&ip, Reason::IcmpUnmatched))?;
-    let inner = outer.offset + MESSAGE_LEN;
+    let message = work.error.message & FARTHEST;
+    if message == 0 {
+        return Err(stray(&ip, Reason::IcmpUnmatched));
+    }
+    let inner = message + MESSAGE_LEN;
     if inner > ip.length {
         return Err(stray(&ip, Reason::Malformed));
     }
-    let [kind, _] = read::<[u8; 2]>(ctx, outer.offset)?;
+    let [kind, _] = read::<[u8; 2]>(ctx, message)?;
     if !matches!(kind, UNREACHABLE_V6..=PARAMETER_PROBLEM_V6) {
         return Err(Reason::OtherProtocol);
     }
-    work.error.message = outer.offset;
     work.error.inner = inner;
     work.error.unreachable = u32::from(kind == UNREACHABLE_V6);
     Ok(())

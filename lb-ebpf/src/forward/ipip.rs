@@ -88,21 +88,21 @@ pub(super) fn put_v4<const ADDED: usize, const WHOLE: usize>(
     // written over by the third.
     // SAFETY: as above.
     unsafe {
-        set_word::<u64, 0>(frame, record::<1>(backend));
-        let high = record::<2>(backend);
+        set_word::<u64, 0>(frame, super::record::<1>(backend));
+        let high = super::record::<2>(backend);
         set_word::<u64, 8>(frame, high);
-        let head = record::<3>(backend) | u64::from(tos | u32::from(total.to_be()) << 16);
+        let head = super::record::<3>(backend) | u64::from(tos | u32::from(total.to_be()) << 16);
         set_word::<u64, OUTER>(frame, head);
         let spread = if spreads {
-            hash as u16 & record::<7>(backend) as u16
+            hash as u16 & super::record::<7>(backend) as u16
         } else {
             0
         };
         // The ready-made source has zeros where these bits go, so they add to the sum as they are.
         let check = checksum::ipv4_with((high >> 48) as u16, tos as u16, total.to_be(), spread);
-        let middle = record::<4>(backend) | u64::from(check) << 16 | u64::from(spread) << 48;
+        let middle = super::record::<4>(backend) | u64::from(check) << 16 | u64::from(spread) << 48;
         set_word::<u64, { OUTER + 8 }>(frame, middle);
-        set_word::<u32, { OUTER + 16 }>(frame, record::<5>(backend) as u32);
+        set_word::<u32, { OUTER + 16 }>(frame, super::record::<5>(backend) as u32);
     }
     Ok(Behind {
         frame,
@@ -142,33 +142,24 @@ pub(super) fn put_v6<const ADDED: usize, const WHOLE: usize>(
     let label = u32::from((hash as u16).to_be()) << 16;
     // SAFETY: `grow` checked the bounds. The end of the second word is written over by those behind it.
     unsafe {
-        set_word::<u64, 0>(frame, record::<1>(backend));
-        let high = record::<2>(backend);
+        set_word::<u64, 0>(frame, super::record::<1>(backend));
+        let high = super::record::<2>(backend);
         set_word::<u64, 8>(frame, high);
-        let head = record::<3>(backend);
+        let head = super::record::<3>(backend);
         set_word::<u32, OUTER>(frame, head as u32 | class | label);
         let lengths = (head >> 32) as u32 | u32::from(length.to_be()) | next_header << 16;
         set_word::<u32, { OUTER + 4 }>(frame, lengths);
-        set_word::<u64, { OUTER + 8 }>(frame, record::<4>(backend));
+        set_word::<u64, { OUTER + 8 }>(frame, super::record::<4>(backend));
         let spread = if spreads {
             u64::from(hash as u16) << 48 & high
         } else {
             0
         };
-        set_word::<u64, { OUTER + 16 }>(frame, record::<5>(backend) | spread);
-        set_word::<u64, { OUTER + 24 }>(frame, record::<6>(backend));
-        set_word::<u64, { OUTER + 32 }>(frame, record::<7>(backend));
+        set_word::<u64, { OUTER + 16 }>(frame, super::record::<5>(backend) | spread);
+        set_word::<u64, { OUTER + 24 }>(frame, super::record::<6>(backend));
+        set_word::<u64, { OUTER + 32 }>(frame, super::record::<7>(backend));
     }
     Ok(Behind { frame, length })
-}
-
-/// A word of a backend's record, read in the place where it is asked for: read ahead by the compiler, they would be
-/// more than there are registers.
-#[inline(always)]
-fn record<const NUMBER: usize>(backend: &Backend) -> u64 {
-    const { assert!(NUMBER < Backend::WORDS) };
-    // SAFETY: within the record, which is aligned for words of 64 bits and has no padding.
-    unsafe { core::ptr::read_volatile(core::ptr::from_ref(backend).cast::<u64>().add(NUMBER)) }
 }
 
 /// Makes room for `LEN` bytes before the packet; gives back the start of the frame, which has `WHOLE` bytes then.

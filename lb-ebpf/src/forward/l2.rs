@@ -17,7 +17,7 @@ pub fn rewrite(ctx: &XdpContext, length: u32, backend: &Backend) -> Result<(), R
     let frame = packet::at::<[u8; packet::ETHERNET_LEN]>(ctx, 0)
         .ok_or(Reason::CannotSend)?
         .cast();
-    let [low, high] = backend.ethernet_words();
+    let (low, high) = (super::record::<1>(backend), super::record::<2>(backend));
     // SAFETY: `at` checked the bounds.
     if (unsafe { word::<u64, 0>(frame) } ^ low) & MAC == 0 {
         return Err(Reason::Flooded);

@@ -108,6 +108,15 @@ pub fn leave(ctx: &XdpContext, ifindex: u32) -> Result<bool, Reason> {
     }
 }
 
+/// A word of a backend's record, by one load: records are replaced word by word while packets read them. In the place
+/// where it is asked for: read ahead by the compiler, they would be more than there are registers.
+#[inline(always)]
+fn record<const NUMBER: usize>(backend: &Backend) -> u64 {
+    const { assert!(NUMBER < Backend::WORDS) };
+    // SAFETY: within the record, which is aligned for words of 64 bits and has no padding.
+    unsafe { core::ptr::read_volatile(core::ptr::from_ref(backend).cast::<u64>().add(NUMBER)) }
+}
+
 /// A number that differs where packets for this index would go another way.
 #[inline(always)]
 pub fn fingerprint(index: u32) -> u64 {

@@ -19,8 +19,9 @@ mod ports;
 mod segment;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::DuplexStream;
 use tokio::sync::{OnceCell, watch};
@@ -37,6 +38,8 @@ use crate::net::{NextHop, NextHops, Unresolved};
 #[derive(Debug)]
 pub struct Forwarder {
     hops: watch::Receiver<Arc<NextHops>>,
+    /// The last next hop of each backend that was known.
+    known: Mutex<BTreeMap<IpAddr, NextHop>>,
     /// Made for the first probe: who has none needs no rights.
     engine: OnceCell<Arc<Engine>>,
 }
@@ -47,6 +50,7 @@ impl Forwarder {
     pub fn new(hops: watch::Receiver<Arc<NextHops>>) -> Self {
         Self {
             hops,
+            known: Mutex::default(),
             engine: OnceCell::new(),
         }
     }
@@ -142,13 +146,27 @@ impl Forwarder {
         }
     }
 
+    /// Where probes of a backend go. One whose neighbour entry failed is asked where it was last: traffic goes there too as
+    /// long as our own link may be at fault, and when that returns, entries come back one after the other; a backend
+    /// is not silent because its entry is the last.
     fn hop(&self, backend: IpAddr) -> Result<NextHop, Outcome> {
-        match self.hops.borrow().get(&backend) {
-            Some(Ok(hop)) => Ok(hop.clone()),
-            // Nobody there answers.
-            Some(Err(error @ Unresolved::NoNeighbor { .. })) => {
-                Err(Outcome::new(CheckCode::L4tout, format!("no next hop: {error}")))
+        let hops = self.hops.borrow();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match hops.get(&backend) {
+            Some(Ok(hop)) => {
+                if known.get(&backend) != Some(hop) {
+                    known.insert(backend, hop.clone());
+                    if known.len() > hops.len() {
+                        known.retain(|backend, _| hops.contains_key(backend));
+                    }
+                }
+                Ok(hop.clone())
             }
+            // Nobody there answers.
+            Some(Err(error @ Unresolved::NoNeighbor { .. })) => match known.get(&backend) {
+                Some(hop) => Ok(hop.clone()),
+                None => Err(Outcome::new(CheckCode::L4tout, format!("no next hop: {error}"))),
+            },
             Some(Err(error)) => Err(Outcome::new(CheckCode::Sockerr, format!("no next hop: {error}"))),
             None => Err(Outcome::new(CheckCode::Sockerr, "its next hop is not known yet")),
         }
@@ -234,5 +252,42 @@ async fn ask(engine: &Engine, source: IpAddr, service: SocketAddr, path: &Path, 
             });
             Outcome::new(CheckCode::L4ok, "connected through the forward path")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::neighbor::NeighborState;
+
+    #[test]
+    fn a_backend_whose_neighbour_entry_failed_is_asked_where_it_was() {
+        let backend: IpAddr = "10.0.0.1".parse().unwrap();
+        let hop = NextHop {
+            ifindex: 2,
+            interface: "eth0".to_owned(),
+            below: None,
+            destination_mac: [2, 0, 0, 0, 0, 1],
+            source_mac: [2, 0, 0, 0, 0, 2],
+            source: "10.0.0.9".parse().unwrap(),
+            gateway: None,
+            mtu: 1500,
+        };
+        let failed = || {
+            Err(Unresolved::NoNeighbor {
+                address: backend,
+                interface: "eth0".to_owned(),
+                state: NeighborState::Failed,
+            })
+        };
+        let (tell, hops) = watch::channel(Arc::new(NextHops::from([(backend, failed())])));
+        let forwarder = Forwarder::new(hops);
+        assert_eq!(forwarder.hop(backend).unwrap_err().code, CheckCode::L4tout);
+        tell.send(Arc::new(NextHops::from([(backend, Ok(hop.clone()))])))
+            .unwrap();
+        assert_eq!(forwarder.hop(backend).unwrap(), hop);
+        tell.send(Arc::new(NextHops::from([(backend, failed())])))
+            .unwrap();
+        assert_eq!(forwarder.hop(backend).unwrap(), hop);
     }
 }

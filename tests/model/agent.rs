@@ -47,6 +47,7 @@ pub struct Desired {
     pub standing: [Standing; HOSTS + 1],
     pub wishes: [Wish; HOSTS + 1],
     pub size: usize,
+    pub tcp: bool,
 }
 
 /// From what is known of the backends to what is desired.
@@ -84,6 +85,7 @@ pub fn desired(service: bool, wishes: &[Wish; HOSTS + 1], size: usize, tcp: bool
         standing,
         wishes: *wishes,
         size,
+        tcp,
     }
 }
 
@@ -235,8 +237,8 @@ impl Agent {
         }
     }
 
-    /// Begins to write what is desired; what there is no index for has to wait.
-    pub fn tick(&mut self, desired: Desired, now_ns: u64) {
+    /// Begins to write what is desired; whoever there is no index for has to wait.
+    pub fn tick(&mut self, mut desired: Desired, now_ns: u64) {
         self.wake(now_ns);
         self.ops.clear();
         let all = 1..=HOSTS as u32;
@@ -251,15 +253,21 @@ impl Agent {
             return;
         }
         gone.retain(|host| !desired.wishes[*host as usize].exists);
-        let fresh: Vec<u32> = all
+        let mut fresh: Vec<u32> = all
             .clone()
             .filter(|host| desired.wishes[*host as usize].exists && !self.backends.contains_key(host))
             .collect();
         let needed = fresh.iter().filter(|host| !self.backend_indices.remembers(host));
-        if needed.count() > self.backend_indices.free()
-            || (self.service.is_none() && self.service_indices.free() == 0)
-        {
+        if self.service.is_none() && self.service_indices.free() == 0 {
             return;
+        }
+        if needed.count() > self.backend_indices.free() {
+            // Those that have an index go on: else windows would never end, and no index ever be free.
+            for host in fresh.drain(..) {
+                desired.wishes[host as usize].exists = false;
+            }
+            let tcp = desired.tcp;
+            desired = self::desired(true, &desired.wishes, desired.size, tcp);
         }
         let tables = [Op::Advance, Op::Before, Op::Table, Op::ForgetBefore, Op::Publish];
         if self.service.is_none() {

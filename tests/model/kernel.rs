@@ -99,6 +99,8 @@ pub struct Passing {
     pub place: Place,
     /// Which element of the map was found.
     element: u64,
+    /// What was found: it may be another one, or none, when the packet leaves.
+    found: Option<Entry>,
     decision: Decision,
 }
 
@@ -231,16 +233,18 @@ impl Kernel {
                 packet,
                 place,
                 element: 0,
+                found: None,
                 decision,
             };
         }
-        let (_, decision) = self.decide(place, at, packet);
+        let (found, decision) = self.decide(place, at, packet);
         Passing {
             key,
             at,
             packet,
             place,
             element: self.elements[at],
+            found,
             decision,
         }
     }
@@ -258,6 +262,7 @@ impl Kernel {
             packet,
             place,
             mut element,
+            found: mut entry,
             mut decision,
         } = *passing;
         let followed = |entry: Option<Entry>, write| {
@@ -265,7 +270,6 @@ impl Kernel {
                 && write == Write::Nothing
                 && entry.is_some_and(|entry| entry.state == State::Established)
         };
-        let mut entry = self.entry_at(at);
         for _ in 0..2 {
             let went = Passed {
                 backend: decision.backend,

@@ -30,6 +30,7 @@ mod pins;
 mod quic;
 mod ranges;
 mod refuse;
+mod room;
 mod schedulers;
 mod simulate;
 mod suspects;

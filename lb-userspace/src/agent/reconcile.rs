@@ -226,7 +226,13 @@ impl Agent {
         self.behind = true;
         let changes = self.dataplane.apply(&desired, &monotonic_ns)?;
         self.behind = false;
-        for change in &changes {
+        self.follow(&changes, &desired);
+        Ok(changes)
+    }
+
+    /// What follows from changes that were made.
+    fn follow(&mut self, changes: &[Change], desired: &Desired) {
+        for change in changes {
             log::info!("{}", describe_change(change, Tense::Did));
             self.emit_change(change);
             // Also where the same generation comes again, of a service that was taken away and added.
@@ -235,17 +241,23 @@ impl Agent {
                 self.meter.switch(&change.key, moved as u64);
             }
         }
-        self.follow_incidents(&changes, &desired);
-        self.note_choices(&desired);
+        self.follow_incidents(changes, desired);
+        self.note_choices(desired);
         let cause = std::mem::take(&mut self.moves_for);
         self.follow_migrations(&cause);
-        Ok(changes)
     }
 
     /// For changes that nobody waits for: a failure is logged, and tried again when something comes in.
     pub(super) fn reconcile_or_log(&mut self) {
-        if let Err(error) = self.reconcile() {
-            log::error!("writing the maps: {error}");
+        let Err(error) = self.reconcile() else { return };
+        log::error!("writing the maps: {error}");
+        // Found after a restart with other backends than before. Verdicts about those that have a place must be followed.
+        if matches!(error, crate::datapath::Error::Full { .. }) {
+            let desired = self.desired();
+            match self.dataplane.apply_known(&desired, &monotonic_ns) {
+                Ok(changes) => self.follow(&changes, &desired),
+                Err(error) => log::error!("writing the maps: {error}"),
+            }
         }
     }
 

@@ -236,6 +236,29 @@ impl Dataplane {
         Ok(changes)
     }
 
+    /// Like [`Dataplane::apply`], with nobody that there is no room for: what is there goes on, and when windows end
+    /// the indices of those that are gone become free.
+    ///
+    /// # Errors
+    /// As there, but [`Error::Full`].
+    pub fn apply_known(&mut self, desired: &Desired, clock: Clock<'_>) -> Result<Vec<Change>, Error> {
+        let mut known = desired.clone();
+        known.services.retain(|key, _| self.services.contains_key(key));
+        for (key, service) in &mut known.services {
+            let has_index =
+                |id: &BackendId| self.backends.contains_key(id) || self.backend_indices.remembers(id);
+            service.backends.retain(|id, _| has_index(id));
+            service.candidates.retain(|candidate| {
+                has_index(&BackendId {
+                    service: *key,
+                    address: candidate.address,
+                    port: candidate.port,
+                })
+            });
+        }
+        self.apply(&known, clock)
+    }
+
     /// Makes room in advance for tables that change in quick succession, at most one slab a call: that takes the kernel
     /// some milliseconds.
     ///

@@ -41,7 +41,7 @@ mutants! {
     /// A full table throws an entry out.
     Evict = 2,
     /// An entry that another CPU made meanwhile is overwritten.
-    InsertOverwrites = 775,
+    InsertOverwrites = 3418,
     /// A retransmitted SYN that is written after the first segment makes the entry unconfirmed again.
     TouchedBack = 715,
     /// The program does not note refused entries.
@@ -71,7 +71,7 @@ mutants! {
     /// The sweep does not put back what changed while it was taken out.
     NotPutBack = 5,
     /// The sweep takes an entry at the very moment when its flow has been idle for long enough.
-    NoGrace = 775,
+    NoGrace = 3379,
     /// The sweep takes a contested entry for an unconfirmed one.
     ContestedExpires = 12,
     /// The sweep takes any entry of a settled slot that names its owner, also one that names another beside it.
@@ -83,7 +83,7 @@ mutants! {
     /// A service that is added again may get the index it had at once.
     ServiceIndexAtOnce = 119,
     /// The table of a service that an agent died while removing counts as one that never had entries.
-    FoundClean = 775,
+    FoundClean = 3042,
     /// The index of a service is used again a second after it was left, whatever entries are there.
     ServiceIndexUnscanned = 147,
     /// A Handshake packet of QUIC does not confirm the entry of the Initial one.

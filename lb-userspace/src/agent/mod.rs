@@ -155,6 +155,8 @@ struct Agent {
     groups: BTreeSet<(String, Ipv6Addr)>,
     /// The maps are behind what is known: something changed, or writing them failed.
     behind: bool,
+    /// When it was said last that there is no room for some backends.
+    no_room: Option<Instant>,
     started: std::time::SystemTime,
     /// What happened, for everybody who wants to know.
     events: Bus,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Agent, incident};
 use crate::api::types::CheckStatus;
@@ -15,6 +15,9 @@ use crate::health::doubt::Sign;
 use crate::model::{BackendId, OperState};
 use crate::net::NextHops;
 use crate::observe::Kind;
+
+/// How often is said that there is no room.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 impl Agent {
     pub(super) fn take_report(&mut self, report: &Report) {
@@ -249,16 +252,28 @@ impl Agent {
 
     /// For changes that nobody waits for: a failure is logged, and tried again when something comes in.
     pub(super) fn reconcile_or_log(&mut self) {
-        let Err(error) = self.reconcile() else { return };
-        log::error!("writing the maps: {error}");
-        // Found after a restart with other backends than before. Verdicts about those that have a place must be followed.
-        if matches!(error, crate::datapath::Error::Full { .. }) {
-            let desired = self.desired();
-            match self.dataplane.apply_known(&desired, &monotonic_ns) {
-                Ok(changes) => self.follow(&changes, &desired),
-                Err(error) => log::error!("writing the maps: {error}"),
-            }
+        if let Err(error) = self.reconcile_known() {
+            log::error!("writing the maps: {error}");
         }
+    }
+
+    /// Like [`Agent::reconcile`]; where there is no room for some, which a restart with other backends than before can
+    /// find, those who have a place go on, verdicts about them are followed, and the others are tried again later.
+    pub(super) fn reconcile_known(&mut self) -> Result<(), crate::datapath::Error> {
+        let error = match self.reconcile() {
+            Ok(_) => return Ok(()),
+            Err(error @ crate::datapath::Error::Full { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        let told = self.no_room.is_some_and(|told| told.elapsed() < TELL_AGAIN);
+        if !told {
+            self.no_room = Some(Instant::now());
+            log::error!("{error}; some have to wait until others' flows have ended");
+        }
+        let desired = self.desired();
+        let changes = self.dataplane.apply_known(&desired, &monotonic_ns)?;
+        self.follow(&changes, &desired);
+        Ok(())
     }
 
     /// Addresses whose next hop is needed: every backend's.

@@ -142,7 +142,7 @@ impl Agent {
         if !self.pins.links()?.is_empty() {
             // The program of the last agent may not know of slots that move.
             self.attach_all().await?;
-            self.reconcile()?;
+            self.reconcile_known()?;
         } else {
             self.reconcile()?;
             self.attach_all().await?;

@@ -158,6 +158,7 @@ impl Agent {
             given_up: BTreeSet::new(),
             groups: BTreeSet::new(),
             behind: true,
+            no_room: None,
             started: SystemTime::now(),
             members: Members::default(),
             signs_known: Vec::new(),

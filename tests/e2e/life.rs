@@ -114,6 +114,31 @@ fn a_killed_agent_costs_no_request_and_the_next_one_adopts() -> anyhow::Result<(
     Ok(())
 }
 
+/// The indices of those that are gone are not free before their flows have ended.
+#[test]
+fn an_agent_that_finds_no_room_for_new_backends_goes_on_with_the_others() -> anyhow::Result<()> {
+    privileged!("an_agent_that_finds_no_room_for_new_backends_goes_on_with_the_others");
+    let mut world = World::of(3)?;
+    let room = "max_backends = 3";
+    let mut xlb = Xlb::started(&world.lab, room, &world.web(""))?;
+    assert_eq!(world.served(40)?, ["b1", "b2", "b3"]);
+    xlb.process()?.kill()?;
+    let third = &addresses(&world.lab, false)[2];
+    xlb.configure(room, &world.web("").replace(third.as_str(), "10.77.0.99"))?;
+    xlb.start()?;
+    ensure!(xlb.log().contains("too many backends"), "{}", xlb.log());
+    wait_until("the third gone", || Ok(world.served(40)? == ["b1", "b2"])).with_context(|| xlb.log())?;
+    world.kill(0)?;
+    wait_until("the first one out", || {
+        Ok(xlb.backend("web", &addresses(&world.lab, false)[0])?["state"] == "DOWN")
+    })
+    .with_context(|| xlb.log())?;
+    assert_eq!(world.served(40)?, ["b2"]);
+    let told = xlb.log().matches("too many backends").count();
+    assert_eq!(told, 1, "{}", xlb.log());
+    Ok(())
+}
+
 #[test]
 fn a_reload_takes_a_good_configuration_and_refuses_a_bad_one() -> anyhow::Result<()> {
     privileged!("a_reload_takes_a_good_configuration_and_refuses_a_bad_one");

@@ -66,8 +66,27 @@ pub fn find_live(line: *mut Line, identity: u64) -> Option<(*mut Way, u32)> {
     if found == 0 {
         return None;
     }
-    let (way, _) = read(line, at as usize & (WAYS - 1));
+    let (way, _) = read(line, within(at));
     Some((way, backend as u32 & 0xffff))
+}
+
+/// A way of a line. The compiler knows that the number is one, and leaves a mask out; the verifier does not before
+/// Linux 6.8, so the mask is said as an instruction.
+#[inline(always)]
+fn within(at: u64) -> usize {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut at = at;
+        // SAFETY: it computes.
+        unsafe {
+            core::arch::asm!("{0} &= {1}", inout(reg) at, const WAYS - 1, options(pure, nomem, nostack));
+        }
+        at as usize
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        at as usize & (WAYS - 1)
+    }
 }
 
 /// All bits, if a number below 2^63 is 0; else none. Said as instructions, because the compiler would make jumps of it.

@@ -333,9 +333,9 @@ fn each_check_says_what_failed() -> anyhow::Result<()> {
     .with_context(|| wrong.join("\n"))
 }
 
-/// Connections that nobody accepts, until the kernel takes no more of them.
+/// Connections that nobody accepts, until the kernel takes no more of them: nor when a SYN is sent again after a second.
 fn crowd(host: &Host, port: u16) -> Vec<TcpStream> {
-    let connect = || TcpStream::connect_timeout(&(host.v4, port).into(), Duration::from_millis(300)).ok();
+    let connect = || TcpStream::connect_timeout(&(host.v4, port).into(), Duration::from_millis(1500)).ok();
     host.netns.enter(|| std::iter::from_fn(connect).collect())
 }
 

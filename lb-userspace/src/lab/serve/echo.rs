@@ -45,14 +45,15 @@ async fn connections(listen: SocketAddr, name: Name) -> anyhow::Result<()> {
     };
     socket.set_reuseaddr(true)?;
     socket.bind(listen).with_context(|| listen.to_string())?;
-    let listener = socket.listen(BACKLOG)?;
-    let deaf = Rc::new(Cell::new(false));
-    let changed = Rc::new(Notify::new());
-    let (fd, told, wake) = (listener.as_raw_fd(), Rc::clone(&deaf), Rc::clone(&changed));
+    // Before anybody can connect, and so before anybody can know that there is somebody to be told.
     let (mut close, mut open) = (
         signal(SignalKind::user_defined1())?,
         signal(SignalKind::user_defined2())?,
     );
+    let listener = socket.listen(BACKLOG)?;
+    let deaf = Rc::new(Cell::new(false));
+    let changed = Rc::new(Notify::new());
+    let (fd, told, wake) = (listener.as_raw_fd(), Rc::clone(&deaf), Rc::clone(&changed));
     spawn_local(async move {
         loop {
             let closed = tokio::select! {
@@ -80,8 +81,10 @@ async fn accept(
             continue;
         }
         let stream = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // Whoever waits once it is deaf goes on waiting: with nobody accepted, the kernel answers no other.
+            biased;
             () = changed.notified() => continue,
+            accepted = listener.accept() => accepted,
         };
         if let Ok((stream, _)) = stream {
             // A client that goes away is no concern of the server.

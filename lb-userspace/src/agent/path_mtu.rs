@@ -141,9 +141,10 @@ fn is_for(flow: &Quoted, service: &Service) -> bool {
         Protocol::Udp => 17,
     };
     let [_, _, high, low] = flow.ports;
+    let (first, last) = service.ports();
     flow.service == service.key.address
         && flow.protocol == protocol
-        && (service.key.port == 0 || service.key.port == u16::from_be_bytes([high, low]))
+        && (first..=last).contains(&u16::from_be_bytes([high, low]))
 }
 
 /// As the program computes it.

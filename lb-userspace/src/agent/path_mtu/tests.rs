@@ -32,6 +32,7 @@ fn services() -> Vec<Service> {
         service("ipip", "192.0.2.20", "dsr-ipip", ""),
         service("gue", "192.0.2.60", "dsr-gue", ""),
         service("l2", "192.0.2.10", "dsr-l2", ""),
+        service("range", "192.0.2.70", "dsr-ipip", "").replace("port = 443", "port = \"400-500\""),
     ]
     .concat();
     Config::parse(&text)
@@ -95,6 +96,11 @@ fn only_packets_that_we_send_count() {
     assert!(judged(&ipip()));
     assert!(judged(&gue()));
     assert!(judged(&Notice { flow: None, ..ipip() }), "eight bytes quoted");
+    let in_range = Notice {
+        flow: Some(flow([192, 0, 2, 70])),
+        ..ipip()
+    };
+    assert!(judged(&in_range), "a port of a range");
     let other: IpAddr = [10, 0, 0, 6].into();
     let refused = [
         (
@@ -132,6 +138,16 @@ fn only_packets_that_we_send_count() {
                 flow: Some(Quoted {
                     ports: [0x12, 0x67, 0, 80],
                     ..flow([192, 0, 2, 20])
+                }),
+                ..ipip()
+            },
+        ),
+        (
+            "to a port past the range",
+            Notice {
+                flow: Some(Quoted {
+                    ports: [0x12, 0x67, 0x01, 0xf5],
+                    ..flow([192, 0, 2, 70])
                 }),
                 ..ipip()
             },

@@ -16,7 +16,7 @@ use super::reconcile::Tense;
 use super::reload::{self, bad_config};
 use super::startup::{features, read_config};
 use crate::api::command::{Planned, Refusal};
-use crate::api::types::{Plan, PlanMemory, PlanOrder, ServicePlan};
+use crate::api::types::{Plan, PlanMemory, PlanOrder, ServiceChange, ServicePlan};
 use crate::config::{Config, Faults, LoadError, Machine};
 use crate::control::{BackendStatus, HopView};
 use crate::datapath::apply::{ChangeKind, Foreseen};
@@ -52,7 +52,7 @@ impl Agent {
             .map_err(|error| Refusal::Failed(error.to_string()))?;
         let mut done = reload::describe(&foreseen.changes, &self.config, &config, Tense::Would);
         done.changes.extend(self.attachments_to_change(&config)?);
-        let services = self.planned_services(&foreseen, &config);
+        let services = self.planned_services(&foreseen, done.services, &config);
         let memory = self.planned_memory(&foreseen, &config);
         let counted = self.moved_only(&foreseen);
         Ok(Planned {
@@ -136,9 +136,14 @@ impl Agent {
         Ok(changes)
     }
 
-    fn planned_services(&self, foreseen: &Foreseen, config: &Config) -> Vec<ServicePlan> {
+    /// `changes`: those that are foreseen, as a reload tells them.
+    fn planned_services(
+        &self,
+        foreseen: &Foreseen,
+        changes: Vec<ServiceChange>,
+        config: &Config,
+    ) -> Vec<ServicePlan> {
         let earlier = self.dataplane.earlier();
-        let changes = reload::done(&foreseen.changes, Tense::Would).services;
         let mut plans = Vec::new();
         for (change, told) in foreseen.changes.iter().zip(changes) {
             let service = config.services.iter().find(|service| service.key == change.key);

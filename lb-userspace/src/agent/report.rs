@@ -287,7 +287,7 @@ impl Agent {
     /// What connection ids of QUIC said, of a service that has them.
     pub(super) fn quic_counts(&self, key: &ServiceKey) -> Result<Option<QuicStats>, crate::datapath::Error> {
         match self.dataplane.index_of_service(key) {
-            Some(index) => QuicStats::read(&self.dataplane.maps, index),
+            Some(index) => Ok(self.dataplane.maps.quic_counters(index)?.map(QuicStats::from)),
             None => Ok(None),
         }
     }

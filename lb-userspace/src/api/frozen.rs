@@ -304,7 +304,7 @@ fn services(maps: &Maps) -> Result<Vec<Service>, Error> {
                 last_port: last_ports.get(&index).copied(),
                 table_size: table.size(),
                 refused: RefusedStats::new(&maps.guards.counters(index)?, maps.guards.asks(index)),
-                quic: QuicStats::read(maps, index)?,
+                quic: maps.quic_counters(index)?.map(QuicStats::from),
                 backends: Vec::new(),
             },
         );

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
 use crate::control::{OldFlows, Why};
-use crate::datapath::maps::Maps;
 use crate::model::{AdminState, CheckCode, Forward, OperState, Protocol, Scheduler, ServiceKey};
 
 /// `GET /v1/status`.
@@ -452,27 +451,22 @@ impl ServiceStats {
     }
 }
 
-impl QuicStats {
-    /// What was counted for a service, where its datagrams are QUIC.
-    ///
-    /// # Errors
-    /// Where a map cannot be read.
-    pub fn read(maps: &Maps, service: u32) -> Result<Option<Self>, crate::datapath::Error> {
-        if !maps.records.table(service).is_quic() {
-            return Ok(None);
-        }
+impl From<QuicCounters> for QuicStats {
+    fn from(counters: QuicCounters) -> Self {
         let QuicCounters {
             by_id,
             unroutable,
             gone,
-        } = maps.quic.counters(service)?;
-        Ok(Some(Self {
+        } = counters;
+        Self {
             by_id,
             unroutable,
             gone,
-        }))
+        }
     }
+}
 
+impl QuicStats {
     /// The counts with their names.
     #[must_use]
     pub fn by_way(&self) -> [(&'static str, u64); 3] {

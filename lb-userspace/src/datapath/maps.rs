@@ -12,6 +12,7 @@ use lb_common::layout::{
     AgentMeta, BackendMeta, Counters, FlowCounters, FlowKey, Interface, SLAB_SLOTS, ServiceMeta,
     ServiceRecord, Slot, TableWord, Tags,
 };
+use lb_common::quic::QuicCounters;
 use lb_common::reason::Reason;
 
 use super::Error;
@@ -188,6 +189,17 @@ impl Maps {
     pub fn backend_counters(&self, index: u32) -> Result<Counters, Error> {
         let values: PerCpuValues<Counters> = self.counters.get(&index, 0)?;
         Ok(values.iter().fold(Counters::default(), |sum, cpu| add(&sum, cpu)))
+    }
+
+    /// What connection ids said, all CPUs together, of a service whose datagrams are QUIC.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn quic_counters(&self, service: u32) -> Result<Option<QuicCounters>, Error> {
+        if !self.records.table(service).is_quic() {
+            return Ok(None);
+        }
+        self.quic.counters(service).map(Some)
     }
 
     /// Packets by reason, all CPUs together, in the order of [`Reason::ALL`]. Forwarded packets are not among

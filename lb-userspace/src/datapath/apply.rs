@@ -107,9 +107,10 @@ pub struct Dataplane {
     budget: write::Budget,
 }
 
-/// Tables of the largest size that there is room for besides those in force: in the time that packets take to be
-/// through, so many changes may follow.
-const RESERVE: usize = 4;
+/// Tables of the largest size that there is room for besides those in force. In the time that packets take to be through,
+/// up to two grace periods of the kernel's RCU, so many changes may follow: backends that die together are found out one
+/// after the other.
+const RESERVE: usize = 8;
 
 /// Tables of so many services are built at once: all of thousands would take hundreds of megabytes.
 const BUILT_TOGETHER: usize = 256;
@@ -245,11 +246,9 @@ impl Dataplane {
         let mut known = desired.clone();
         known.services.retain(|key, _| self.services.contains_key(key));
         for (key, service) in &mut known.services {
-            let has_index =
-                |id: &BackendId| self.backends.contains_key(id) || self.backend_indices.remembers(id);
-            service.backends.retain(|id, _| has_index(id));
+            service.backends.retain(|id, _| self.has_index(id));
             service.candidates.retain(|candidate| {
-                has_index(&BackendId {
+                self.has_index(&BackendId {
                     service: *key,
                     address: candidate.address,
                     port: candidate.port,
@@ -275,6 +274,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Whether a backend has an index, or one that is kept for it.
+    fn has_index(&self, id: &BackendId) -> bool {
+        self.backends.contains_key(id) || self.backend_indices.remembers(id)
+    }
+
     fn check_room(&self, desired: &Desired) -> Result<(), Error> {
         let services = desired
             .services
@@ -293,7 +297,7 @@ impl Dataplane {
             .services
             .values()
             .flat_map(|s| s.backends.keys())
-            .filter(|id| !self.backends.contains_key(id) && !self.backend_indices.remembers(id))
+            .filter(|id| !self.has_index(id))
             .count();
         if backends > self.backend_indices.free() {
             return Err(Error::Full {

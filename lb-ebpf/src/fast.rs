@@ -193,11 +193,10 @@ fn balance<const PLAIN: bool>(ctx: &XdpContext, packet: &Plain) -> Option<Reason
         let way = quic::way(ctx, packet.transport(), service);
         if !way.is_none() {
             let index = way.backend();
-            let reason = if index != 0 {
-                leave::<PLAIN>(ctx, packet, hash, index)
-            } else {
-                None
-            }?;
+            if index == 0 {
+                return None;
+            }
+            let reason = leave::<PLAIN>(ctx, packet, hash, index)?;
             way.count(service);
             return Some(reason);
         }

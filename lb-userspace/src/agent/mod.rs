@@ -13,6 +13,7 @@
 
 mod attach;
 mod choice;
+mod descriptors;
 mod differences;
 mod doubt;
 mod hashkey;

@@ -16,7 +16,9 @@ use super::members::Members;
 use super::path_mtu::PathMtus;
 use super::pool::Sharing;
 use super::steering::Agents;
-use super::{Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, hashkey, trace};
+use super::{
+    Agent, AgentOptions, HopsReceiver, LinkReceiver, ReportSender, Round, descriptors, hashkey, trace,
+};
 use crate::api::command::Command;
 use crate::api::server::{self, Socket};
 use crate::config::{Announce, Config, EntryRates, Machine};
@@ -57,7 +59,7 @@ impl Agent {
         for warning in config.warnings() {
             log::warn!("{}: {warning}", options.config.display());
         }
-        raise_limits();
+        descriptors::raise_limit();
         let pins = PinDir::create(&config.agent.pin_dir)?;
         let lock = pins.lock()?;
         let fresh = !pins.path(AGENT_META.pin).exists();
@@ -241,6 +243,7 @@ impl Agent {
         self.members = Members::of(&self.config, waiting.map(|reload| &reload.config));
         let targets = self.targets(&configs);
         let agents = self.agent_targets(&configs);
+        descriptors::reserve(targets.iter().map(|target| target.check.probes.len()).sum());
         self.prober.set_targets(targets.clone());
         self.set_agents(agents);
         targets
@@ -405,14 +408,4 @@ async fn refuse_foreign_programs(config: &Config, pins: &PinDir) -> anyhow::Resu
         }
     }
     Ok(())
-}
-
-/// Thousands of probes are thousands of sockets.
-fn raise_limits() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        log::warn!("raising the limit of open files: {error}");
-    }
 }

@@ -27,7 +27,7 @@ use tokio::io::DuplexStream;
 use tokio::sync::{OnceCell, watch};
 
 use self::engine::{Engine, Event, Session};
-use self::segment::{RST, SYN, Segment};
+use self::segment::{RST, SYN, Said, Segment};
 use self::stream::Taken;
 use super::probe::{Limit, Outcome, Probe};
 use super::socket::describe;
@@ -212,46 +212,90 @@ fn no_port() -> Outcome {
     Outcome::new(CheckCode::Sockerr, "no port is left to ask from")
 }
 
-/// Sends a SYN, and takes back what it began.
+/// Sends a SYN, and takes back what it began. Where the server still has an earlier connection from the same port, whose
+/// reset got lost, that is ended first, and the SYN sent again, as any TCP does (RFC 9293, section 3.5.1).
 async fn ask(engine: &Engine, source: IpAddr, service: SocketAddr, path: &Path, limit: Limit) -> Outcome {
-    let Path {
-        forward,
-        hop,
-        backend,
-    } = path;
-    let send = |segment: &Segment| -> Result<(), Outcome> {
+    let sequence: u32 = rand::random();
+    let mut awaited = engine.expect(service, sequence.wrapping_add(1));
+    let syn = Segment {
+        source: SocketAddr::new(source, awaited.port),
+        destination: service,
+        sequence,
+        flags: SYN,
+    };
+    let reset = |sequence| Segment {
+        sequence,
+        flags: RST,
+        ..syn
+    };
+    if let Err(outcome) = path.send(engine, &syn) {
+        return outcome;
+    }
+    let mut opened = Opened {
+        engine,
+        path,
+        reset: Some(reset(sequence.wrapping_add(1))),
+    };
+    let mut earlier = 0;
+    loop {
+        match limit.run(awaited.answer(), CheckCode::L4tout, SILENT).await {
+            Err(late) => return late,
+            Ok(Said::Accepted) => {
+                return Outcome::new(CheckCode::L4ok, "connected through the forward path");
+            }
+            Ok(Said::Refused) => {
+                opened.reset = None;
+                return Outcome::new(CheckCode::L4con, REFUSED);
+            }
+            // Of a server that has no such connection, both are ignored.
+            Ok(Said::Connected(next)) if earlier < EARLIER_AT_MOST => {
+                earlier += 1;
+                for segment in [reset(next), syn] {
+                    if let Err(outcome) = path.send(engine, &segment) {
+                        return outcome;
+                    }
+                }
+            }
+            Ok(Said::Connected(_)) => {}
+        }
+    }
+}
+
+/// So many earlier connections of a port are ended for one probe.
+const EARLIER_AT_MOST: u32 = 4;
+
+/// A connection that the server has for all we know: it ends with this, also where its answer is late or nobody waits for
+/// it any longer. One that is left half open is answered for in the place of the next from the same port.
+struct Opened<'p> {
+    engine: &'p Engine,
+    path: &'p Path,
+    reset: Option<Segment>,
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        if let Some(reset) = &self.reset {
+            // Where it gets lost, the next from this port ends it.
+            let _ = self.path.send(self.engine, reset);
+        }
+    }
+}
+
+impl Path {
+    fn send(&self, engine: &Engine, segment: &Segment) -> Result<(), Outcome> {
+        let Self {
+            forward,
+            hop,
+            backend,
+        } = self;
         let Some(frame) = segment::frame(segment, *forward, hop, *backend) else {
+            let service = segment.destination;
             return Err(Outcome::new(
                 CheckCode::Sockerr,
                 format!("{backend} cannot be sent packets of {service}"),
             ));
         };
         engine.send(&frame, hop.ifindex).map_err(|error| not_sent(&error))
-    };
-    let sequence: u32 = rand::random();
-    let mut awaited = engine.expect(service, sequence.wrapping_add(1));
-    let segment = Segment {
-        source: SocketAddr::new(source, awaited.port),
-        destination: service,
-        sequence,
-        flags: SYN,
-    };
-    if let Err(outcome) = send(&segment) {
-        return outcome;
-    }
-    let accepted = limit.run(awaited.answer(), CheckCode::L4tout, SILENT).await;
-    match accepted {
-        Err(late) => late,
-        Ok(false) => Outcome::new(CheckCode::L4con, REFUSED),
-        Ok(true) => {
-            // An answer was there: what becomes of the reset changes nothing.
-            let _ = send(&Segment {
-                sequence: segment.sequence.wrapping_add(1),
-                flags: RST,
-                ..segment
-            });
-            Outcome::new(CheckCode::L4ok, "connected through the forward path")
-        }
     }
 }
 

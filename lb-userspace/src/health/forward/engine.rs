@@ -11,12 +11,12 @@ use nix::errno::Errno;
 use nix::sys::socket::{self as nix_socket, MsgFlags, setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Path;
 use super::ports::{BLOCK, Ports};
-use super::segment::{self, Answer, Came, answer, came};
+use super::segment::{self, Answer, Came, Said, answer, came};
 use crate::health::socket::watch;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -28,24 +28,30 @@ const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// Packets that a session has not looked at yet; more are lost, as on any link.
 const ROOM: usize = 256;
 
-/// Who waits for an answer from this address that acknowledges this number.
-type Waiting = Arc<Mutex<HashMap<(SocketAddr, u32), oneshot::Sender<bool>>>>;
+/// The same of answers to a SYN.
+const ROOM_SYN: usize = 8;
 
 /// Who talks with this service, over this protocol, from this port.
 pub(super) type Talk = (SocketAddr, u8, u16);
-type Talking = Arc<Mutex<HashMap<Talk, mpsc::Sender<Event>>>>;
 
 #[derive(Debug)]
 pub(super) struct Engine {
     sender: OwnedFd,
     ports: Mutex<Ports>,
-    /// From which ports services are sent SYNs that were not answered yet, and how many. Two that are under way at one
-    /// moment have two ports as long as there are some: several backends may be one host, to which they would be one
-    /// connection.
-    asking: Mutex<HashMap<(SocketAddr, u16), u32>>,
-    waiting: Waiting,
-    talking: Talking,
+    askers: Arc<Askers>,
     listeners: [JoinHandle<()>; 2],
+}
+
+/// Those whom packets are for.
+#[derive(Debug, Default)]
+struct Askers {
+    /// From which ports services are sent SYNs that were not answered yet, with the numbers that answers acknowledge. Two
+    /// that are under way at one moment have two ports as long as there are some: several backends may be one host, to
+    /// which they would be one connection.
+    asking: Mutex<HashMap<(SocketAddr, u16), Vec<u32>>>,
+    /// Who waits for an answer from this address that acknowledges this number.
+    waiting: Mutex<HashMap<(SocketAddr, u32), mpsc::Sender<Said>>>,
+    talking: Mutex<HashMap<Talk, mpsc::Sender<Event>>>,
 }
 
 /// What came for a session.
@@ -70,7 +76,7 @@ impl Session {
     /// `None`: all ports are in use with this service. Others may have the same ones.
     pub fn open(engine: &Arc<Engine>, service: SocketAddr, protocol: u8, path: Path) -> Option<Self> {
         let (sender, events) = mpsc::channel(ROOM);
-        let mut talking = lock(&engine.talking);
+        let mut talking = lock(&engine.askers.talking);
         let in_use = |port| talking.contains_key(&(service, protocol, port));
         let port = lock(&engine.ports).take(in_use)?;
         let talk = (service, protocol, port);
@@ -112,7 +118,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        lock(&self.engine.talking).remove(&self.talk);
+        lock(&self.engine.askers.talking).remove(&self.talk);
     }
 }
 
@@ -127,30 +133,32 @@ impl Drop for Engine {
 /// An answer that is waited for, until it is dropped.
 pub(super) struct Awaited<'e> {
     engine: &'e Engine,
+    service: SocketAddr,
     /// Where the SYN has to come from.
     pub port: u16,
-    key: (SocketAddr, u32),
-    receiver: oneshot::Receiver<bool>,
+    acknowledges: u32,
+    receiver: mpsc::Receiver<Said>,
 }
 
 impl Awaited<'_> {
-    /// Whether the connection was accepted.
-    pub async fn answer(&mut self) -> bool {
-        match (&mut self.receiver).await {
-            Ok(accepted) => accepted,
-            // The listeners end with the engine only.
-            Err(_) => std::future::pending().await,
+    /// The next one: acceptance and refusal are the last.
+    pub async fn answer(&mut self) -> Said {
+        match self.receiver.recv().await {
+            Some(said) => said,
+            // The sender is taken away with us, or with the last answer.
+            None => std::future::pending().await,
         }
     }
 }
 
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
-        lock(&self.engine.waiting).remove(&self.key);
-        if let Entry::Occupied(mut count) = lock(&self.engine.asking).entry((self.key.0, self.port)) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
+        let askers = &self.engine.askers;
+        lock(&askers.waiting).remove(&(self.service, self.acknowledges));
+        if let Entry::Occupied(mut numbers) = lock(&askers.asking).entry((self.service, self.port)) {
+            numbers.get_mut().retain(|number| *number != self.acknowledges);
+            if numbers.get().is_empty() {
+                numbers.remove();
             }
         }
     }
@@ -164,35 +172,34 @@ impl Engine {
     pub fn start() -> io::Result<Self> {
         let ports = Ports::take_block()?;
         let first_port = ports.first();
-        let (waiting, talking) = (Waiting::default(), Talking::default());
+        let askers = Arc::<Askers>::default();
         let listen = |ethertype: u16| -> io::Result<JoinHandle<()>> {
             let socket = watch(listener(ethertype, first_port)?, Interest::READABLE)?;
-            let (waiting, talking) = (Arc::clone(&waiting), Arc::clone(&talking));
-            Ok(tokio::spawn(hear(socket, waiting, talking)))
+            Ok(tokio::spawn(hear(socket, Arc::clone(&askers))))
         };
         Ok(Self {
             sender: packet_socket(libc::SOCK_RAW)?,
             ports: Mutex::new(ports),
-            asking: Mutex::default(),
             listeners: [listen(ETHERTYPE_IPV4)?, listen(ETHERTYPE_IPV6)?],
-            waiting,
-            talking,
+            askers,
         })
     }
 
-    /// A port for a SYN to `service` that no connection follows, and the answer that acknowledges this number.
+    /// A port for a SYN to `service` that no connection follows, and the answers to it, the last of which acknowledges this
+    /// number.
     pub fn expect(&self, service: SocketAddr, acknowledges: u32) -> Awaited<'_> {
-        let mut asking = lock(&self.asking);
-        let port = lock(&self.ports).for_syn(|port| asking.contains_key(&(service, port)));
-        *asking.entry((service, port)).or_default() += 1;
+        let mut asking = lock(&self.askers.asking);
+        let port = lock(&self.ports).for_syn(rand::random(), |port| asking.contains_key(&(service, port)));
+        asking.entry((service, port)).or_default().push(acknowledges);
         drop(asking);
-        let (sender, receiver) = oneshot::channel();
-        let key = (service, acknowledges);
-        lock(&self.waiting).insert(key, sender);
+        let (sender, receiver) = mpsc::channel(ROOM_SYN);
+        let waiting = (service, acknowledges);
+        lock(&self.askers.waiting).insert(waiting, sender);
         Awaited {
             engine: self,
+            service,
             port,
-            key,
+            acknowledges,
             receiver,
         }
     }
@@ -337,7 +344,7 @@ fn filter(ethertype: u16, first_port: u16) -> Vec<libc::sock_filter> {
 }
 
 /// Hands what came to those who wait for it.
-async fn hear(socket: AsyncFd<OwnedFd>, waiting: Waiting, talking: Talking) {
+async fn hear(socket: AsyncFd<OwnedFd>, askers: Arc<Askers>) {
     // Segments may come put together to more than one packet of the link.
     let mut buffer = vec![0; 1 << 16];
     loop {
@@ -346,7 +353,7 @@ async fn hear(socket: AsyncFd<OwnedFd>, waiting: Waiting, talking: Talking) {
         };
         match nix_socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(length) => {
-                hand_over(&buffer[..length], &waiting, &talking);
+                askers.hand_over(&buffer[..length]);
                 tokio::task::coop::consume_budget().await;
             }
             Err(Errno::EAGAIN) => guard.clear_ready(),
@@ -356,25 +363,41 @@ async fn hear(socket: AsyncFd<OwnedFd>, waiting: Waiting, talking: Talking) {
     }
 }
 
-fn hand_over(packet: &[u8], waiting: &Waiting, talking: &Talking) {
-    let (talk, event) = match came(packet) {
-        Some(Came::For(talk)) => (talk, Event::Packet(packet.to_vec())),
-        Some(Came::Unreachable(talk)) => (talk, Event::Unreachable),
-        None => return,
-    };
-    if let Some(session) = lock(talking).get(&talk) {
-        // What there is no room for is lost.
-        let _ = session.try_send(event);
-        return;
+impl Askers {
+    fn hand_over(&self, packet: &[u8]) {
+        let (talk, event) = match came(packet) {
+            Some(Came::For(talk)) => (talk, Event::Packet(packet.to_vec())),
+            Some(Came::Unreachable(talk)) => (talk, Event::Unreachable),
+            None => return,
+        };
+        if let Some(session) = lock(&self.talking).get(&talk) {
+            // What there is no room for is lost.
+            let _ = session.try_send(event);
+            return;
+        }
+        let Some(answer) = answer(packet) else { return };
+        if matches!(answer.said, Said::Connected(_)) {
+            return self.tell_of_another(&answer);
+        }
+        let waiter = lock(&self.waiting).remove(&(answer.from, answer.acknowledges));
+        match waiter {
+            // It may have given up just now.
+            Some(waiter) => drop(waiter.try_send(answer.said)),
+            None if answer.said == Said::Accepted => self.tell_of_another(&answer),
+            // That other connection is over.
+            None => {}
+        }
     }
-    if let Some(Answer {
-        from,
-        acknowledges,
-        accepted,
-    }) = answer(packet)
-        && let Some(waiter) = lock(waiting).remove(&(from, acknowledges))
-    {
-        // It may have given up just now.
-        let _ = waiter.send(accepted);
+
+    /// A server that answers for another connection of a port does not answer the SYN from it. Where several share the port,
+    /// nobody knows whose server it is: to the others it makes no difference.
+    fn tell_of_another(&self, answer: &Answer) {
+        let asking = lock(&self.asking).get(&(answer.from, answer.to)).cloned();
+        let waiting = lock(&self.waiting);
+        for acknowledges in asking.unwrap_or_default() {
+            if let Some(waiter) = waiting.get(&(answer.from, acknowledges)) {
+                let _ = waiter.try_send(Said::Connected(answer.acknowledges));
+            }
+        }
     }
 }

@@ -21,8 +21,11 @@ use nix::sys::socket::{
 /// Ports of a block: a power of two.
 pub(super) const BLOCK: u16 = 1024;
 
-/// So many of them, the first ones, are for SYNs that no connection follows.
+/// So many of them at most, the first ones, are for SYNs that no connection follows.
 pub(super) const SYN_PORTS: u16 = 256;
+
+/// So many of these are held from the start, and taken at random; the others only while all of those are in use.
+const AT_RANDOM: u16 = 32;
 
 /// The ports of one engine.
 #[derive(Debug)]
@@ -30,7 +33,10 @@ pub(super) struct Ports {
     first: u16,
     /// Held, the first of the block among them.
     held: HashMap<u16, [OwnedFd; 2]>,
-    /// How many of those behind the first [`SYN_PORTS`] may be held: each takes two descriptors.
+    /// How many of the first [`SYN_PORTS`] are taken at random, and how many may be held: each takes two descriptors.
+    random_syns: u16,
+    syns: u16,
+    /// How many of those behind may be held.
     room: u16,
     /// The one of them taken last, counted from 0.
     last: u16,
@@ -43,12 +49,20 @@ impl Ports {
         for first in blocks(kernels_range()) {
             match hold(first) {
                 Ok(sockets) => {
-                    return Ok(Self {
+                    let [syns, room] = room();
+                    let mut ports = Self {
                         first,
                         held: [(first, sockets)].into(),
-                        room: room(),
+                        random_syns: syns.min(AT_RANDOM),
+                        syns,
+                        room,
                         last: 0,
-                    });
+                    };
+                    for offset in 0..ports.random_syns {
+                        // Who cannot be held is not taken.
+                        ports.hold(first + offset);
+                    }
+                    return Ok(ports);
                 }
                 Err(error) => refused = error,
             }
@@ -61,12 +75,18 @@ impl Ports {
         self.first
     }
 
-    /// The first port for SYNs that is not `in_use`; where all are, the first of the block.
-    pub fn for_syn(&mut self, in_use: impl Fn(u16) -> bool) -> u16 {
-        let mut ports = self.first..self.first + SYN_PORTS;
-        ports
-            .find(|port| !in_use(*port) && self.hold(*port))
-            .unwrap_or(self.first)
+    /// A port for a SYN, not `in_use` where there is one such. At random: a server to which our reset got lost holds a
+    /// connection half open for a minute, and is to meet another port next time.
+    pub fn for_syn(&mut self, random: u16, in_use: impl Fn(u16) -> bool) -> u16 {
+        let (first, count) = (self.first, self.random_syns);
+        let begin = first + random % count;
+        let mut ports = (begin..first + count)
+            .chain(first..begin)
+            .chain(first + count..first + self.syns);
+        let free = ports.find(|port| !in_use(*port) && self.hold(*port));
+        // Answers to a port that nobody holds are for the kernel, which ends what they are of.
+        free.or_else(|| self.hold(begin).then_some(begin))
+            .unwrap_or(first)
     }
 
     /// A port for a connection that is not `in_use`, the others in turn: so one is left alone for as long as can be, and
@@ -91,12 +111,15 @@ impl Ports {
     }
 }
 
-/// So many that they take a quarter of the open files we may have.
-fn room() -> u16 {
+/// So many that they take an eighth and a quarter of the open files we may have.
+fn room() -> [u16; 2] {
     let open_files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _hard)| soft);
-    u16::try_from(open_files / 8)
-        .unwrap_or(u16::MAX)
-        .clamp(16, BLOCK - SYN_PORTS)
+    let part = |share: u64, most: u16| {
+        u16::try_from(open_files / share)
+            .unwrap_or(u16::MAX)
+            .clamp(16, most)
+    };
+    [part(16, SYN_PORTS), part(8, BLOCK - SYN_PORTS)]
 }
 
 /// First ports of blocks, the best first.
@@ -159,7 +182,7 @@ mod tests {
     fn two_have_blocks_of_their_own_and_ports_are_taken_in_turn() {
         let (mut one, other) = (Ports::take_block().unwrap(), Ports::take_block().unwrap());
         assert_ne!(one.first(), other.first());
-        one.room = 3;
+        (one.random_syns, one.syns, one.room) = (3, 4, 3);
         let first = one.first();
         let offset = |port: u16| port - first;
         let mut take = |in_use: &[u16]| one.take(|port| in_use.contains(&(offset(port) - SYN_PORTS)));
@@ -169,8 +192,9 @@ mod tests {
             taken.map(|port| port.map(|port| offset(port) - SYN_PORTS)),
             expected
         );
-        let mut syn = |in_use: &[u16]| offset(one.for_syn(|port| in_use.contains(&offset(port))));
-        assert_eq!([syn(&[]), syn(&[0, 1]), syn(&[0])], [0, 2, 1]);
-        assert_eq!(one.for_syn(|_| true), first);
+        let mut syn =
+            |random, in_use: &[u16]| offset(one.for_syn(random, |port| in_use.contains(&offset(port))));
+        assert_eq!([syn(0, &[]), syn(4, &[]), syn(2, &[2])], [0, 1, 0]);
+        assert_eq!([syn(1, &[0, 1, 2]), syn(5, &[0, 1, 2, 3])], [3, 2]);
     }
 }

@@ -148,9 +148,20 @@ fn finish(sum: u32) -> u16 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub from: SocketAddr,
+    /// Our port.
+    pub to: u16,
     /// The number it acknowledges.
     pub acknowledges: u32,
-    pub accepted: bool,
+    pub said: Said,
+}
+
+/// What a segment says to somebody who sent a SYN with the number before the one that it acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Accepted,
+    Refused,
+    /// The other side has another connection from this port, and awaits this number next (RFC 9293, section 3.10.7.4).
+    Connected(u32),
 }
 
 /// An IP packet taken apart.
@@ -257,15 +268,18 @@ pub(super) fn answer(packet: &[u8]) -> Option<Answer> {
     if protocol != TCP || tcp.len() < TCP_HEADER_BYTES {
         return None;
     }
-    let accepted = match tcp[13] & (FIN | SYN | RST | ACK) {
-        flags if flags == SYN | ACK => true,
-        flags if flags == RST | ACK => false,
+    let acknowledges = u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]);
+    let said = match tcp[13] & (FIN | SYN | RST | ACK) {
+        flags if flags == SYN | ACK => Said::Accepted,
+        flags if flags == RST | ACK => Said::Refused,
+        flags if flags & (SYN | RST | ACK) == ACK => Said::Connected(acknowledges),
         _ => return None,
     };
     Some(Answer {
         from: SocketAddr::new(address, u16::from_be_bytes([tcp[0], tcp[1]])),
-        acknowledges: u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]),
-        accepted,
+        to: u16::from_be_bytes([tcp[2], tcp[3]]),
+        acknowledges,
+        said,
     })
 }
 

@@ -121,13 +121,13 @@ fn answers_are_accepting_or_refusing() {
         ("192.0.2.10:80", "10.0.0.1:4000"),
         ("[2001:db8::10]:80", "[2001:db8::1]:4000"),
     ] {
-        for (flags, accepted) in [
-            (SYN | ACK, Some(true)),
-            (RST | ACK, Some(false)),
-            (ACK, None),
+        for (flags, said) in [
+            (SYN | ACK, Some(Said::Accepted)),
+            (RST | ACK, Some(Said::Refused)),
+            (ACK, Some(Said::Connected(7))),
+            (FIN | ACK, Some(Said::Connected(7))),
             (SYN, None),
             (RST, None),
-            (FIN | ACK, None),
             (SYN | RST | ACK, None),
         ] {
             let segment = Segment {
@@ -137,10 +137,11 @@ fn answers_are_accepting_or_refusing() {
             let mut tcp = tcp(&segment);
             tcp[8..12].copy_from_slice(&7_u32.to_be_bytes());
             let packet = packet(segment.source.ip(), segment.destination.ip(), TCP, &tcp).unwrap();
-            let expected = accepted.map(|accepted| Answer {
+            let expected = said.map(|said| Answer {
                 from: segment.source,
+                to: segment.destination.port(),
                 acknowledges: 7,
-                accepted,
+                said,
             });
             assert_eq!(answer(&packet), expected, "{flags:#x}");
             for length in 0..packet.len() {

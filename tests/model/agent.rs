@@ -146,6 +146,7 @@ struct Sweep {
     service: Option<usize>,
     tables: Tables,
     standing: [Standing; BACKENDS + 1],
+    closed: [bool; BACKENDS + 1],
     made_ns: u64,
 }
 
@@ -547,6 +548,7 @@ impl Agent {
             service: self.service,
             tables: self.tables.clone(),
             standing: kernel.standing,
+            closed: [false; BACKENDS + 1],
             made_ns: now_ns,
         });
         if let Some((at, read)) = sweep.batch.pop_front() {
@@ -555,6 +557,10 @@ impl Agent {
             sweep.service = self.service;
             sweep.tables = self.tables.clone();
             sweep.standing = kernel.standing;
+            sweep.closed = [false; BACKENDS + 1];
+            for (host, index) in &self.backends {
+                sweep.closed[*index as usize] = self.is_closed(*host);
+            }
             sweep.made_ns = now_ns;
             while sweep.next < SERVICES * KEYS && sweep.batch.len() < batch {
                 let at = sweep.next;
@@ -589,6 +595,12 @@ impl Agent {
         }
         self.sweep = Some(sweep);
         false
+    }
+
+    /// Whether a host takes no new flows.
+    pub fn is_closed(&self, host: u32) -> bool {
+        let desired = self.desired.as_ref();
+        desired.is_some_and(|desired| !desired.candidates.contains(&host))
     }
 
     fn take_in(&self, sweep: &Sweep, kernel: &mut Kernel, at: usize, read: FlowEntry, now_ns: u64) {
@@ -642,6 +654,7 @@ impl Agent {
             idle_ns: if its_service { self.window_ns } else { u64::MAX },
             dead_before_ns: dead_before_ns(entry.owner.backend()),
             other_dead_before_ns: other.then(|| dead_before_ns(entry.before)),
+            closed: sweep.closed[entry.owner.backend() as usize],
             slot: sweep
                 .tables
                 .before

@@ -4,7 +4,7 @@
 use lb_common::layout::{FlowControl, Slot};
 use lb_common::rule::{CONFIRM_WINDOW, Packet, Standing};
 use xlb::control::step::{self, Generation, Step, Tables};
-use xlb::datapath::sweep::{self, CLOSING_NS, Case, Verdict};
+use xlb::datapath::sweep::{self, CLOSING_NS, Case, UNANSWERED_NS, Verdict};
 use xlb::model::Tracking;
 
 use crate::agent::SECOND;
@@ -37,6 +37,20 @@ fn goes(kernel: &mut Kernel, packet: Packet) -> u32 {
 
 fn data(offset: u32) -> Packet {
     Packet::Data(ISN.wrapping_add(offset))
+}
+
+/// What the sweep makes of the flow's entry so long after its last packet; `closed`: its backend takes no new flows.
+fn verdict(kernel: &Kernel, after_ns: u64, closed: bool) -> Verdict {
+    let entry = kernel.flows[kernel.at(FLOW)].expect("its entry");
+    sweep::judge(&Case {
+        entry,
+        now_ns: entry.seen.at_ns() + after_ns,
+        idle_ns: 900 * SECOND,
+        dead_before_ns: 0,
+        other_dead_before_ns: None,
+        closed,
+        slot: Some(MOVED),
+    })
 }
 
 #[test]
@@ -133,22 +147,25 @@ fn a_half_closed_connection_that_is_idle() {
         reset: false,
     };
     assert_eq!(goes(&mut world, fin), B);
-    let entry = world.flows[world.at(FLOW)].expect("its entry");
-    let verdict = |idle_ns: u64| {
-        sweep::judge(&Case {
-            entry,
-            now_ns: entry.seen.at_ns() + idle_ns,
-            idle_ns: 900 * SECOND,
-            dead_before_ns: 0,
-            other_dead_before_ns: None,
-            slot: Some(MOVED),
-        })
-    };
-    assert_eq!(verdict(CLOSING_NS), Verdict::Keep);
-    assert_eq!(verdict(CLOSING_NS + 2 * SECOND), Verdict::Expired);
+    assert_eq!(verdict(&world, CLOSING_NS, false), Verdict::Keep);
+    assert_eq!(verdict(&world, CLOSING_NS + 2 * SECOND, false), Verdict::Expired);
     assert_eq!(goes(&mut world, data(3)), B);
     world.take(world.at(FLOW));
     assert_eq!(goes(&mut world, data(4)), A);
+}
+
+#[test]
+fn a_late_answer_of_a_backend_that_takes_no_new_flows() {
+    let mut world = kernel(MOVED);
+    assert_eq!(goes(&mut world, Packet::Syn(ISN)), B);
+    assert_eq!(verdict(&world, UNANSWERED_NS, true), Verdict::Keep);
+    assert_eq!(
+        verdict(&world, UNANSWERED_NS + 2 * SECOND, true),
+        Verdict::Expired
+    );
+    assert_eq!(verdict(&world, UNANSWERED_NS + 2 * SECOND, false), Verdict::Keep);
+    world.take(world.at(FLOW));
+    assert_eq!(goes(&mut world, data(1)), A);
 }
 
 #[test]

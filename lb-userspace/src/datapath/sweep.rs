@@ -19,6 +19,9 @@ use crate::control::step::{GRACE_NS, Scan};
 /// How long an entry lives that a SYN made and no later segment confirmed: a client that gets no answer sends its SYN
 /// again after 1, 3, 7, 15, 31 and 63 s (RFC 6298, and six times in Linux).
 pub const UNCONFIRMED_NS: u64 = 64_000_000_000;
+/// The same where the backend takes no new flows any longer: most likely it did not answer because it was dead already,
+/// and a client that uses the port again is to meet another one.
+pub const UNANSWERED_NS: u64 = 2_000_000_000;
 /// How long an entry lives after the FIN or RST of the client: a minute, as TIME-WAIT in Linux.
 pub const CLOSING_NS: u64 = 60_000_000_000;
 
@@ -32,6 +35,8 @@ pub struct View {
     /// By index: entries that were seen before this are not flows of the backend any longer. Backends that are not
     /// there are gone.
     pub dead_before: BTreeMap<u32, u64>,
+    /// By index: backends that take no new flows.
+    pub closed: BTreeSet<u32>,
     pub tables: TableReader,
 }
 
@@ -66,6 +71,8 @@ pub struct Case {
     pub dead_before_ns: u64,
     /// The same of its other backend; `None`: there is none.
     pub other_dead_before_ns: Option<u64>,
+    /// Its backend takes no new flows.
+    pub closed: bool,
     /// `None`: not known, or the table is being resized, when entries say more than their slot.
     pub slot: Option<Slot>,
 }
@@ -79,10 +86,12 @@ pub fn judge(case: &Case) -> Verdict {
         idle_ns,
         dead_before_ns,
         other_dead_before_ns,
+        closed,
         slot,
     } = *case;
     let (seen_ns, owner) = (entry.seen.at_ns(), entry.owner.backend());
     let life_ns = match entry.seen.state() {
+        State::Unconfirmed if closed => UNANSWERED_NS.min(idle_ns),
         State::Unconfirmed => UNCONFIRMED_NS.min(idle_ns),
         State::Established | State::Contested => idle_ns,
         State::Closing => CLOSING_NS.min(idle_ns),
@@ -336,6 +345,7 @@ impl View {
             idle_ns,
             dead_before_ns: dead_before_ns(entry.owner.backend()),
             other_dead_before_ns: other.then(|| dead_before_ns(entry.before)),
+            closed: self.closed.contains(&entry.owner.backend()),
             slot,
         }
     }

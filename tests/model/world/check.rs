@@ -76,11 +76,7 @@ impl World<'_> {
                 self.tick();
                 while self.agent_op() {}
             }
-            for _ in 0..200 {
-                if self.agent.sweep(&mut self.kernel, self.now_ns, 32) {
-                    break;
-                }
-            }
+            self.sweep(200, 32);
             self.audit();
             if self.failure.is_some() {
                 return;

@@ -32,6 +32,8 @@ const HALF_CLOSED_NS: u64 = 60 * SECOND;
 pub enum Limit {
     /// SYNs of one connection went to two backends; the first answer came after the last of them.
     TwoAnswers,
+    /// The answer to its SYN came late, from a backend that took no new flows meanwhile: its entry may be gone.
+    LateAnswer,
     /// A late copy of its SYN came after the connection had opened.
     LateCopy,
     /// Its SYN followed the entry of an earlier connection, which expires before the next segment comes.
@@ -163,6 +165,8 @@ pub struct World<'a> {
     /// It answers no SYN: its accept queue is full.
     deaf: [bool; HOSTS + 1],
     lost: [bool; HOSTS + 1],
+    /// When a sweep last saw it take no new flows.
+    closed_ns: [u64; HOSTS + 1],
     conns: Vec<Option<Conn>>,
     /// Connections that a backend's kernel still has, though the client has forgotten them.
     stale: Vec<[bool; HOSTS + 1]>,
@@ -223,6 +227,7 @@ impl<'a> World<'a> {
             alive: [true; HOSTS + 1],
             deaf: [false; HOSTS + 1],
             lost: [false; HOSTS + 1],
+            closed_ns: [0; HOSTS + 1],
             conns: vec![None; KEYS],
             stale: vec![[false; HOSTS + 1]; KEYS],
             serial: 0,

@@ -1,6 +1,7 @@
 //! Packets on their way, and what becomes of their connections.
 
 use lb_common::rule::Packet;
+use xlb::datapath::sweep::UNANSWERED_NS;
 
 use super::{Cause, Conn, Event, Failure, Limit, MILLISECOND, Phase, World, promise};
 use crate::agent::SECOND;
@@ -242,6 +243,10 @@ impl World<'_> {
         conn.sequence = conn.isn.wrapping_add(1);
         if conn.sent_to.len() > 1 {
             conn.limit = Some(Limit::TwoAnswers);
+        } else if self.now_ns - conn.last_ns > UNANSWERED_NS
+            && self.closed_ns[backend as usize] > conn.last_ns
+        {
+            conn.limit = Some(Limit::LateAnswer);
         }
         self.summary.opened += 1;
         self.say_something(key, 0);

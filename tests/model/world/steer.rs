@@ -22,10 +22,21 @@ impl World<'_> {
             self.tick();
         } else {
             let batch = self.random.pick(&[4, 32, KEYS]);
-            for _ in 0..self.random.below(60) {
-                if self.agent.sweep(&mut self.kernel, self.now_ns, batch) {
-                    break;
-                }
+            let steps = self.random.below(60);
+            self.sweep(steps, batch);
+        }
+    }
+
+    /// The sweep goes on by so many steps, or to its end.
+    pub(super) fn sweep(&mut self, steps: u64, batch: usize) {
+        for host in 1..=HOSTS {
+            if self.agent.is_closed(host as u32) {
+                self.closed_ns[host] = self.now_ns;
+            }
+        }
+        for _ in 0..steps {
+            if self.agent.sweep(&mut self.kernel, self.now_ns, batch) {
+                break;
             }
         }
     }

@@ -217,8 +217,13 @@ impl Dataplane {
             true => made_ns,
             false => self.dead_before.get(index).copied().unwrap_or(0),
         };
+        let closed = |index: &&u32| {
+            let record = self.records.get(*index);
+            record.is_some_and(|record| record.standing & Standing::CLOSED != 0)
+        };
         View {
             made_ns,
+            closed: self.backends.values().filter(closed).copied().collect(),
             services: self.services.values().map(of).collect(),
             dead_before: self
                 .backends

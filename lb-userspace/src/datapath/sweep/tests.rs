@@ -17,20 +17,30 @@ fn case(state: State, seen_s: u64) -> Case {
         idle_ns: 900 * S,
         dead_before_ns: 0,
         other_dead_before_ns: None,
+        closed: false,
         slot: Some(Slot::new(B, A, true)),
     }
 }
 
+/// Where the backend takes new flows, and where it takes none: it is not awaited for long.
 #[test]
 fn each_state_has_its_life() {
-    for (state, life_s) in [
-        (State::Unconfirmed, 64),
-        (State::Established, 900),
-        (State::Closing, 60),
-        (State::Contested, 900),
+    for (state, open_s, closed_s) in [
+        (State::Unconfirmed, 64, 2),
+        (State::Established, 900, 900),
+        (State::Closing, 60, 60),
+        (State::Contested, 900, 900),
     ] {
-        assert_eq!(judge(&case(state, 999 - life_s)), Verdict::Keep, "{state:?}");
-        assert_eq!(judge(&case(state, 998 - life_s)), Verdict::Expired, "{state:?}");
+        for (closed, life_s) in [(false, open_s), (true, closed_s)] {
+            let verdict = |seen_s| {
+                judge(&Case {
+                    closed,
+                    ..case(state, seen_s)
+                })
+            };
+            assert_eq!(verdict(999 - life_s), Verdict::Keep, "{state:?} {closed}");
+            assert_eq!(verdict(998 - life_s), Verdict::Expired, "{state:?} {closed}");
+        }
     }
 }
 

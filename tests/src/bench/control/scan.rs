@@ -62,6 +62,7 @@ pub fn measure(runs: usize, table: &mut Table) -> anyhow::Result<()> {
         )]
         .into(),
         dead_before: [(4, 0)].into(),
+        closed: [].into(),
         tables: maps.reader(),
     });
     for _ in 0..runs {

@@ -5,6 +5,7 @@
 #[expect(dead_code, reason = "the set-up in xtask uses more of it")]
 mod toolchain;
 
+use object::build::elf;
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -96,16 +97,37 @@ fn build() -> Result<(), String> {
 
     for program in PROGRAMS {
         let from = target_dir.join(bpf_target).join(PROFILE).join(program);
-        fs::copy(&from, out_dir.join(program))
-            .map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
+        let object = fs::read(&from).map_err(|error| format!("{}: {error}", from.display()))?;
+        let object = without_debug_info(&object).map_err(|error| format!("{}: {error}", from.display()))?;
+        let write = |name: &str, object: &[u8]| {
+            fs::write(out_dir.join(name), object).map_err(|error| format!("cannot write {name}: {error}"))
+        };
+        write(program, &object)?;
         if WITH_FRAGS.contains(&program) {
-            let object = fs::read(&from).map_err(|error| format!("{}: {error}", from.display()))?;
             let plain = without_frags(object).ok_or(format!("{program} has no section `xdp.frags`"))?;
-            fs::write(out_dir.join(format!("{program}_plain")), plain)
-                .map_err(|error| format!("cannot write {program}_plain: {error}"))?;
+            write(&format!("{program}_plain"), &plain)?;
         }
     }
     Ok(())
+}
+
+/// The object without what only debuggers read, four fifths of it: it is part of our program, and the loader reads all of it
+/// at each start. What the kernel is told of types and lines (BTF) was made of that, and stays.
+fn without_debug_info(object: &[u8]) -> object::build::Result<Vec<u8>> {
+    let mut builder = elf::Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        section.delete |= name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    builder.delete_orphans();
+    // LLVM has all names in one table, the writer has those of sections apart.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = elf::SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }
 
 /// The object with its programs in a section `xdp`: the name, wherever it stands in a table of strings, ends earlier.

@@ -16,8 +16,8 @@ mod word;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
-use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
-use aya_ebpf::helpers::{bpf_skb_vlan_pop, bpf_xdp_adjust_head};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_vlan_pop, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
@@ -53,6 +53,14 @@ static FLOW_OFFSET: Global<u16> = Global::new(26);
 
 /// Spreads consecutive numbers over all 32 bits without two meeting (an odd factor; Knuth's 2^32 / phi).
 const SPREAD: u32 = 2_654_435_761;
+
+/// Nanoseconds from one packet to the next; 0: as fast as can be.
+#[unsafe(no_mangle)]
+static PACE_NS: Global<u64> = Global::new(0);
+
+/// When the next packet is due.
+#[btf_map]
+static DUE_NS: Array<u64, 1> = Array::new();
 
 /// The number of the next flow.
 #[btf_map]
@@ -98,6 +106,9 @@ pub fn harness(ctx: XdpContext) -> u32 {
     }
     if FLOW_MASK.load() != 0 && next_flow(&ctx).is_none() {
         return xdp_action::XDP_ABORTED;
+    }
+    if PACE_NS.load() != 0 {
+        keep_pace();
     }
     // SAFETY: a valid context of the same program type.
     unsafe { UNDER_TEST.tail_call(&ctx, 0) };
@@ -149,6 +160,27 @@ fn restore_v6(ctx: &XdpContext) -> Option<()> {
     Some(())
 }
 
+/// Looks at the clock until the packet is due, or for so long.
+const LOOKS: u32 = 256;
+
+/// Waits until the packet is due. What is late is not caught up with.
+#[inline(always)]
+fn keep_pace() {
+    let Some(due) = DUE_NS.get_ptr_mut(0) else { return };
+    // SAFETY: a valid map value; measurements run one at a time.
+    let due_ns = unsafe { due.read() };
+    let mut now_ns = 0;
+    for _ in 0..LOOKS {
+        // SAFETY: a helper without arguments.
+        now_ns = unsafe { bpf_ktime_get_ns() };
+        if now_ns >= due_ns {
+            break;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { due.write(now_ns.max(due_ns) + PACE_NS.load()) };
+}
+
 /// Makes the packet one of the next flow. Checksums are left as they were: nobody looks at them.
 #[inline(always)]
 fn next_flow(ctx: &XdpContext) -> Option<()> {
@@ -192,6 +224,30 @@ pub fn sink(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
+/// Where a switch sends frames: the interface by the Ethernet address of the machine behind it, its bytes in memory order.
+#[btf_map]
+static PORTS: HashMap<u64, u32, 64> = HashMap::new();
+
+/// A port of a switch: sends a frame out by the port of its destination. What goes to many, and to strangers, is left to
+/// the kernel's bridge.
+#[xdp(frags)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the entry macro hands the context over"
+)]
+pub fn switch(ctx: XdpContext) -> u32 {
+    let Some(addresses) = addresses(&ctx) else {
+        return xdp_action::XDP_DROP;
+    };
+    // SAFETY: the bounds were checked; alignment 1.
+    let [a, b, c, d, e, f, ..] = unsafe { addresses.read() };
+    let Some(port) = PORTS.get_ptr(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])) else {
+        return xdp_action::XDP_PASS;
+    };
+    // SAFETY: a valid, aligned map value, which nobody writes any longer; the helper only notes the interface.
+    unsafe { bpf_redirect(*port, 0) as u32 }
+}
+
 /// The floor of `dsr-l2`: writes the Ethernet addresses and transmits.
 #[xdp(frags)]
 #[expect(
@@ -199,12 +255,37 @@ pub fn sink(_ctx: XdpContext) -> u32 {
     reason = "the entry macro hands the context over"
 )]
 pub fn floor_rewrite(ctx: XdpContext) -> u32 {
-    let start = ctx.data();
-    if start + 14 > ctx.data_end() {
+    let Some(addresses) = addresses(&ctx) else {
         return xdp_action::XDP_DROP;
-    }
+    };
     // SAFETY: the bounds were checked; alignment 1.
-    unsafe { (start as *mut [u8; 12]).write([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]) };
+    unsafe { addresses.write([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]) };
+    xdp_action::XDP_TX
+}
+
+/// The Ethernet addresses of a frame.
+#[inline(always)]
+fn addresses(ctx: &XdpContext) -> Option<*mut [u8; 12]> {
+    let start = ctx.data();
+    (start + 14 <= ctx.data_end()).then_some(start as *mut [u8; 12])
+}
+
+/// The floor of whatever looks at a packet before it transmits it: exchanges the Ethernet addresses, as the kernel's own
+/// example of a program that transmits does (`swap_src_dst_mac` in samples/bpf/xdp2_kern.c, up to Linux 6.5).
+#[xdp(frags)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the entry macro hands the context over"
+)]
+pub fn floor_swap(ctx: XdpContext) -> u32 {
+    let Some(addresses) = addresses(&ctx) else {
+        return xdp_action::XDP_DROP;
+    };
+    // SAFETY: the bounds were checked; alignment 1.
+    unsafe {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = addresses.read();
+        addresses.write([g, h, i, j, k, l, a, b, c, d, e, f]);
+    }
     xdp_action::XDP_TX
 }
 

@@ -5,6 +5,7 @@
 //! those, ports and checksums; with several flows it writes another client's address each time.
 
 use std::path::Path;
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
@@ -22,6 +23,11 @@ const ETHERNET: usize = 14;
 
 /// Live frames that are sent at once, as a driver's poll takes them.
 const BATCH: u32 = 64;
+
+/// What stands before a live frame until the harness cuts it off. The kernel has the data begin 368 bytes behind the start of
+/// a page (two `struct xdp_buff` and `XDP_PACKET_HEADROOM`, `xdp_test_run_init_page` in net/bpf/test_run.c), so that the
+/// Ethernet header would have another line of the processor's cache than what follows; drivers begin with a line.
+const BEFORE_LIVE: usize = 16;
 
 /// Why a measurement could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,8 @@ pub enum Floor {
     Pass,
     /// Writes the Ethernet addresses and transmits.
     Rewrite,
+    /// Exchanges the Ethernet addresses and transmits.
+    Swap,
     /// Makes room for an outer IPv4 header and transmits.
     OuterV4,
     /// Makes room for an outer IPv6 header and transmits.
@@ -70,6 +78,7 @@ impl Floor {
         match self {
             Self::Pass => "floor",
             Self::Rewrite => "floor_rewrite",
+            Self::Swap => "floor_swap",
             Self::OuterV4 => "floor_outer_v4",
             Self::OuterV6 => "floor_outer_v6",
             Self::OuterUdp => "floor_outer_udp",
@@ -96,19 +105,27 @@ pub enum Bare {
     Sketch,
     /// Looks up each flow in an LRU hash map as well, and puts it in where it is missing or a SYN.
     Remembering,
+    /// Looks up the service, a line of memory by the flow's hash alone, and the backend.
+    Reading,
 }
 
-/// Both of [`Bare`], for one service with backends in 65,536 slots.
+/// All of [`Bare`], for one service with backends in 65,536 slots.
 pub struct Yardstick(Ebpf);
 
 impl Yardstick {
-    /// With room for so many flows, from the start.
+    /// With room for so many flows, from the start, and so many lines of memory, a power of two.
     ///
     /// # Errors
-    /// [`Error::Datapath`].
-    pub fn load(service: ServiceKey, flows: u32) -> Result<Self, Error> {
+    /// [`Error::Flows`], [`Error::Datapath`].
+    pub fn load(service: ServiceKey, flows: u32, lines: u32) -> Result<Self, Error> {
+        if !lines.is_power_of_two() {
+            return Err(Error::Flows { flows: lines });
+        }
+        let mask = lines - 1;
         let mut ebpf = EbpfLoader::new()
+            .override_global("LINE_MASK", &mask, true)
             .map_max_entries("YARD_FLOWS", flows)
+            .map_max_entries("YARD_LINES", lines)
             .load(object::yardstick())
             .map_err(super::Error::from)?;
         let map = |ebpf: &mut Ebpf, name| ebpf.take_map(name).ok_or(super::Error::MissingMap(name));
@@ -119,7 +136,11 @@ impl Yardstick {
             // As many backends as the services have that are measured, in turns.
             slots.set(slot, u64::from(slot % 100), 0)?;
         }
-        for bare in [Bare::Sketch, Bare::Remembering] {
+        let mut lines = Array::<_, [u64; 8]>::try_from(map(&mut ebpf, "YARD_LINES")?)?;
+        for line in 0..lines.len() {
+            lines.set(line, [u64::from(line % 100), 0, 0, 0, 0, 0, 0, 0], 0)?;
+        }
+        for bare in [Bare::Sketch, Bare::Remembering, Bare::Reading] {
             attach::verify(&mut ebpf, bare.program())?;
         }
         Ok(Self(ebpf))
@@ -139,6 +160,7 @@ impl Bare {
         match self {
             Self::Sketch => "sketch",
             Self::Remembering => "remembering",
+            Self::Reading => "reading",
         }
     }
 }
@@ -184,7 +206,16 @@ impl Harness {
     /// [`Error::Datapath`], [`Error::Flows`]; [`Error::Refused`] for a program that the kernel does not let the
     /// harness call.
     pub fn new(subject: Subject<'_>, frame: &[u8], flows: Flows) -> Result<Self, Error> {
-        Self::with(subject, frame, flows, false)
+        Self::paced(subject, frame, flows, Duration::ZERO)
+    }
+
+    /// The same at a pace: a packet in so much time on average. [`send`](Self::send) has frames reach the device in bursts
+    /// of 16 all the same, as the kernel gathers them.
+    ///
+    /// # Errors
+    /// As [`Harness::new`].
+    pub fn paced(subject: Subject<'_>, frame: &[u8], flows: Flows, pace: Duration) -> Result<Self, Error> {
+        Self::with(subject, frame, flows, false, pace)
     }
 
     /// The same for a subject that translates addresses. The frame is a TCP segment behind an IP header without options or
@@ -193,10 +224,16 @@ impl Harness {
     /// # Errors
     /// As [`Harness::new`].
     pub fn translating(subject: Subject<'_>, frame: &[u8], flows: Flows) -> Result<Self, Error> {
-        Self::with(subject, frame, flows, true)
+        Self::with(subject, frame, flows, true, Duration::ZERO)
     }
 
-    fn with(subject: Subject<'_>, frame: &[u8], flows: Flows, translates: bool) -> Result<Self, Error> {
+    fn with(
+        subject: Subject<'_>,
+        frame: &[u8],
+        flows: Flows,
+        translates: bool,
+        pace: Duration,
+    ) -> Result<Self, Error> {
         if !flows.count.is_power_of_two() {
             return Err(Error::Flows { flows: flows.count });
         }
@@ -205,6 +242,7 @@ impl Harness {
         }
         let (low, high) = (word(&frame[..8]), word(&frame[8..ETHERNET]));
         let (len, mask) = (frame.len() as u16, flows.count - 1);
+        let pace_ns = u64::try_from(pace.as_nanos()).unwrap_or(u64::MAX);
         let (version, words) = if translates {
             translated(frame)?
         } else {
@@ -217,6 +255,7 @@ impl Harness {
             .override_global("ETHERNET_LOW", &low, true)
             .override_global("ETHERNET_HIGH", &high, true)
             .override_global("FLOW_MASK", &mask, true)
+            .override_global("PACE_NS", &pace_ns, true)
             .override_global("FLOW_OFFSET", &flows.offset, true)
             .load(object::harness())
             .map_err(super::Error::from)?;
@@ -257,9 +296,10 @@ impl Harness {
     /// # Errors
     /// [`Error::Datapath`] where the kernel refuses.
     pub fn send(&self, ifindex: u32, frames: u32) -> Result<(), Error> {
-        let context = context(self.frame.len() as u32, ifindex);
+        let data = [&[0; BEFORE_LIVE], &self.frame[..]].concat();
+        let context = context(data.len() as u32, ifindex);
         let options = TestRunOptions {
-            data_in: Some(&self.frame),
+            data_in: Some(&data),
             ctx_in: Some(&context),
             repeat: frames,
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
@@ -289,9 +329,9 @@ impl Harness {
 }
 
 /// The context of `BPF_PROG_TEST_RUN` (`struct xdp_md`): the whole frame, as if it came in by a device.
-fn context(frame_len: u32, ifindex: u32) -> [u8; 24] {
+fn context(data_len: u32, ifindex: u32) -> [u8; 24] {
     let mut context = [0; 24];
-    context[4..8].copy_from_slice(&frame_len.to_ne_bytes());
+    context[4..8].copy_from_slice(&data_len.to_ne_bytes());
     context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
     context
 }

@@ -4,7 +4,9 @@
 use crate::datapath::object;
 use anyhow::Context;
 use aya::Ebpf;
+use aya::maps::HashMap;
 use aya::programs::{Xdp, XdpMode};
+use nix::net::if_::if_nametoindex;
 
 use super::netns::Netns;
 
@@ -26,8 +28,31 @@ impl Pass {
     /// # Errors
     /// As [`Pass::attach`].
     pub fn attach_other(netns: &Netns, devices: &[&str], name: &'static str) -> anyhow::Result<Self> {
+        Self::attach_in(netns, devices, name, &[])
+    }
+
+    /// One that sends frames from port to port of a switch: those to each Ethernet address out by its device.
+    ///
+    /// # Errors
+    /// As [`Pass::attach`].
+    pub fn switching(netns: &Netns, ports: &[(&str, [u8; 6])]) -> anyhow::Result<Self> {
+        let devices: Vec<&str> = ports.iter().map(|(device, _)| *device).collect();
+        Self::attach_in(netns, &devices, "switch", ports)
+    }
+
+    fn attach_in(
+        netns: &Netns,
+        devices: &[&str],
+        name: &'static str,
+        ports: &[(&str, [u8; 6])],
+    ) -> anyhow::Result<Self> {
         netns.enter(|| {
             let mut ebpf = Ebpf::load(object::harness())?;
+            let mut map: HashMap<_, u64, u32> = ebpf.map_mut("PORTS").context("PORTS")?.try_into()?;
+            for (device, [a, b, c, d, e, f]) in ports {
+                let key = u64::from_ne_bytes([*a, *b, *c, *d, *e, *f, 0, 0]);
+                map.insert(key, if_nametoindex(*device)?, 0)?;
+            }
             let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load()?;
             for device in devices {

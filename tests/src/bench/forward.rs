@@ -1,14 +1,18 @@
 //! `forward`: packets a second through veth.
 //!
 //! ```text
-//!   generator (CPU 0) ──▶ g0 ═══ l0   a program that only rewrites the MAC addresses and transmits
-//!                         g1 ═══ l1   one that makes room for an outer header and transmits
-//!                         g2 ═══ l2   the load balancer, dsr-l2      (each l in a namespace of its own, its
-//!                         g3 ═══ l3   the load balancer, dsr-ipip     packets handled by a thread on CPU 1)
+//!   generator (CPU 0) ──▶ g0 ═══ l0   a program that only writes the MAC addresses and transmits
+//!                         g1 ═══ l1   one that exchanges them, so has to look at the packet
+//!                         g2 ═══ l2   one that makes room for an outer header and transmits
+//!                         g3 ═══ l3   the load balancer, dsr-l2      (each l in a namespace of its own, its
+//!                         g4 ═══ l4   the load balancer, dsr-ipip     packets handled by a thread on CPU 1)
 //! ```
 //!
-//! The generator sends real frames (`BPF_PROG_TEST_RUN`, live frames), faster than any of them can forward; what comes
-//! back ends in a program that drops it, on CPU 1 as well, and is counted there.
+//! The generator sends real frames (`BPF_PROG_TEST_RUN`, live frames); what comes back ends in a program that drops it, on
+//! CPU 1 as well, and is counted there. Once as fast as it can, which is faster than any of them forwards, and once at a
+//! pace that all of them keep up with, on average: frames reach the device in bursts of 16. What a packet costs is the
+//! processor time of the thread, which drops what comes back as well. At full rate both sides take turns at the lock of the
+//! queue between them, and that is measured too.
 
 use std::fs;
 use std::process::Command;
@@ -22,7 +26,8 @@ use nix::unistd::Pid;
 use xlb::datapath::measure::{Floor, Flows, Harness, Subject};
 use xlb::lab::flood::mac_of;
 
-use super::result::{Better, Fact, PartResult, Row};
+use super::result::{Better, Fact, PartResult};
+use super::rows::Rows;
 use crate::agent::Agent;
 use crate::netns::{Netns, ip, run as run_command};
 use crate::pass::Pass;
@@ -43,15 +48,26 @@ enum Kind {
     Ours(&'static str),
 }
 
-const LANES: [(Kind, &str); 4] = [
-    (Kind::Floor(Floor::Rewrite), "only rewrites the MAC addresses"),
+const LANES: [(Kind, &str); 5] = [
+    (Kind::Floor(Floor::Rewrite), "only writes the MAC addresses"),
+    (Kind::Floor(Floor::Swap), "only exchanges the MAC addresses"),
     (Kind::Floor(Floor::OuterV4), "only makes room for an outer header"),
     (Kind::Ours("dsr-l2"), "dsr-l2"),
     (Kind::Ours("dsr-ipip"), "dsr-ipip"),
 ];
 
-/// The share of the floor's rate that is promised for `dsr-l2`.
+/// The share of the floor's rate that is promised for `dsr-l2`, and of its processor time a packet the other way round.
 const GOAL: f64 = 0.93;
+
+/// From packet to packet where all keep up.
+const PACE: Duration = Duration::from_nanos(700);
+
+/// A generator of packets of so many flows.
+struct Generator {
+    flows: u32,
+    fast: Harness,
+    paced: Harness,
+}
 
 /// A pair of devices, and what forwards on it. Dropped from the top.
 struct Lane {
@@ -59,7 +75,7 @@ struct Lane {
     _agent: Option<Agent>,
     _floor: Option<Pass>,
     _sink: Pass,
-    generators: Vec<(u32, Harness)>,
+    generators: Vec<Generator>,
     generator_device: String,
     ifindex: u32,
     /// The thread that handles its packets.
@@ -67,16 +83,30 @@ struct Lane {
     _netns: Netns,
 }
 
-/// Packets that came back a second, and the share of CPU 1 that it took.
+/// What came back of what was sent.
 struct Rate {
-    packets_per_s: f64,
-    busy: f64,
+    packets: u64,
+    took: Duration,
+    /// Processor time of the thread that forwards.
+    busy: Duration,
 }
 
 impl Rate {
+    fn packets_per_s(&self) -> f64 {
+        self.packets as f64 / self.took.as_secs_f64()
+    }
+
+    fn busy_percent(&self) -> f64 {
+        100.0 * self.busy.as_secs_f64() / self.took.as_secs_f64()
+    }
+
     /// What a core forwards that has nothing else to do: the rate, where the generator was fast enough.
     fn of_a_core(&self) -> f64 {
-        self.packets_per_s * 100.0 / self.busy.max(0.1)
+        1e9 / self.ns_a_packet()
+    }
+
+    fn ns_a_packet(&self) -> f64 {
+        self.busy.as_nanos() as f64 / self.packets.max(1) as f64
     }
 }
 
@@ -95,79 +125,60 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
     let lanes: Vec<Lane> = (0..LANES.len())
         .map(|n| Lane::set_up(&generator, n))
         .collect::<anyhow::Result<_>>()?;
-    let mut rows: Vec<Row> = Vec::new();
-    let mut note = |group: &str, name: String, unit: &str, better, sample| {
-        let known = rows.iter_mut().find(|row| row.group == group && row.name == name);
-        match known {
-            Some(row) => row.samples.push(sample),
-            None => rows.push(Row {
-                group: group.into(),
-                name,
-                unit: unit.into(),
-                better,
-                samples: vec![sample],
-            }),
-        }
-    };
+    let mut rows = Rows::default();
     for round in 0..=rounds {
-        for (place, (flows, _)) in lanes[0].generators.iter().enumerate() {
+        for (place, Generator { flows, .. }) in lanes[0].generators.iter().enumerate() {
             let group = if *flows == 1 {
                 "1 flow".to_owned()
             } else {
                 format!("{flows} flows")
             };
-            let mut rates = Vec::new();
-            for lane in &lanes {
-                // The first round fills caches.
-                let packets = if round == 0 { packets / 4 } else { packets };
-                rates.push(lane.measure(&generator, place, packets)?);
-            }
+            // The first round fills caches.
+            let packets = if round == 0 { packets / 4 } else { packets };
+            let measure = |paced: bool| -> anyhow::Result<Vec<Rate>> {
+                // Not always after the same one.
+                let first = round % lanes.len();
+                let turns = (0..lanes.len()).map(|n| &lanes[(first + n) % lanes.len()]);
+                let packets = if paced { packets / 2 } else { packets };
+                let rates = turns.map(|lane| lane.measure(&generator, place, paced, packets));
+                let mut rates = rates.collect::<anyhow::Result<Vec<Rate>>>()?;
+                rates.rotate_right(first);
+                Ok(rates)
+            };
+            let (fast, paced) = (measure(false)?, measure(true)?);
             if round == 0 {
                 continue;
             }
-            for (lane, rate) in lanes.iter().zip(&rates) {
-                note(
-                    &group,
-                    lane.name.into(),
-                    "packets/s",
-                    Better::Higher,
-                    rate.packets_per_s,
-                );
-                note(
-                    &group,
-                    format!("{}, busy", lane.name),
-                    "% of the core",
-                    Better::Neither,
-                    rate.busy,
-                );
-                note(
-                    &group,
-                    format!("{}, of a busy core", lane.name),
-                    "packets/s",
-                    Better::Higher,
-                    rate.of_a_core(),
-                );
+            for (Lane { name, .. }, rate) in lanes.iter().zip(&fast) {
+                let rate_per_s = rate.packets_per_s();
+                rows.note(&group, *name, "packets/s", Better::Higher, rate_per_s);
+                let (busy, unit) = (format!("{name}, busy"), "% of the core");
+                rows.note(&group, busy, unit, Better::Neither, rate.busy_percent());
+                let name = format!("{name}, of a busy core");
+                rows.note(&group, name, "packets/s", Better::Higher, rate.of_a_core());
             }
-            for (ours, floor) in [(2, 0), (3, 1)] {
-                let ratio = rates[ours].of_a_core() / rates[floor].of_a_core();
-                let name = format!("{}, ratio to what {}", lanes[ours].name, lanes[floor].name);
-                note(&group, name, "", Better::Higher, ratio);
+            for (lane, rate) in lanes.iter().zip(&paced) {
+                let name = format!("{}, processor time a packet", lane.name);
+                rows.note(&group, name, "ns", Better::Lower, rate.ns_a_packet());
+            }
+            for (ours, floor) in [(3, 0), (3, 1), (4, 2)] {
+                for (what, rates) in [("", &fast), ("processor time, ", &paced)] {
+                    let ratio = rates[floor].ns_a_packet() / rates[ours].ns_a_packet();
+                    let name = format!("{}, {what}ratio to what {}", lanes[ours].name, lanes[floor].name);
+                    rows.note(&group, name, "", Better::Higher, ratio);
+                }
             }
         }
         eprint!("\r  round {round} of {rounds}");
     }
     eprintln!();
+    let rows = rows.finish();
     let faults = rows
         .iter()
-        .filter(|row| row.name.starts_with("dsr-l2, ratio"))
+        .filter(|row| row.name.starts_with("dsr-l2, ") && row.name.contains("ratio to"))
         .filter_map(|row| {
             let median = row.spread()?.median;
-            (median < GOAL).then(|| {
-                format!(
-                    "{}: {median:.3} of the floor's packets, {GOAL} were promised",
-                    row.group
-                )
-            })
+            (median < GOAL).then(|| format!("{}: {}: {median:.3}, {GOAL} were promised", row.group, row.name))
         })
         .collect();
     let fact = |name: &str, value: String| Fact {
@@ -178,7 +189,8 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
         part: "forward".into(),
         setting: vec![
             fact("rounds", rounds.to_string()),
-            fact("frames sent a measurement", packets.to_string()),
+            fact("frames sent a measurement", format!("{packets}, paced half as many")),
+            fact("pace", format!("a packet each {} ns where processor time is measured", PACE.as_nanos())),
             fact("packets", "64 bytes of frame and more, established TCP, 100 backends".into()),
             fact(
                 "cores",
@@ -226,7 +238,13 @@ impl Lane {
         }
         let (ifindex, generators) = generator.enter(|| -> anyhow::Result<_> {
             let ifindex = nix::net::if_::if_nametoindex(here.as_str())?;
-            let generators = [1, 1 << 20].map(|flows| Ok((flows, harness(&netns, &there, flows)?)));
+            let generators = [1, 1 << 20].map(|flows| -> anyhow::Result<Generator> {
+                Ok(Generator {
+                    flows,
+                    fast: harness(&netns, &there, flows, Duration::ZERO)?,
+                    paced: harness(&netns, &there, flows, PACE)?,
+                })
+            });
             Ok((
                 ifindex,
                 generators.into_iter().collect::<anyhow::Result<Vec<_>>>()?,
@@ -245,13 +263,17 @@ impl Lane {
         })
     }
 
-    fn measure(&self, generator: &Netns, place: usize, packets: u32) -> anyhow::Result<Rate> {
+    fn measure(&self, generator: &Netns, place: usize, paced: bool, packets: u32) -> anyhow::Result<Rate> {
+        let Generator {
+            fast, paced: slow, ..
+        } = &self.generators[place];
         let before = self.came_back(generator)?;
         let busy_before = on_cpu(self.napi)?;
         let took = generator.enter(|| -> anyhow::Result<Duration> {
             pin(nix::unistd::gettid(), 0)?;
             let begun = Instant::now();
-            self.generators[place].1.send(self.ifindex, packets)?;
+            let harness = if paced { slow } else { fast };
+            harness.send(self.ifindex, packets)?;
             Ok(begun.elapsed())
         })?;
         // By the end what is still in the queue is at most 256 packets.
@@ -263,8 +285,9 @@ impl Lane {
             self.name
         );
         Ok(Rate {
-            packets_per_s: came_back as f64 / took.as_secs_f64(),
-            busy: 100.0 * busy.as_secs_f64() / took.as_secs_f64(),
+            packets: came_back,
+            took,
+            busy,
         })
     }
 
@@ -302,7 +325,7 @@ fn balance(netns: &Netns, device: &str, forward: &str) -> anyhow::Result<Agent> 
 }
 
 /// A generator of segments of established connections to the service, from so many clients.
-fn harness(netns: &Netns, device: &str, flows: u32) -> anyhow::Result<Harness> {
+fn harness(netns: &Netns, device: &str, flows: u32, pace: Duration) -> anyhow::Result<Harness> {
     let mac = netns.enter(|| mac_of(device))?;
     let mut frame = Vec::new();
     PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], mac)
@@ -314,7 +337,12 @@ fn harness(netns: &Netns, device: &str, flows: u32) -> anyhow::Result<Harness> {
         count: flows,
         offset: 26,
     };
-    Ok(Harness::new(Subject::Floor(Floor::Transmit), &frame, flows)?)
+    Ok(Harness::paced(
+        Subject::Floor(Floor::Transmit),
+        &frame,
+        flows,
+        pace,
+    )?)
 }
 
 /// Has a thread of its own handle the packets of a device, on CPU 1; its id.

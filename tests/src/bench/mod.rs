@@ -10,6 +10,7 @@ pub mod memory;
 pub mod packet;
 #[path = "../../../xtask/src/bench/result.rs"]
 pub mod result;
+pub mod rows;
 pub mod suspicion;
 
 use std::fs;

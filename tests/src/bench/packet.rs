@@ -84,6 +84,8 @@ struct Measured<'a> {
     idle: Ready,
     /// A bare sketch of the way, and one that looks up every flow.
     bare: Option<[Ready; 2]>,
+    /// A bare way that only reads the line of its flow.
+    reading: Option<Ready>,
     pinned: Option<Ready>,
 }
 
@@ -121,7 +123,7 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
         let case = cases
             .iter()
             .find(|case| case.has_yardstick() && kinds.contains(&case.kind));
-        case.map(|case| Yardstick::load(stage::service_key(case.kind), BARE_FLOWS))
+        case.map(|case| Yardstick::load(stage::service_key(case.kind), BARE_FLOWS, 1))
             .transpose()
     };
     let (tcp, udp) = (
@@ -140,6 +142,7 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
             && let Some(one) = measured.last_mut()
         {
             one.bare = Some(bare(case, yardstick)?);
+            one.reading = reading(case)?;
         }
     }
     for round in 0..=task.rounds {
@@ -160,6 +163,7 @@ pub fn run(quick: bool, options: &Options) -> Result<PartResult> {
             for ready in ours
                 .into_iter()
                 .chain(one.bare.iter_mut().flatten())
+                .chain(&mut one.reading)
                 .chain(&mut one.pinned)
             {
                 let flows = one.case.flows;
@@ -185,6 +189,16 @@ fn bare(case: &Case, yardstick: &Yardstick) -> Result<[Ready; 2]> {
     Ok([ready(Bare::Sketch)?, ready(Bare::Remembering)?])
 }
 
+/// The bare way that only reads, with the packets of a case of which that is worth a comparison.
+fn reading(case: &Case) -> Result<Option<Ready>> {
+    let Some(lines) = case.lines() else {
+        return Ok(None);
+    };
+    let yardstick = Yardstick::load(stage::service_key(case.kind), 1, lines)?;
+    let subject = Subject::Program(yardstick.fd(Bare::Reading)?);
+    Ready::new(subject, case, Some(Action::Tx)).map(Some)
+}
+
 fn prepare<'a>(case: &'a Case, program: &ProgramFd, pinned: Option<&ProgramFd>) -> Result<Measured<'a>> {
     let action = match (case.kind, case.setting) {
         (Kind::Foreign, _) => Action::Pass,
@@ -201,6 +215,7 @@ fn prepare<'a>(case: &'a Case, program: &ProgramFd, pinned: Option<&ProgramFd>) 
         floor: floor(case.floor)?,
         idle: floor(Floor::Pass)?,
         bare: None,
+        reading: None,
         pinned,
     })
 }
@@ -254,6 +269,7 @@ fn result(task: Task, measured: &[Measured<'_>]) -> PartResult {
         floor,
         idle,
         bare,
+        reading,
         pinned,
     } in measured
     {
@@ -276,18 +292,18 @@ fn result(task: Task, measured: &[Measured<'_>]) -> PartResult {
             .zip(&idle.samples)
             .map(|(ns, idle)| ns - idle);
         row(format!("{}, net of the loop", case.name), "ns", net.collect());
-        if let Some([sketch, remembering]) = bare {
-            for (ready, name) in [
-                (sketch, "a bare sketch"),
-                (remembering, "one that remembers every flow"),
-            ] {
-                row(format!("{}, {name}", case.name), "ns", ready.samples.clone());
-                row(
-                    format!("{}, ratio to {name}", case.name),
-                    "",
-                    self::ratio(subject, ready),
-                );
-            }
+        let yardsticks = bare
+            .iter()
+            .flatten()
+            .zip(["a bare sketch", "one that remembers every flow"])
+            .chain(reading.iter().zip(["one that reads a line of its flow"]));
+        for (ready, name) in yardsticks {
+            row(format!("{}, {name}", case.name), "ns", ready.samples.clone());
+            row(
+                format!("{}, ratio to {name}", case.name),
+                "",
+                self::ratio(subject, ready),
+            );
         }
         if let Some(pinned) = pinned {
             row(

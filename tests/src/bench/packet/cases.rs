@@ -1,6 +1,7 @@
 //! What is measured. A case more is a line in [`CASES`]; a setting of its own for it is a variant of [`Setting`] and what
 //! [`super::stage`] does for it.
 
+use lb_common::cache;
 use xlb::datapath::measure::Floor;
 
 /// What a case sends.
@@ -85,6 +86,15 @@ impl Setting {
         matches!(self, Nat | NatAnew | FullNat | FullNatAnew)
     }
 
+    /// Flows that `tracking = "full"` has room for, where it is on.
+    pub fn flow_cache_size(self) -> Option<u32> {
+        match self {
+            Full | FullCrowded | FullAnew => Some(1 << 18),
+            FullLarge => Some(1 << 22),
+            _ => None,
+        }
+    }
+
     /// Whether each measurement begins with empty tables, and has one packet of each flow.
     pub fn begins_anew(self) -> bool {
         matches!(self, FullAnew | NatAnew | FullNatAnew)
@@ -140,6 +150,20 @@ impl Case {
     /// Whether the bare ways to a backend can be measured with its packets.
     pub fn has_yardstick(&self) -> bool {
         self.floor == OuterV4 && !self.setting.begins_anew()
+    }
+
+    /// Lines of memory in which the program remembers the flows that it knows, one for each flow or for a few, where that
+    /// is what a packet of the case waits for.
+    pub fn lines(&self) -> Option<u32> {
+        match (self.setting, self.kind) {
+            _ if self.flows == 1 => None,
+            (Moved, Established) => Some(self.flows),
+            (Full | FullLarge, Established | Udp) => self
+                .setting
+                .flow_cache_size()
+                .map(|flows| flows / cache::WAYS as u32),
+            _ => None,
+        }
     }
 
     /// Group and name.

@@ -188,8 +188,8 @@ fn configuration(setting: Setting) -> Result<Config> {
         _ => "dsr-ipip",
     };
     let mut text = "schema = 1\n[agent]\ninterfaces = [\"lo\"]\n".to_owned();
-    if setting == Setting::FullLarge {
-        writeln!(text, "flow_cache_size = {}", 1 << 22)?;
+    if let Some(flows) = setting.flow_cache_size() {
+        writeln!(text, "flow_cache_size = {flows}")?;
     }
     if setting.translates() {
         writeln!(text, "nat_table_size = {}", 1 << 18)?;
@@ -197,9 +197,7 @@ fn configuration(setting: Setting) -> Result<Config> {
     }
     for (family, address) in [(4, "192.0.2.10"), (6, "2001:db8::10")] {
         let more = match setting {
-            Setting::Full | Setting::FullLarge | Setting::FullCrowded | Setting::FullAnew => {
-                "tracking = \"full\"\n".into()
-            }
+            _ if setting.flow_cache_size().is_some() => "tracking = \"full\"\n".into(),
             Setting::Impassive => "[service.check]\npassive = false\n".into(),
             Setting::Listed if family == 4 => denied(None),
             Setting::Denied if family == 4 => denied(Some("203.0.113.0/24")),

@@ -3,11 +3,12 @@
 mod support;
 
 use anyhow::{Context, ensure};
-use lb_tests::held::{Held, resident};
+use lb_tests::held::Held;
 use lb_tests::lab::{Lab, LabOptions};
 use lb_tests::privileged;
 use lb_tests::wait::wait_until;
 use support::{FAST, World, Xlb, addresses, service};
+use xlb::datapath::memory;
 
 const VIP6: &str = "2001:db8::10";
 /// Orders until everything is there that will be.
@@ -31,7 +32,7 @@ fn hundreds_of_changes_leave_the_agent_as_it_was() -> anyhow::Result<()> {
         })
     };
     turn(FIRST)?;
-    let (before, memory) = (Held::of(pid)?, resident(pid)?);
+    let (before, bytes) = (Held::of(pid)?, memory::of_process(pid)?);
     let generation = xlb.service("web")?["generation"].as_u64().context("a number")?;
     turn(ORDERS)?;
     let switched = xlb.service("web")?["generation"].as_u64().context("a number")? - generation;
@@ -43,9 +44,9 @@ fn hundreds_of_changes_leave_the_agent_as_it_was() -> anyhow::Result<()> {
     })
     .with_context(|| format!("before {before:?}, now {:?}", Held::of(pid)))?;
     assert_eq!(Held::of(pid)?.kernel, before.kernel);
-    let grown = resident(pid)?.saturating_sub(memory);
-    println!("{switched} tables: {memory} bytes, then {grown} more");
-    ensure!(grown < SLACK, "{memory} bytes, then {grown} more");
+    let grown = memory::of_process(pid)?.saturating_sub(bytes);
+    println!("{switched} tables: {bytes} bytes, then {grown} more");
+    ensure!(grown < SLACK, "{bytes} bytes, then {grown} more");
     Ok(())
 }
 

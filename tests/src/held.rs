@@ -1,8 +1,7 @@
-//! What a process holds of the kernel: open files, BPF maps and programs, memory.
+//! What a process holds of the kernel: open files, BPF maps and programs.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use anyhow::Context;
 
@@ -54,17 +53,4 @@ impl Held {
             programs.filter(|id| self.programs.contains(id)).collect(),
         )
     }
-}
-
-/// Bytes of memory of a process.
-///
-/// # Errors
-/// Where there is no such process.
-pub fn resident(pid: u32) -> anyhow::Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(Path::new(&path)).context(path)?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kib: u64 = kib.context("no VmRSS")?.trim().parse()?;
-    Ok(kib * 1024)
 }

@@ -11,6 +11,7 @@ use crate::api::types::{Done, ServiceChange};
 use crate::config::{self, Config, LoadError};
 use crate::datapath::apply::{Change, ChangeKind};
 use crate::datapath::attach;
+use crate::datapath::memory;
 use crate::model::{BackendId, OperState};
 use crate::net::link;
 use crate::observe::Kind;
@@ -99,7 +100,12 @@ impl Agent {
             );
         }
         match round.reload {
-            None => self.first_round_over().await,
+            None => {
+                let ended = self.first_round_over().await;
+                // To load a program takes twice of what the agent needs afterwards.
+                memory::give_back();
+                ended
+            }
             Some(Reload {
                 config,
                 warnings,

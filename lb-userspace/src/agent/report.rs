@@ -71,7 +71,7 @@ impl Agent {
 
     pub(super) fn memory_status(&self) -> Option<MemoryStatus> {
         Some(MemoryStatus {
-            agent_bytes: memory::of_process().ok()?,
+            agent_bytes: memory::of_process(std::process::id()).ok()?,
             maps_bytes: memory::of_maps(&self.config.agent.pin_dir).ok()?,
         })
     }

@@ -1,4 +1,4 @@
-//! What the pinned maps take of the kernel's memory.
+//! What the pinned maps take of the kernel's memory, and a process of the machine's.
 
 use std::fs;
 use std::io;
@@ -38,16 +38,25 @@ pub fn of_map(map: &MapData) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no memlock in fdinfo"))
 }
 
-/// Bytes of this process that are in memory, the maps that it has mapped included.
+/// Bytes of a process that are in memory, the maps that it has mapped included.
 ///
 /// # Errors
-/// Where `/proc` does not say.
-pub fn of_process() -> io::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
+/// Where there is no such process, or `/proc` does not say.
+pub fn of_process(pid: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok())
         .map(|kib| kib * 1024)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no VmRSS in status"))
+}
+
+/// Gives memory that this process does not use any longer back to the system, where the C library keeps it.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers are passed, and it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 #[cfg(test)]
@@ -56,6 +65,6 @@ mod tests {
 
     #[test]
     fn this_process_takes_memory() {
-        assert!(of_process().expect("/proc") > 1_000_000);
+        assert!(of_process(std::process::id()).expect("/proc") > 1_000_000);
     }
 }

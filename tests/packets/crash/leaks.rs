@@ -3,7 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use lb_tests::held::{Held, resident};
+use lb_tests::held::Held;
+use xlb::datapath::memory;
 
 use super::deaths::changes;
 use super::{Bench, LONG, SECOND, World};
@@ -23,7 +24,7 @@ fn held() -> (usize, Held) {
 }
 
 fn memory() -> u64 {
-    resident(std::process::id()).expect("this process")
+    memory::of_process(std::process::id()).expect("this process")
 }
 
 /// In a process of its own: tests beside it open and close files too.

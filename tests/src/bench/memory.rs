@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 use aya::maps::MapData;
 use clap::Args;
 use lb_common::layout::{FlowEntry, FlowKey, FlowOwner, FlowSeen};
@@ -18,7 +18,8 @@ use xlb::datapath::maps::Maps;
 use xlb::datapath::memory;
 use xlb::datapath::pins::PinDir;
 
-use super::result::{Better, Fact, PartResult, Row};
+use super::result::{Better, Fact, PartResult};
+use super::rows::Rows;
 use crate::KEY;
 use crate::agent::{Agent, PinFolder};
 use crate::lab::{Lab, LabOptions};
@@ -91,19 +92,9 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
     } else {
         FULL
     };
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows = Rows::default();
     let mut note = |group: &str, name: &str, unit: &str, sample: f64| {
-        let known = rows.iter_mut().find(|row| row.group == group && row.name == name);
-        match known {
-            Some(row) => row.samples.push(sample),
-            None => rows.push(Row {
-                group: group.into(),
-                name: name.into(),
-                unit: unit.into(),
-                better: Better::Lower,
-                samples: vec![sample],
-            }),
-        }
+        rows.note(group, name, unit, Better::Lower, sample);
     };
     let lab = Lab::new(LabOptions {
         backends: 1,
@@ -177,7 +168,7 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
             ),
             fact("backends", "dsr-ipip behind one router, without checks"),
         ],
-        rows,
+        rows: rows.finish(),
         faults,
         ..PartResult::default()
     })
@@ -222,7 +213,7 @@ fn start(lab: &Lab, scale: Scale) -> anyhow::Result<Seen> {
     );
     let seen = Seen {
         ready,
-        resident_mb: resident(agent.process()?.pid())? as f64 / MB,
+        resident_mb: memory::of_process(agent.process()?.pid())? as f64 / MB,
         maps_mb: memory::of_maps(agent.pin_dir())? as f64 / MB,
     };
     agent.order(&["detach"])?;
@@ -275,14 +266,6 @@ fn configuration(scale: Scale, agent: &Agent) -> anyhow::Result<String> {
         }
     }
     Ok(text)
-}
-
-/// Bytes of a process that are in memory.
-fn resident(pid: u32) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.context("no VmRSS")?.trim().trim_end_matches(" kB");
-    Ok(kib.parse::<u64>()? * 1024)
 }
 
 /// Bytes of a flow table with room for so many flows: empty, and full.

@@ -222,13 +222,17 @@ impl Attempts {
         )
     }
 
+    /// Of the attempts that failed the one that began last.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<&Attempt> {
+        let failed = self.0.iter().filter(|attempt| attempt.outcome.is_err());
+        failed.max_by_key(|attempt| attempt.started)
+    }
+
     /// From an event to the start of the last attempt that failed. `None`: none that began after it failed.
     #[must_use]
     pub fn last_failure_after(&self, event: Instant) -> Option<Duration> {
-        let failed = self.0.iter().filter(|attempt| attempt.outcome.is_err());
-        failed
-            .filter_map(|attempt| attempt.started.checked_duration_since(event))
-            .max()
+        self.last_failure()?.started.checked_duration_since(event)
     }
 
     /// New connections a second between the first and the last.

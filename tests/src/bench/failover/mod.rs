@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use xlb::lab::load::{Load, LoadOptions};
+use xlb::lab::load::{Attempts, Load, LoadOptions};
 
 use self::arena::{Arena, Death, Pool};
 use self::product::{Product, Seen, Setting};
@@ -229,10 +229,11 @@ fn happen(
             "death to the last failed connection",
             ours.last_failure_after(death_at).unwrap_or_default(),
         );
-        note(
-            "death to the last one out",
-            seen.last_out.duration_since(clock).unwrap_or_default(),
-        );
+        let out = seen.last_out.duration_since(clock).unwrap_or_default();
+        note("death to the last one out", out);
+        if let Some(stray) = stray(&ours, death_at + out + SLACK) {
+            println!("  {group}, {}: {stray}", product.name());
+        }
         if let Some(out) = seen.first_bad_to_out {
             note("first failing probe to out", out);
         }
@@ -257,6 +258,20 @@ fn happen(
         arena.revive(*pool, death)?;
     }
     Ok(())
+}
+
+/// What there is to say of connections that failed although nobody was to be sent to the dead any longer.
+fn stray(attempts: &Attempts, after: Instant) -> Option<String> {
+    let later = attempts.since(after);
+    let last = later.last_failure()?;
+    Some(format!(
+        "{} of {} connections failed that began {} ms and more after the last one was out, the last one {} ms after: {}",
+        later.failed(),
+        later.attempted(),
+        SLACK.as_millis(),
+        (last.started - after + SLACK).as_millis(),
+        last.outcome.as_ref().err()?,
+    ))
 }
 
 /// From the start of the first failing probe to the verdict, by our settings.

@@ -224,9 +224,9 @@ pub fn sink(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// Where a switch sends frames: the interface by the Ethernet address of the machine behind it, its bytes in memory order.
+/// Where a switch sends frames: the interface by the Ethernet address of the machine behind it.
 #[btf_map]
-static PORTS: HashMap<u64, u32, 64> = HashMap::new();
+static PORTS: HashMap<[u8; 6], u32, 64> = HashMap::new();
 
 /// A port of a switch: sends a frame out by the port of its destination. What goes to many, and to strangers, is left to
 /// the kernel's bridge.
@@ -241,7 +241,7 @@ pub fn switch(ctx: XdpContext) -> u32 {
     };
     // SAFETY: the bounds were checked; alignment 1.
     let [a, b, c, d, e, f, ..] = unsafe { addresses.read() };
-    let Some(port) = PORTS.get_ptr(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])) else {
+    let Some(port) = PORTS.get_ptr([a, b, c, d, e, f]) else {
         return xdp_action::XDP_PASS;
     };
     // SAFETY: a valid, aligned map value, which nobody writes any longer; the helper only notes the interface.

@@ -32,11 +32,8 @@ pub struct View {
     pub made_ns: u64,
     /// By index; services that are not there are gone.
     pub services: BTreeMap<u32, ServiceView>,
-    /// By index: entries that were seen before this are not flows of the backend any longer. Backends that are not
-    /// there are gone.
-    pub dead_before: BTreeMap<u32, u64>,
-    /// By index: backends that take no new flows.
-    pub closed: BTreeSet<u32>,
+    /// By index; backends that are not there are gone.
+    pub backends: BTreeMap<u32, BackendView>,
     pub tables: TableReader,
 }
 
@@ -47,6 +44,15 @@ pub struct ServiceView {
     pub idle_ns: u64,
     /// `false`: it has no use for entries (`tracking = "none"`).
     pub tracked: bool,
+}
+
+/// One backend as a sweep sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendView {
+    /// Entries that were seen before this are not flows of it any longer.
+    pub dead_before_ns: u64,
+    /// It takes no new flows.
+    pub closed: bool,
 }
 
 /// What is to become of an entry.
@@ -334,18 +340,26 @@ impl View {
             Some(service) => (service.idle_ns, service.tracked),
             None => (u64::MAX, false),
         };
-        let dead_before_ns = |backend: u32| match self.dead_before.get(&backend) {
-            Some(dead_before_ns) if wanted => *dead_before_ns,
-            _ => self.made_ns,
+        let gone = BackendView {
+            dead_before_ns: self.made_ns,
+            closed: false,
         };
+        let of = |backend: u32| match self.backends.get(&backend) {
+            Some(view) if wanted => *view,
+            _ => gone,
+        };
+        let BackendView {
+            dead_before_ns,
+            closed,
+        } = of(entry.owner.backend());
         let other = entry.seen.state().is_pending() && entry.before != 0;
         Case {
             entry,
             now_ns,
             idle_ns,
-            dead_before_ns: dead_before_ns(entry.owner.backend()),
-            other_dead_before_ns: other.then(|| dead_before_ns(entry.before)),
-            closed: self.closed.contains(&entry.owner.backend()),
+            dead_before_ns,
+            other_dead_before_ns: other.then(|| of(entry.before).dead_before_ns),
+            closed,
             slot,
         }
     }

@@ -48,10 +48,9 @@ impl Pass {
     ) -> anyhow::Result<Self> {
         netns.enter(|| {
             let mut ebpf = Ebpf::load(object::harness())?;
-            let mut map: HashMap<_, u64, u32> = ebpf.map_mut("PORTS").context("PORTS")?.try_into()?;
-            for (device, [a, b, c, d, e, f]) in ports {
-                let key = u64::from_ne_bytes([*a, *b, *c, *d, *e, *f, 0, 0]);
-                map.insert(key, if_nametoindex(*device)?, 0)?;
+            let mut map: HashMap<_, [u8; 6], u32> = ebpf.map_mut("PORTS").context("PORTS")?.try_into()?;
+            for (device, address) in ports {
+                map.insert(address, if_nametoindex(*device)?, 0)?;
             }
             let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load()?;

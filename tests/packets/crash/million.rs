@@ -47,7 +47,11 @@ fn a_million_entries_are_scanned() {
         flows.set(&key, entry).expect("room");
     }
     let mut view = dataplane.view(&monotonic_ns);
-    view.dead_before.insert(4, 0);
+    let serving = sweep::BackendView {
+        dead_before_ns: 0,
+        closed: false,
+    };
+    view.backends.insert(4, serving);
     let view = Arc::new(view);
     for _ in 0..3 {
         let report = sweep::sweep(&mut flows, &|| Arc::clone(&view), &monotonic_ns, &|| true);

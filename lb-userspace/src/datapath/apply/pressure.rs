@@ -14,7 +14,7 @@ use crate::control::room;
 use crate::control::step::GRACE_NS;
 use crate::datapath::Error;
 use crate::datapath::clock::Clock;
-use crate::datapath::sweep::{Report, ServiceView, View};
+use crate::datapath::sweep::{BackendView, Report, ServiceView, View};
 use crate::model::{BackendId, ServiceKey, Tracking};
 
 /// How full the flow table is, and what became of attempts to write to it.
@@ -209,27 +209,19 @@ impl Dataplane {
             };
             (installed.index, view)
         };
-        let gone = |index: &u32| {
-            let record = self.records.get(index);
-            record.is_none_or(|record| Standing::from_bits(record.standing) == Standing::Gone)
-        };
-        let life = |index: &u32| match gone(index) {
-            true => made_ns,
-            false => self.dead_before.get(index).copied().unwrap_or(0),
-        };
-        let closed = |index: &&u32| {
-            let record = self.records.get(*index);
-            record.is_some_and(|record| record.standing & Standing::CLOSED != 0)
+        let there = |index: &u32| {
+            let standing = self.records.get(index)?.standing;
+            let gone = Standing::from_bits(standing) == Standing::Gone;
+            let view = BackendView {
+                dead_before_ns: self.dead_before.get(index).copied().unwrap_or(0),
+                closed: standing & Standing::CLOSED != 0,
+            };
+            (!gone).then_some((*index, view))
         };
         View {
             made_ns,
-            closed: self.backends.values().filter(closed).copied().collect(),
             services: self.services.values().map(of).collect(),
-            dead_before: self
-                .backends
-                .values()
-                .map(|index| (*index, life(index)))
-                .collect(),
+            backends: self.backends.values().filter_map(there).collect(),
             tables: self.maps.reader(),
         }
     }

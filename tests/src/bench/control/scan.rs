@@ -61,8 +61,14 @@ pub fn measure(runs: usize, table: &mut Table) -> anyhow::Result<()> {
             },
         )]
         .into(),
-        dead_before: [(4, 0)].into(),
-        closed: [].into(),
+        backends: [(
+            4,
+            sweep::BackendView {
+                dead_before_ns: 0,
+                closed: false,
+            },
+        )]
+        .into(),
         tables: maps.reader(),
     });
     for _ in 0..runs {

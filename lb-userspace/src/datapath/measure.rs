@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, ProgramArray};
-use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::ServiceKey;
 
@@ -152,6 +152,26 @@ impl Yardstick {
         Ok(program(&self.0, bare.program())?
             .fd()
             .map_err(super::Error::from)?)
+    }
+}
+
+impl Yardstick {
+    /// Puts one on a device in the network namespace of this thread, in native mode, until this is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Datapath`].
+    pub fn attach(&mut self, bare: Bare, device: &str) -> Result<(), Error> {
+        let name = bare.program();
+        let program: &mut Xdp = self
+            .0
+            .program_mut(name)
+            .ok_or(super::Error::MissingMap(name))?
+            .try_into()
+            .map_err(super::Error::from)?;
+        program
+            .attach(device, XdpMode::Driver)
+            .map_err(super::Error::from)?;
+        Ok(())
     }
 }
 

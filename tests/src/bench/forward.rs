@@ -6,6 +6,7 @@
 //!                         g2 ═══ l2   one that makes room for an outer header and transmits
 //!                         g3 ═══ l3   the load balancer, dsr-l2      (each l in a namespace of its own, its
 //!                         g4 ═══ l4   the load balancer, dsr-ipip     packets handled by a thread on CPU 1)
+//!                         g5 ═══ l5   a bare sketch of one behind an outer header
 //! ```
 //!
 //! The generator sends real frames (`BPF_PROG_TEST_RUN`, live frames); what comes back ends in a program that drops it, on
@@ -15,16 +16,20 @@
 //! queue between them, and that is measured too.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use etherparse::PacketBuilder;
+use lb_common::layout;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use xlb::datapath::measure::{Floor, Flows, Harness, Subject};
+use xlb::datapath::identity;
+use xlb::datapath::measure::{Bare, Floor, Flows, Harness, Subject, Yardstick};
 use xlb::lab::flood::mac_of;
+use xlb::model::{Protocol, ServiceKey};
 
 use super::result::{Better, Fact, PartResult};
 use super::rows::Rows;
@@ -44,16 +49,19 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Floor(Floor),
+    /// The least that a balancer does behind an outer header ([`Bare::Sketch`]).
+    Sketch,
     /// `forward` of a service.
     Ours(&'static str),
 }
 
-const LANES: [(Kind, &str); 5] = [
+const LANES: [(Kind, &str); 6] = [
     (Kind::Floor(Floor::Rewrite), "only writes the MAC addresses"),
     (Kind::Floor(Floor::Swap), "only exchanges the MAC addresses"),
     (Kind::Floor(Floor::OuterV4), "only makes room for an outer header"),
     (Kind::Ours("dsr-l2"), "dsr-l2"),
     (Kind::Ours("dsr-ipip"), "dsr-ipip"),
+    (Kind::Sketch, "a bare sketch"),
 ];
 
 /// The share of the floor's rate that is promised for `dsr-l2`, and of its processor time a packet the other way round.
@@ -74,6 +82,7 @@ struct Lane {
     name: &'static str,
     _agent: Option<Agent>,
     _floor: Option<Pass>,
+    _sketch: Option<Yardstick>,
     _sink: Pass,
     generators: Vec<Generator>,
     generator_device: String,
@@ -161,7 +170,7 @@ pub fn run(quick: bool, options: &Options) -> anyhow::Result<PartResult> {
                 let name = format!("{}, processor time a packet", lane.name);
                 rows.note(&group, name, "ns", Better::Lower, rate.ns_a_packet());
             }
-            for (ours, floor) in [(3, 0), (3, 1), (4, 2)] {
+            for (ours, floor) in [(3, 0), (3, 1), (4, 2), (5, 2)] {
                 for (what, rates) in [("", &fast), ("processor time, ", &paced)] {
                     let ratio = rates[floor].ns_a_packet() / rates[ours].ns_a_packet();
                     let name = format!("{}, {what}ratio to what {}", lanes[ours].name, lanes[floor].name);
@@ -221,9 +230,14 @@ impl Lane {
             "link set {there} up\naddr add 10.80.255.254/16 dev {there}\n"
         ))?;
         let sink = Pass::attach_other(generator, &[&here], "sink")?;
-        let (mut floor, mut agent) = (None, None);
+        let (mut floor, mut sketch, mut agent) = (None, None, None);
         match kind {
             Kind::Floor(which) => floor = Some(Pass::attach_other(&netns, &[&there], which.program())?),
+            Kind::Sketch => {
+                let mut yardstick = Yardstick::load(service_key(), 1, 1)?;
+                netns.enter(|| yardstick.attach(Bare::Sketch, &there))?;
+                sketch = Some(yardstick);
+            }
             Kind::Ours(forward) => {
                 let neighbours: String = (1..=100)
                     .map(|n| {
@@ -254,6 +268,7 @@ impl Lane {
             name,
             _agent: agent,
             _floor: floor,
+            _sketch: sketch,
             _sink: sink,
             generators,
             generator_device: here,
@@ -322,6 +337,15 @@ fn balance(netns: &Netns, device: &str, forward: &str) -> anyhow::Result<Agent> 
     agent.start()?;
     agent.wait_serving(|_| true)?;
     Ok(agent)
+}
+
+/// The service of [`balance`].
+fn service_key() -> layout::ServiceKey {
+    identity::service_key(&ServiceKey {
+        address: Ipv4Addr::new(192, 0, 2, 10).into(),
+        port: 80,
+        protocol: Protocol::Tcp,
+    })
 }
 
 /// A generator of segments of established connections to the service, from so many clients.

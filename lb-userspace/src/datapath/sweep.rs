@@ -97,7 +97,8 @@ pub fn judge(case: &Case) -> Verdict {
     } = *case;
     let (seen_ns, owner) = (entry.seen.at_ns(), entry.owner.backend());
     let life_ns = match entry.seen.state() {
-        State::Unconfirmed if closed => UNANSWERED_NS.min(idle_ns),
+        // Not where the connection that had closed before the SYN may have closed its half only.
+        State::Unconfirmed if closed && entry.before == 0 => UNANSWERED_NS.min(idle_ns),
         State::Unconfirmed => UNCONFIRMED_NS.min(idle_ns),
         State::Established | State::Contested => idle_ns,
         State::Closing => CLOSING_NS.min(idle_ns),
@@ -285,8 +286,11 @@ impl Report {
         now_ns: u64,
     ) -> Result<(), Error> {
         let place = view.tables.slot(&key, entry.owner.hash());
-        let slot = place.and_then(|(_, slot)| slot);
-        let judge = |entry: FlowEntry| judge(&view.case(key.service, entry, slot, now_ns));
+        // By its slot as it is now: what was redundant when the batch was read is not once its table is being resized.
+        let judge = |entry: FlowEntry| {
+            let slot = view.tables.slot(&key, entry.owner.hash());
+            judge(&view.case(key.service, entry, slot.and_then(|(_, slot)| slot), now_ns))
+        };
         let found = self.services.entry(key.service).or_default();
         found.scan.begun_ns = self.begun_ns;
         if let Some((index, _)) = place {

@@ -22,6 +22,18 @@ fn case(state: State, seen_s: u64) -> Case {
     }
 }
 
+/// A late copy of a SYN has made an entry out of one that was closing.
+#[test]
+fn what_had_closed_its_half_is_awaited_as_long_as_ever() {
+    let mut case = Case {
+        closed: true,
+        ..case(State::Unconfirmed, 999 - 60)
+    };
+    assert_eq!(judge(&case), Verdict::Expired);
+    case.entry.before = A;
+    assert_eq!(judge(&case), Verdict::Keep);
+}
+
 /// Where the backend takes new flows, and where it takes none: it is not awaited for long.
 #[test]
 fn each_state_has_its_life() {

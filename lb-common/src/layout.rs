@@ -9,7 +9,7 @@ use crate::limit::Rate;
 use crate::rule::State;
 
 /// Raised when the meaning of a map changes while its sizes stay the same.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Slots of one slab. A slab is one BPF array of this many 64-bit slots (1 MiB), memory-mapped by the agent;
 /// lookup tables lie in slabs side by side.

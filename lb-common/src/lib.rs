@@ -12,6 +12,7 @@ pub mod client;
 pub mod decap;
 pub mod ecn;
 pub mod hash;
+pub mod hint;
 pub mod layout;
 pub mod limit;
 pub mod losses;

@@ -91,7 +91,7 @@ fn within(at: u64) -> usize {
 
 /// All bits, if a number below 2^63 is 0; else none. Said as instructions, because the compiler would make jumps of it.
 #[inline(always)]
-fn ones_if_zero(number: u64) -> u64 {
+pub fn ones_if_zero(number: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
         let mut ones = number;

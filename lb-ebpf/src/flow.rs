@@ -9,6 +9,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, xdp
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
+use lb_common::hint;
 use lb_common::layout::{
     FlowControl, FlowCounters, FlowEntry, FlowKey, FlowOwner, FlowSeen, MMAPABLE, Slot, TableWord,
 };
@@ -16,7 +17,7 @@ use lb_common::rule::{self, Entry, Packet, Place, Standing, State, Write};
 
 use crate::clock::{coarse_ns, now_ns};
 use crate::packet::{self, TCP};
-use crate::{forward, quic, schedule, service};
+use crate::{forward, full, hint as hints, quic, schedule, service};
 
 /// The flow table, shared by all CPUs. Memory is taken as flows come; a table that is full refuses.
 #[btf_map]
@@ -150,6 +151,14 @@ extern "C" fn flow_known(first: u64, second: u64, tail: u64, hash: u32) -> u32 {
 fn find_known(words: [u64; 3], hash: u32) -> Option<u32> {
     // SAFETY: the same size and a stricter alignment; a key is integers only, in the order of their bytes in memory.
     let key = unsafe { &*(&raw const words).cast::<FlowKey>() };
+    let at_ns = coarse_ns();
+    // Before the entry is looked up.
+    let place = hints::place(identity(key, hash), at_ns)?;
+    let hinted = place.backend();
+    if hinted != 0 && matches!(forward::standing(hinted), Standing::Serves) {
+        count_hit(key.service);
+        return Some(hinted);
+    }
     let element = FLOWS.get_ptr_mut(key)?;
     // SAFETY: a valid, aligned map value; volatile because others store to it while we read.
     let (owner, seen) = unsafe {
@@ -165,12 +174,21 @@ fn find_known(words: [u64; 3], hash: u32) -> Option<u32> {
     {
         return None;
     }
-    let at_ns = coarse_ns();
     if seen.at_ns() < at_ns {
         touch(element, hash, State::Established, at_ns);
     }
+    // Not of a flow that comes too rarely for a hint to be of use.
+    if hint::epoch(seen.at_ns()) == hint::epoch(at_ns) {
+        place.put(backend);
+    }
     count_hit(key.service);
     Some(backend)
+}
+
+/// What hints know a flow by.
+#[inline(always)]
+fn identity(key: &FlowKey, hash: u32) -> u64 {
+    full::identity(key.source, key.ports, hash, key.service)
 }
 
 /// What [`ask`] answers.
@@ -241,6 +259,7 @@ pub extern "C" fn consult() -> u32 {
                 if flags == BPF_ANY {
                     // Gone already where another CPU was faster.
                     let _ = FLOWS.remove(key);
+                    hints::renew(identity(key, asked.hash));
                 }
                 return refuse_full(asked, packet, decision.otherwise);
             }
@@ -364,7 +383,9 @@ fn put(asked: &Asked, entry: &Entry, flags: u32) -> Result<(), i32> {
         isn,
         before,
     };
-    FLOWS.insert(key, entry, u64::from(flags))
+    let put = FLOWS.insert(key, entry, u64::from(flags));
+    hints::renew(identity(key, asked.hash));
+    put
 }
 
 /// What an entry is taken from.

@@ -30,6 +30,7 @@ mod forward;
 mod fragment;
 mod full;
 mod guard;
+mod hint;
 mod icmp;
 mod link;
 mod nat;

@@ -384,6 +384,7 @@ impl Agent {
                 let taken = self.backend_indices.take(host).expect("looked at before");
                 self.backends.insert(*host, taken.index);
                 kernel.standing[taken.index as usize] = Standing::Serves;
+                kernel.renew();
                 kernel.backends[taken.index as usize] = Meta {
                     host: *host,
                     in_use: true,
@@ -392,6 +393,7 @@ impl Agent {
             Op::Relax(host) | Op::Tighten(host) => {
                 let index = self.backends[host] as usize;
                 kernel.standing[index] = desired.standing[*host as usize];
+                kernel.renew();
                 return match op {
                     Op::Tighten(_) => vec![*host],
                     _ => Vec::new(),
@@ -430,6 +432,7 @@ impl Agent {
                     return Vec::new();
                 };
                 kernel.standing[index as usize] = Standing::Gone;
+                kernel.renew();
                 kernel.backends[index as usize].in_use = false;
                 match self.mutant {
                     Some(Mutant::IndexAtOnce) => self.backend_indices.add(index),
@@ -641,7 +644,8 @@ impl Agent {
             }
             _ => {}
         }
-        let slots = &sweep.tables.now.slots;
+        // The tables are read as packets read them.
+        let slots = &kernel.record.now;
         let case = Case {
             entry,
             // A packet that has found the entry may not have written to it yet.
@@ -655,13 +659,10 @@ impl Agent {
             dead_before_ns: dead_before_ns(entry.owner.backend()),
             other_dead_before_ns: other.then(|| dead_before_ns(entry.before)),
             closed: sweep.closed[entry.owner.backend() as usize],
-            slot: sweep
-                .tables
-                .before
-                .is_none()
+            slot: (!kernel.record.resizing)
                 .then(|| slots.get(hash::slot(hash, slots.len() as u32) as usize).copied())
                 .flatten()
-                .filter(|_| its_service),
+                .filter(|_| its_service && kernel.service == at / KEYS),
         };
         sweep::judge(&case) == Verdict::Keep
     }

@@ -2,6 +2,7 @@
 //! maps, and writes a moment later, while other packets pass and the agent goes on.
 
 use lb_common::hash;
+use lb_common::hint;
 use lb_common::layout::{FlowControl, FlowEntry, FlowOwner, FlowSeen, Slot};
 use lb_common::rule::{self, Decision, Entry, Packet, Place, Standing, State, Write};
 use lb_tests::KEY;
@@ -68,6 +69,24 @@ pub struct Meta {
     pub in_use: bool,
 }
 
+/// Lines of hints: so few that flows share them.
+const LINES: usize = 64;
+
+/// What a hint is made of and holds by: whatever else is mixed into it is the flow's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    generation: u64,
+    sequence: u64,
+    epoch: u64,
+}
+
+/// Where a flow with an entry goes.
+#[derive(Clone, Copy, Debug)]
+struct Hint {
+    backend: u32,
+    stamp: Stamp,
+}
+
 pub struct Kernel {
     /// The tables of the service that there is; of others there are none.
     pub record: Record,
@@ -83,6 +102,10 @@ pub struct Kernel {
     pub used: usize,
     pub capacity: usize,
     pub control: FlowControl,
+    /// By [`Kernel::at`]: each flow has a place of its own, so there are more of them than in the program.
+    hints: Vec<Option<Hint>>,
+    sequences: [u64; LINES],
+    generation: u64,
     pub hashes: Vec<u32>,
     /// How often an element was made at each place.
     elements: Vec<u64>,
@@ -102,6 +125,8 @@ pub struct Passing {
     /// What was found: it may be another one, or none, when the packet leaves.
     found: Option<Entry>,
     decision: Decision,
+    /// Of a hint of what was found; `None`: the flow table was not asked.
+    stamp: Option<Stamp>,
 }
 
 impl Passing {
@@ -136,6 +161,11 @@ pub struct Passed {
     pub followed: bool,
 }
 
+/// Neither opens a connection nor ends it.
+fn goes_on(packet: Packet) -> bool {
+    matches!(packet, Packet::Data(_) | Packet::Datagram)
+}
+
 pub fn entry_of(entry: &FlowEntry) -> Entry {
     Entry {
         backend: entry.owner.backend(),
@@ -164,6 +194,9 @@ impl Kernel {
             used: 0,
             capacity,
             control: FlowControl::default(),
+            hints: vec![None; SERVICES * KEYS],
+            sequences: [0; LINES],
+            generation: 0,
             elements: vec![0; SERVICES * KEYS],
             hashes: (0..KEYS).map(hash_of).collect(),
             mutant,
@@ -208,8 +241,30 @@ impl Kernel {
         (entry, decision)
     }
 
+    /// A backend stands otherwise, or user space has taken an entry out.
+    pub fn renew(&mut self) {
+        self.generation += 1;
+    }
+
+    fn stamp(&self, at: usize, now_ns: u64) -> Stamp {
+        Stamp {
+            generation: self.generation,
+            sequence: self.sequences[at % LINES],
+            epoch: match self.mutant {
+                Some(Mutant::HintsForever) => 0,
+                _ => hint::epoch(now_ns),
+            },
+        }
+    }
+
+    /// Where a hint leads a packet that neither opens a connection nor ends it.
+    fn hinted(&self, at: usize, packet: Packet, stamp: Stamp) -> Option<u32> {
+        let hint = self.hints[at].filter(|hint| hint.stamp == stamp && goes_on(packet))?;
+        (self.standing[hint.backend as usize] == Standing::Serves).then_some(hint.backend)
+    }
+
     /// The packet reads.
-    pub fn enter(&self, key: usize, packet: Packet) -> Passing {
+    pub fn enter(&self, key: usize, packet: Packet, now_ns: u64) -> Passing {
         let at = self.at(key);
         let place = if self.serves() {
             self.record.place(self.hashes[key])
@@ -221,11 +276,17 @@ impl Kernel {
                 held: false,
             }
         };
-        if !place.slot.consult() && !place.resizing {
+        let stamp = self.stamp(at, now_ns);
+        let straight = if place.slot.consult() && !place.resizing {
+            self.hinted(at, packet, stamp)
+        } else {
+            (!place.slot.consult() && !place.resizing).then(|| place.slot.current())
+        };
+        if let Some(backend) = straight {
             let decision = Decision {
-                backend: place.slot.current(),
+                backend,
                 write: Write::Nothing,
-                otherwise: place.slot.current(),
+                otherwise: backend,
             };
             return Passing {
                 key,
@@ -235,6 +296,7 @@ impl Kernel {
                 element: 0,
                 found: None,
                 decision,
+                stamp: None,
             };
         }
         let (found, decision) = self.decide(place, at, packet);
@@ -246,12 +308,13 @@ impl Kernel {
             element: self.elements[at],
             found,
             decision,
+            stamp: Some(stamp),
         }
     }
 
     /// Where a packet would go; nothing is written.
-    pub fn lookup(&self, key: usize, packet: Packet) -> u32 {
-        self.enter(key, packet).decision.backend
+    pub fn lookup(&self, key: usize, packet: Packet, now_ns: u64) -> u32 {
+        self.enter(key, packet, now_ns).decision.backend
     }
 
     /// The packet writes and leaves.
@@ -264,7 +327,22 @@ impl Kernel {
             mut element,
             found: mut entry,
             mut decision,
+            stamp,
         } = *passing;
+        // Of each flow, where the program does it from the second packet of an epoch on.
+        if let (Some(stamp), Some(entry)) = (stamp, entry)
+            && goes_on(packet)
+            && entry.state == State::Established
+            && self.standing[entry.backend as usize] == Standing::Serves
+            && !place.resizing
+        {
+            let stamp = match self.mutant {
+                Some(Mutant::HintsStampedLate) => self.stamp(at, now_ns),
+                _ => stamp,
+            };
+            let backend = entry.backend;
+            self.hints[at] = Some(Hint { backend, stamp });
+        }
         let followed = |entry: Option<Entry>, write| {
             matches!(packet, Packet::Syn(_) | Packet::Initial(_))
                 && write == Write::Nothing
@@ -328,7 +406,7 @@ impl Kernel {
 
     /// The packet passes at once.
     pub fn pass(&mut self, key: usize, packet: Packet, now_ns: u64) -> Passed {
-        let passing = self.enter(key, packet);
+        let passing = self.enter(key, packet, now_ns);
         self.leave(&passing, now_ns)
     }
 
@@ -341,6 +419,9 @@ impl Kernel {
         } = *entry;
         self.used += usize::from(self.flows[at].is_none());
         self.elements[at] += 1;
+        if self.mutant != Some(Mutant::HintsOutliveEntries) {
+            self.sequences[at % LINES] += 1;
+        }
         self.flows[at] = Some(FlowEntry {
             owner: FlowOwner::new(self.hash_at(at), backend),
             seen: FlowSeen::new(state, now_ns),
@@ -387,6 +468,7 @@ impl Kernel {
     /// Takes an entry out and gives it back.
     pub fn take(&mut self, at: usize) -> Option<FlowEntry> {
         let entry = self.flows[at].take();
+        self.renew();
         self.used -= usize::from(entry.is_some());
         entry
     }
@@ -397,6 +479,7 @@ impl Kernel {
             self.flows[at] = Some(entry);
             self.elements[at] += 1;
             self.used += 1;
+            self.renew();
         }
     }
 }

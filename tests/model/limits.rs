@@ -121,7 +121,7 @@ fn a_flow_that_is_idle_for_longer_than_the_window() {
         };
         tables = step::advance(&tables, &step).tables;
         world.record.now.clone_from(&tables.now.slots);
-        let to = world.lookup(FLOW, data(1));
+        let to = world.lookup(FLOW, data(1), (10_000 + second) * SECOND);
         if to == B {
             lost.get_or_insert(second);
         }
@@ -197,8 +197,8 @@ fn a_forged_syn_at_the_moment_of_the_real_one() {
             reset: false,
         };
         assert_eq!(goes(&mut world, fin), A);
-        let forged = world.enter(FLOW, Packet::Syn(9 << 20));
-        let real = world.enter(FLOW, Packet::Syn(ISN));
+        let forged = world.enter(FLOW, Packet::Syn(9 << 20), 1);
+        let real = world.enter(FLOW, Packet::Syn(ISN), 1);
         let order = if forged_last {
             [real, forged]
         } else {

@@ -21,41 +21,41 @@ mutants! {
     /// A SYN to a moved slot makes no entry.
     NoEntryForSyn = 1,
     /// A segment of an old flow makes no entry.
-    NoEntryForData = 6,
+    NoEntryForData = 3,
     /// A SYN takes every entry away.
     AnySynWins = 2,
     /// The entry of a SYN counts as established at once.
-    NoSequenceNumber = 5,
+    NoSequenceNumber = 2,
     /// A SYN that meets a closing entry forgets whose it was.
-    ClosingForgotten = 5,
+    ClosingForgotten = 2,
     /// A segment that does not follow an entry's SYN goes home and leaves no trace.
-    ContestedForgotten = 23,
+    ContestedForgotten = 17,
     /// A retransmitted SYN does not keep its entry alive.
-    RetransmissionIgnored = 130,
+    RetransmissionIgnored = 47,
     /// A reset that answers a forged SYN's answer ends the other connection too.
-    ResetEndsBoth = 231,
+    ResetEndsBoth = 32,
     /// An entry whose backend is gone stays.
-    DeadStays = 20,
+    DeadStays = 96,
     /// A flow that is seen during a resize gets an entry only where its owner differs.
-    ResizeTracksLess = 49,
+    ResizeTracksLess = 17,
     /// A full table throws an entry out.
     Evict = 2,
     /// An entry that another CPU made meanwhile is overwritten.
-    InsertOverwrites = 3418,
+    InsertOverwrites = 152,
     /// A retransmitted SYN that is written after the first segment makes the entry unconfirmed again.
-    TouchedBack = 715,
+    TouchedBack = 237,
     /// The program does not note refused entries.
-    RefusalNotNoted = 4,
+    RefusalNotNoted = 1,
     /// The step does not look at refused entries.
-    RefusalForgotten = 4,
+    RefusalForgotten = 1,
     /// A window lasts no time.
     NoWindow = 1,
     /// A window ends without holding the service first.
-    NoHold = 329,
+    NoHold = 529,
     /// A slot is stable as soon as its window is over.
     NoScan = 2,
     /// A scan that began before the window was over will do.
-    ScanTooEarly = 17,
+    ScanTooEarly = 6,
     /// A slot is stable although it has entries of its own owner.
     OwnEntriesStay = 6,
     /// `previous` stays where it is when it is gone.
@@ -63,33 +63,39 @@ mutants! {
     /// A stable slot whose owner is gone is stable at once.
     DeathForgetsEntries = 5,
     /// A backend is marked as gone before the tables lead elsewhere, and as serving after they lead there.
-    StandingFirst = 2,
+    StandingFirst = 35,
     /// During a resize the table in force is published before the one before it.
-    TablesSwapped = 2,
+    TablesSwapped = 5,
     /// After a restart open windows count as old.
     RestartForgets = 3,
     /// The sweep does not put back what changed while it was taken out.
-    NotPutBack = 5,
+    NotPutBack = 2,
     /// The sweep takes an entry at the very moment when its flow has been idle for long enough.
-    NoGrace = 3379,
+    NoGrace = 9,
     /// The sweep takes a contested entry for an unconfirmed one.
-    ContestedExpires = 12,
+    ContestedExpires = 14,
     /// The sweep takes any entry of a settled slot that names its owner, also one that names another beside it.
-    SharedRedundant = 6,
+    SharedRedundant = 5,
     /// An index of a backend that is gone is given to another one at once.
-    IndexAtOnce = 5,
+    IndexAtOnce = 22,
     /// An index is given to another one a second after it was left, whatever entries say.
-    IndexUnscanned = 5,
+    IndexUnscanned = 32,
     /// A service that is added again may get the index it had at once.
-    ServiceIndexAtOnce = 119,
+    ServiceIndexAtOnce = 484,
     /// The table of a service that an agent died while removing counts as one that never had entries.
-    FoundClean = 3042,
+    FoundClean = 955,
     /// The index of a service is used again a second after it was left, whatever entries are there.
     ServiceIndexUnscanned = 147,
+    /// A hint stays good when the program writes another entry.
+    HintsOutliveEntries = 23,
+    /// A hint stays good for ever, so that nobody sees that its flow lives.
+    HintsForever = 2,
+    /// A hint is made of what holds when it is written, not of what held before its entry was looked up.
+    HintsStampedLate = 383,
     /// A Handshake packet of QUIC does not confirm the entry of the Initial one.
     HandshakeConfirmsNothing = 33,
     /// A short header of QUIC confirms it, though it comes before the handshake.
-    ShortHeaderConfirms = 122,
+    ShortHeaderConfirms = 196,
 }
 
 const fn established(entry: Entry) -> Entry {

@@ -38,6 +38,7 @@
 
 use std::collections::BTreeSet;
 
+use lb_common::hint::EPOCH_BITS;
 use lb_common::layout::Slot;
 use lb_common::rule::Standing;
 
@@ -47,6 +48,9 @@ use crate::model::Tracking;
 /// A packet that read a slot before it was replaced has left the program after this time, in nanoseconds: its entry
 /// is in the flow table by then.
 pub const GRACE_NS: u64 = 1_000_000_000;
+
+// Entries lag by a hint's life, and by the tick of the kernel, which is 10 ms at most.
+const _: () = assert!((1 << EPOCH_BITS) + 10_000_000 < GRACE_NS);
 
 /// A lookup table, and since when its slots are as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

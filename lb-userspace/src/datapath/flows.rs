@@ -2,10 +2,12 @@
 //! each other about it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError};
+use lb_common::hint::{LINES, Line};
 use lb_common::layout::{FlowControl, FlowCounters, FlowEntry, FlowKey};
 
 use super::Error;
@@ -28,6 +30,7 @@ pub struct Table<K, V> {
     /// The same map, for what the typed one cannot do.
     fd: OwnedFd,
     capacity: u32,
+    hints: Option<Hints>,
     /// The kernel is older than 5.14 and cannot take an entry out in one step.
     in_two_steps: AtomicBool,
 }
@@ -41,6 +44,7 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
             map: map.try_into()?,
             fd,
             capacity,
+            hints: None,
             in_two_steps: AtomicBool::new(false),
         })
     }
@@ -50,7 +54,18 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
     /// # Errors
     /// [`Error::Syscall`] where there are no more descriptors, [`Error::Map`].
     pub fn try_clone(&self) -> Result<Self, Error> {
-        Self::new(Map::HashMap(MapData::from_fd(duplicate(&self.fd)?)?))
+        Ok(Self {
+            hints: self.hints.clone(),
+            ..Self::new(Map::HashMap(MapData::from_fd(duplicate(&self.fd)?)?))?
+        })
+    }
+
+    /// The program looks up every entry anew: one was written or taken out, or a backend stands otherwise than when it was
+    /// looked up.
+    pub fn renew(&self) {
+        if let Some(Hints(words)) = &self.hints {
+            words.count(GENERATION);
+        }
     }
 
     /// How many entries there is room for.
@@ -70,7 +85,9 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
     /// # Errors
     /// [`Error::Map`], also where the table is full.
     pub fn set(&mut self, key: &K, entry: V) -> Result<(), Error> {
-        Ok(self.map.insert(key, entry, 0)?)
+        self.map.insert(key, entry, 0)?;
+        self.renew();
+        Ok(())
     }
 
     /// Writes an entry where there is none; `false` where there is one.
@@ -80,7 +97,11 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
     pub fn add(&mut self, key: &K, entry: V) -> Result<bool, Error> {
         match self.map.insert(key, entry, BPF_NOEXIST) {
             Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(false),
-            result => Ok(result.map(|()| true)?),
+            result => {
+                result?;
+                self.renew();
+                Ok(true)
+            }
         }
     }
 
@@ -94,7 +115,10 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
         if !self.takes_in_two_steps() {
             let mut entry = V::default();
             match sys::lookup_and_delete(self.fd.as_fd(), key, &mut entry) {
-                Ok(()) => return Ok(Some(entry)),
+                Ok(()) => {
+                    self.renew();
+                    return Ok(Some(entry));
+                }
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
                 Err(error) if is_unsupported(&error) => self.in_two_steps.store(true, Ordering::Relaxed),
                 Err(source) => {
@@ -121,7 +145,9 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
     /// # Errors
     /// [`Error::Map`].
     pub fn remove(&mut self, key: &K) -> Result<bool, Error> {
-        Ok(absent_is_none(self.map.remove(key))?.is_some())
+        let removed = absent_is_none(self.map.remove(key))?.is_some();
+        self.renew();
+        Ok(removed)
     }
 
     /// Reads on from where `cursor` stands; its entries are those of this batch alone. `false`: that was the last
@@ -170,6 +196,28 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
                 return Ok(all);
             }
         }
+    }
+}
+
+/// Hints of where flows with an entry go ([`lb_common::hint`]), of which user space writes the generation.
+#[derive(Clone, Debug)]
+struct Hints(Arc<Words>);
+
+const WORDS_A_LINE: usize = size_of::<Line>() / 8;
+/// Where the generation is.
+const GENERATION: usize = LINES as usize * WORDS_A_LINE;
+
+impl Flows {
+    pub(in crate::datapath) fn with_hints(map: Map, hints: &Map) -> Result<Self, Error> {
+        let words = Words::map(maps::data_of(hints)?.fd(), GENERATION + WORDS_A_LINE);
+        let words = words.map_err(|source| Error::Syscall {
+            call: "mmap of the hints",
+            source,
+        })?;
+        Ok(Self {
+            hints: Some(Hints(Arc::new(words))),
+            ..Self::new(map)?
+        })
     }
 }
 

@@ -112,7 +112,7 @@ impl Maps {
             tags: take(&pins::TAGS)?.try_into()?,
             counters: take(&pins::COUNTERS)?.try_into()?,
             reasons: take(&pins::REASONS)?.try_into()?,
-            flows: Flows::new(take(&pins::FLOWS)?)?,
+            flows: Flows::with_hints(take(&pins::FLOWS)?, &take(&pins::HINTS)?)?,
             flow_control: FlowControls::map(control.fd(), max_entries(control))?,
             flow_counters: take(&pins::FLOW_COUNTERS)?.try_into()?,
             nat: NatMaps::open(take)?,

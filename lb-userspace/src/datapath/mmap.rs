@@ -74,6 +74,14 @@ impl Words {
             .is_ok()
     }
 
+    /// Counts up a word that others count in at the same time.
+    ///
+    /// # Panics
+    /// Where `index` is outside the array.
+    pub fn count(&self, index: usize) {
+        self.word(index).fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Takes from a word that others count in at the same time.
     ///
     /// # Panics

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo, MapType};
-use lb_common::{cache, client, layout, nat, quic, suspect};
+use lb_common::{cache, client, hint, layout, nat, quic, suspect};
 
 use super::Error;
 use super::sys;
@@ -47,6 +47,7 @@ pinned! {
     COUNTERS: "COUNTERS", "counters", PerCpuArray, WORD, size_of::<layout::Counters>(), 0;
     REASONS: "REASONS", "reasons", PerCpuArray, WORD, size_of::<u64>(), 0;
     FLOWS: "FLOWS", "flows", Hash, size_of::<layout::FlowKey>(), size_of::<layout::FlowEntry>(), NO_PREALLOC;
+    HINTS: "HINTS", "hints", Array, WORD, size_of::<hint::Line>(), layout::MMAPABLE;
     FLOW_CONTROL: "FLOW_CONTROL", "flow_control", Array, WORD, size_of::<layout::FlowControl>(), layout::MMAPABLE;
     FLOW_COUNTERS: "FLOW_COUNTERS", "flow_counters", PerCpuArray, WORD, size_of::<layout::FlowCounters>(), 0;
     GUARDS: "GUARDS", "guards", Array, WORD, size_of::<layout::Guard>(), layout::MMAPABLE;

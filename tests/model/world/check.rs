@@ -16,7 +16,7 @@ impl World<'_> {
                 continue;
             }
             let packet = self.next_packet(conn);
-            let backend = self.kernel.host(self.kernel.lookup(key, packet));
+            let backend = self.kernel.host(self.kernel.lookup(key, packet, self.now_ns));
             if backend != conn.owner {
                 self.fail(key, backend, "would go");
                 return;
@@ -65,7 +65,7 @@ impl World<'_> {
             self.pass_time(SECOND / 4);
             for _ in 0..3 {
                 match self.random.below(4) {
-                    0 => self.open(),
+                    0 => self.open_some(),
                     1 => self.talk(),
                     _ if self.open_flows() > 15 => self.end(),
                     _ => {}

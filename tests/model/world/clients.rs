@@ -7,8 +7,12 @@ use crate::agent::SECOND;
 use crate::kernel::KEYS;
 
 impl World<'_> {
-    pub(super) fn open(&mut self) {
+    pub(super) fn open_some(&mut self) {
         let key = self.random.index(KEYS);
+        self.open(key);
+    }
+
+    pub(super) fn open(&mut self, key: usize) {
         if self.conns[key].is_some() {
             return;
         }
@@ -86,7 +90,10 @@ impl World<'_> {
 
     pub(super) fn end(&mut self) {
         let Some(key) = self.some_flow() else { return };
-        let conn = self.conns[key].as_mut().expect("found above");
+        if self.random.chance(300) {
+            self.say_something(key, 0);
+        }
+        let Some(conn) = &mut self.conns[key] else { return };
         if !self.tcp {
             self.conns[key] = None;
             return;
@@ -135,6 +142,10 @@ impl World<'_> {
             }
             // Its host crashed.
             _ => self.forget(key),
+        }
+        if self.random.chance(300) {
+            let after = self.random.below(SECOND / 4);
+            self.later(after, Event::Again { key });
         }
     }
 

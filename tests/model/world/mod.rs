@@ -104,6 +104,10 @@ enum Event {
     Leave {
         slot: usize,
     },
+    /// The client takes the port of a connection that has just ended for the next one.
+    Again {
+        key: usize,
+    },
     Wake {
         key: usize,
         serial: u64,
@@ -291,7 +295,7 @@ impl<'a> World<'a> {
         self.pass_time(pause);
         match self.random.below(1000) {
             0..330 => self.agent_turn(),
-            330..450 => self.open(),
+            330..450 => self.open_some(),
             450..900 => self.talk(),
             900..950 => self.end(),
             950..975 => self.forge(),

@@ -5,14 +5,14 @@ use xlb::datapath::sweep::UNANSWERED_NS;
 
 use super::{Cause, Conn, Event, Failure, Limit, MILLISECOND, Phase, World, promise};
 use crate::agent::SECOND;
-use crate::kernel::Passed;
+use crate::kernel::{Passed, Passing};
 
 impl World<'_> {
     /// Sends a packet: it passes at once, or reads now and writes a little later.
     pub(super) fn send(&mut self, key: usize, packet: Packet, cause: Cause) {
         self.summary.packets += 1;
         let serial = self.conns[key].as_ref().map_or(0, |conn| conn.serial);
-        let passing = self.kernel.enter(key, packet);
+        let passing = self.kernel.enter(key, packet, self.now_ns);
         // A forged SYN that takes an entry over at the same moment as a real one is left out, see the documentation.
         let apart = cause != Cause::Forged || !passing.takes_over();
         if !self.whole && apart && self.random.chance(60) {
@@ -46,7 +46,10 @@ impl World<'_> {
     pub(super) fn deliver(&mut self, key: usize, packet: Packet, cause: Cause, serial: u64, passed: Passed) {
         let backend = self.kernel.host(passed.backend);
         self.say(|| {
-            let (entry, place) = (self.kernel.entry(key), self.kernel.enter(key, packet).place);
+            let (entry, place) = (
+                self.kernel.entry(key),
+                self.kernel.enter(key, packet, self.now_ns).place,
+            );
             format!("{key} {cause:?} {packet:?} -> host {backend}, {passed:?}, {place:?}, {entry:?}")
         });
         let passed = Passed { backend, ..passed };
@@ -140,7 +143,7 @@ impl World<'_> {
             *self.summary.known.entry(limit).or_default() += 1;
             return;
         }
-        let place = self.kernel.enter(key, Packet::Error).place;
+        let place = self.kernel.enter(key, Packet::Error, self.now_ns).place;
         let what = format!(
             "a packet of flow {key} {how} to {backend}, its owner is {}: {conn:?}, {place:?}, entry {:?}",
             conn.owner,
@@ -200,6 +203,14 @@ impl World<'_> {
                 if let Some(conn) = self.conns[key].as_mut().filter(|conn| conn.serial == serial) {
                     conn.quiet = false;
                     self.say_something(key, 100);
+                }
+            }
+            Event::Again { key } => {
+                // Whose FIN is on its way still does not take the port again (TIME-WAIT).
+                let ends =
+                    |passing: &Passing| passing.key == key && matches!(passing.packet, Packet::Last { .. });
+                if !self.passing.iter().flatten().any(|(passing, ..)| ends(passing)) {
+                    self.open(key);
                 }
             }
             Event::Answer { key, serial, backend } => self.answered(key, serial, backend),

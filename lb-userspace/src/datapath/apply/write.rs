@@ -61,6 +61,7 @@ impl Dataplane {
     pub(super) fn put_record(&mut self, index: u32, record: Record) -> Result<(), Error> {
         self.may_write()?;
         self.maps.backends.set(index, &record);
+        self.maps.flows.renew();
         self.records.insert(index, record);
         Ok(())
     }

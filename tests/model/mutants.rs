@@ -85,7 +85,7 @@ mutants! {
     /// The table of a service that an agent died while removing counts as one that never had entries.
     FoundClean = 955,
     /// The index of a service is used again a second after it was left, whatever entries are there.
-    ServiceIndexUnscanned = 147,
+    ServiceIndexUnscanned = 3081,
     /// A hint stays good when the program writes another entry.
     HintsOutliveEntries = 23,
     /// A hint stays good for ever, so that nobody sees that its flow lives.

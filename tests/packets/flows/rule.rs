@@ -1,5 +1,8 @@
 //! Each case of the rule.
 
+use std::thread;
+use std::time::Duration;
+
 use lb_common::layout::{FlowCounters, Slot};
 use lb_common::rule::State::{Closing, Contested, Established, Unconfirmed};
 use lb_common::rule::{CONFIRM_WINDOW, Standing};
@@ -171,6 +174,50 @@ fn entries_of_the_dead_are_replaced() {
     });
 }
 
+/// Of a kernel's clock at the slowest: entries are given the time of the last one.
+const A_TICK: Duration = Duration::from_millis(10);
+
+/// Sends segments of a flow with an entry until one follows a hint, which leaves the time of the entry as it was.
+fn hint(bench: &mut Bench, backend: u32) {
+    for _ in 0..100 {
+        let before = bench.entry(FLOW).expect("an entry").seen;
+        thread::sleep(A_TICK);
+        assert_eq!(bench.segment("it has an entry", data(FLOW, 5)), backend);
+        if bench.entry(FLOW).expect("an entry").seen == before {
+            return;
+        }
+    }
+    panic!("no segment followed a hint");
+}
+
+/// A hint leads nobody where the entry does not: not after user space has taken it out, nor after the program has put
+/// another one in its place, nor to a backend that is gone.
+#[test]
+fn hints() {
+    Bench::tcp(|bench| {
+        let mut bench = bench.moved();
+        let (a, b) = (bench.a, bench.b);
+        let hash = bench.hash(FLOW);
+        bench.write_entry(FLOW, hash, b, Established);
+        hint(&mut bench, b);
+        let key = bench.key(FLOW);
+        let flows = &mut bench.world.dataplane.maps.flows;
+        assert!(flows.remove(&key).expect("writing the map"));
+        assert_eq!(bench.segment("its entry is gone", data(FLOW, 5)), a);
+        assert_eq!(bench.known(FLOW), Some((a, Established)));
+        hint(&mut bench, a);
+        assert_eq!(bench.segment("its end", fin(FLOW, 6)), a);
+        assert_eq!(bench.segment("the next of the port", syn(FLOW, 9_000_000)), b);
+        assert_eq!(bench.segment("and its data", data(FLOW, 9_000_001)), b);
+        assert_eq!(bench.known(FLOW), Some((b, Established)));
+        hint(&mut bench, b);
+        bench.set_standing(b, Standing::Gone);
+        assert_eq!(bench.segment("its backend is gone", data(FLOW, 9_000_002)), a);
+        bench.set_standing(b, Standing::Serves);
+        assert_eq!(bench.segment("it stays", data(FLOW, 9_000_003)), a);
+    });
+}
+
 #[test]
 fn datagrams() {
     Bench::udp(|bench| {
@@ -180,6 +227,7 @@ fn datagrams() {
         assert_eq!(bench.known(FLOW), Some((a, Established)));
         let first = bench.entry(FLOW).expect("an entry").seen;
         bench.set_slots(Slot::new(b, b, true));
+        thread::sleep(A_TICK);
         assert_eq!(bench.datagram("it has an entry", FLOW), a);
         assert!(bench.entry(FLOW).expect("an entry").seen.at_ns() > first.at_ns());
         assert_eq!(bench.datagram("settled", 1), b);

@@ -59,7 +59,7 @@ impl Place {
         // SAFETY: a helper without arguments.
         let any = unsafe { bpf_get_prandom_u32() } as usize & 0xffff;
         // A product: of a jump, verifiers before Linux 6.8 do not see that it excludes the last of eight.
-        let index = any * WAYS >> 16;
+        let index = (any * WAYS) >> 16;
         // SAFETY: a valid, aligned map value, which others read whole.
         unsafe {
             let way = (&raw mut (*self.line).ways).cast::<u64>().add(index);

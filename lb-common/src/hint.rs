@@ -5,12 +5,13 @@
 //! said when it was looked up, and holds as long as nobody can have changed or removed that entry:
 //!
 //! - Whoever puts an entry into the flow table or takes one out of it in the program counts up the sequence of the flow's
-//!   line afterwards; user space counts up the one generation of all lines, also when a backend stands otherwise. Both are read *before* the entry is looked up,
-//!   and a hint is made of what was read: one that was made of an entry that has gone meanwhile is wrong from the start.
+//!   line afterwards; user space counts up the one era of all lines, also when a backend stands otherwise. Both are read
+//!   *before* the entry is looked up, and a hint is made of what was read: one that was made of an entry that has gone
+//!   meanwhile is wrong from the start.
 //! - A hint holds within one epoch of the clock, half a second. So the time of the last packet in an entry lags by no more
 //!   than that, and whoever lets entries expire lets them live longer by more.
 //!
-//! Generation, epoch and sequence are mixed into the flow's identity instead of being stored beside it. Another flow, or
+//! Era, epoch and sequence are mixed into the flow's identity instead of being stored beside it. Another flow, or
 //! another time, is taken for this one once in 2^48 comparisons.
 
 /// Ways of a line.
@@ -19,7 +20,8 @@ pub const WAYS: usize = 7;
 pub const LINES: u32 = 16_384;
 /// How long an epoch is, in nanoseconds, as a power of two: 0.54 s.
 pub const EPOCH_BITS: u32 = 29;
-/// A line: one cache line. In the one after the last ([`LINES`]) the sequence is the generation of all others.
+
+/// A line: one cache line. In the one after the last ([`LINES`]) the sequence is the era of all others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Line {
@@ -39,9 +41,9 @@ pub const fn epoch(now_ns: u64) -> u64 {
 /// [`crate::cache::identity`].
 #[inline(always)]
 #[must_use]
-pub const fn to_nobody(identity: u64, generation: u64, sequence: u64, epoch: u64) -> u64 {
+pub const fn to_nobody(identity: u64, era: u64, sequence: u64, epoch: u64) -> u64 {
     // Odd factors (golden ratio; Steele, Lea and Flood 2014), so that no two small numbers have one product.
-    let changes = generation.wrapping_mul(0xBF58_476D_1CE4_E5B9) ^ sequence;
+    let changes = era.wrapping_mul(0xBF58_476D_1CE4_E5B9) ^ sequence;
     identity
         .wrapping_add(epoch.wrapping_mul(0x9E37_79B9_7F4A_7C15))
         .wrapping_add(changes.wrapping_mul(0x94D0_49BB_1331_11EB))
@@ -63,17 +65,18 @@ mod tests {
     proptest! {
         #[test]
         fn a_hint_holds_for_its_flow_and_time_alone(
-            identity: u64, generation in 0..1_u64 << 40, sequence in 0..1_u64 << 40, now_ns in 0..1_u64 << 62, to in 1..=u16::MAX,
+            identity: u64, era in 0..1_u64 << 40, sequence in 0..1_u64 << 40, now_ns in 0..1_u64 << 62,
+            to in 1..=u16::MAX,
         ) {
             let epoch = epoch(now_ns);
-            let base = to_nobody(identity, generation, sequence, epoch);
+            let base = to_nobody(identity, era, sequence, epoch);
             let way = base + u64::from(to);
             prop_assert_eq!(backend(way, base), u64::from(to));
             for other in [
-                to_nobody(identity ^ 1 << 40, generation, sequence, epoch),
-                to_nobody(identity, generation + 1, sequence, epoch),
-                to_nobody(identity, generation, sequence + 1, epoch),
-                to_nobody(identity, generation, sequence, epoch + 1),
+                to_nobody(identity ^ 1 << 40, era, sequence, epoch),
+                to_nobody(identity, era + 1, sequence, epoch),
+                to_nobody(identity, era, sequence + 1, epoch),
+                to_nobody(identity, era, sequence, epoch + 1),
             ] {
                 prop_assert!(backend(way, other) > u64::from(u16::MAX));
             }

@@ -10,7 +10,7 @@ use lb_common::layout::MMAPABLE;
 use crate::atomic;
 use crate::cache::ones_if_zero;
 
-/// The line behind the last one holds the generation.
+/// The line behind the last one holds the era.
 #[btf_map]
 static HINTS: Array<Line, { LINES as usize + 1 }, { MMAPABLE as usize }> = Array::new();
 
@@ -26,7 +26,7 @@ pub fn place(identity: u64, now_ns: u64) -> Option<Place> {
     let all = HINTS.get_ptr(LINES)?;
     let line = HINTS.get_ptr_mut(cache::index(identity, LINES))?;
     // SAFETY: valid, aligned map values; volatile because others count in them meanwhile.
-    let (generation, sequence) = unsafe {
+    let (era, sequence) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*all).sequence),
             core::ptr::read_volatile(&raw const (*line).sequence),
@@ -34,7 +34,7 @@ pub fn place(identity: u64, now_ns: u64) -> Option<Place> {
     };
     Some(Place {
         line,
-        to_nobody: hint::to_nobody(identity, generation, sequence, hint::epoch(now_ns)),
+        to_nobody: hint::to_nobody(identity, era, sequence, hint::epoch(now_ns)),
     })
 }
 

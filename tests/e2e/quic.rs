@@ -218,6 +218,14 @@ fn clients_that_change_their_port_keep_their_backend_in_every_way() -> anyhow::R
             }
             seen.insert(before);
         }
+        // Eight go to one of three by chance, once in 2,187 times.
+        for _ in 0..40 {
+            if seen.len() > 1 {
+                break;
+            }
+            let client = world.open(address).context(what.clone())?;
+            seen.insert(world.ask(&client).context(what.clone())?);
+        }
         assert!(seen.len() > 1, "{what}: all were on {seen:?}");
         let status = xlb.service(&format!("s{n}"))?;
         assert_eq!(

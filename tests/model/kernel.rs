@@ -75,7 +75,7 @@ const LINES: usize = 64;
 /// What a hint is made of and holds by: whatever else is mixed into it is the flow's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
-    generation: u64,
+    era: u64,
     sequence: u64,
     epoch: u64,
 }
@@ -105,7 +105,7 @@ pub struct Kernel {
     /// By [`Kernel::at`]: each flow has a place of its own, so there are more of them than in the program.
     hints: Vec<Option<Hint>>,
     sequences: [u64; LINES],
-    generation: u64,
+    era: u64,
     pub hashes: Vec<u32>,
     /// How often an element was made at each place.
     elements: Vec<u64>,
@@ -196,7 +196,7 @@ impl Kernel {
             control: FlowControl::default(),
             hints: vec![None; SERVICES * KEYS],
             sequences: [0; LINES],
-            generation: 0,
+            era: 0,
             elements: vec![0; SERVICES * KEYS],
             hashes: (0..KEYS).map(hash_of).collect(),
             mutant,
@@ -243,12 +243,12 @@ impl Kernel {
 
     /// A backend stands otherwise, or user space has taken an entry out.
     pub fn renew(&mut self) {
-        self.generation += 1;
+        self.era += 1;
     }
 
     fn stamp(&self, at: usize, now_ns: u64) -> Stamp {
         Stamp {
-            generation: self.generation,
+            era: self.era,
             sequence: self.sequences[at % LINES],
             epoch: match self.mutant {
                 Some(Mutant::HintsForever) => 0,

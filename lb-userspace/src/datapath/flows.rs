@@ -64,7 +64,7 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
     /// looked up.
     pub fn renew(&self) {
         if let Some(Hints(words)) = &self.hints {
-            words.count(GENERATION);
+            words.count(ERA);
         }
     }
 
@@ -199,17 +199,17 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
     }
 }
 
-/// Hints of where flows with an entry go ([`lb_common::hint`]), of which user space writes the generation.
+/// Hints of where flows with an entry go ([`lb_common::hint`]), of which user space writes the era.
 #[derive(Clone, Debug)]
 struct Hints(Arc<Words>);
 
 const WORDS_A_LINE: usize = size_of::<Line>() / 8;
-/// Where the generation is.
-const GENERATION: usize = LINES as usize * WORDS_A_LINE;
+/// Where the era is.
+const ERA: usize = LINES as usize * WORDS_A_LINE;
 
 impl Flows {
     pub(in crate::datapath) fn with_hints(map: Map, hints: &Map) -> Result<Self, Error> {
-        let words = Words::map(maps::data_of(hints)?.fd(), GENERATION + WORDS_A_LINE);
+        let words = Words::map(maps::data_of(hints)?.fd(), ERA + WORDS_A_LINE);
         let words = words.map_err(|source| Error::Syscall {
             call: "mmap of the hints",
             source,

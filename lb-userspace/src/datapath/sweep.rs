@@ -286,26 +286,27 @@ impl Report {
         now_ns: u64,
     ) -> Result<(), Error> {
         let place = view.tables.slot(&key, entry.owner.hash());
-        // By its slot as it is now: what was redundant when the batch was read is not once its table is being resized.
-        let judge = |entry: FlowEntry| {
-            let slot = view.tables.slot(&key, entry.owner.hash());
-            judge(&view.case(key.service, entry, slot.and_then(|(_, slot)| slot), now_ns))
+        let judge = |entry: FlowEntry, place: Option<(u32, Option<Slot>)>| {
+            let slot = place.and_then(|(_, slot)| slot);
+            judge(&view.case(key.service, entry, slot, now_ns))
         };
+        // By its slot as it is now: what was redundant a moment ago is not once its table is being resized.
+        let judge_again = |entry: FlowEntry| judge(entry, view.tables.slot(&key, entry.owner.hash()));
         let found = self.services.entry(key.service).or_default();
         found.scan.begun_ns = self.begun_ns;
         if let Some((index, _)) = place {
             found.seen_slots.insert(index);
         }
         self.named.extend(named(&entry));
-        let mut stays = judge(entry) == Verdict::Keep;
+        let mut stays = judge(entry, place) == Verdict::Keep;
         if !stays {
             // Judged a batch ago; a look costs less than putting back.
             match flows.get(&key)? {
                 None => return Ok(()),
-                Some(entry) if judge(entry) == Verdict::Keep => stays = true,
+                Some(entry) if judge_again(entry) == Verdict::Keep => stays = true,
                 Some(_) => match flows.take(&key)? {
                     None => return Ok(()),
-                    Some(entry) if judge(entry) == Verdict::Keep => {
+                    Some(entry) if judge_again(entry) == Verdict::Keep => {
                         stays = true;
                         match flows.add(&key, entry) {
                             Ok(_) => self.put_back += 1,

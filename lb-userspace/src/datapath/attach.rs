@@ -53,10 +53,7 @@ pub fn attach(
         present,
     } = target;
     let pin = pins.link(interface);
-    let program: &mut Xdp = ebpf
-        .program_mut(program)
-        .ok_or(Error::MissingMap(program))?
-        .try_into()?;
+    let program = program_mut(ebpf, program)?;
     let program_id = program.info()?.id();
     if let Some(info) = own_link(pins, interface)? {
         // Interfaces of two network namespaces may have the same index; the program tells them apart.
@@ -142,10 +139,7 @@ pub fn attach(
 /// # Errors
 /// [`Error::Pin`], [`Error::Io`].
 pub fn pin_program(ebpf: &mut Ebpf, program: &'static str, pins: &PinDir) -> Result<(), Error> {
-    let program: &mut Xdp = ebpf
-        .program_mut(program)
-        .ok_or(Error::MissingMap(program))?
-        .try_into()?;
+    let program = program_mut(ebpf, program)?;
     let (fresh, place) = (pins.path("program_new"), pins.path("program"));
     if fresh.exists() {
         fs::remove_file(&fresh).map_err(Error::io(&fresh))?;
@@ -154,15 +148,23 @@ pub fn pin_program(ebpf: &mut Ebpf, program: &'static str, pins: &PinDir) -> Res
     fs::rename(&fresh, &place).map_err(Error::io(&place))
 }
 
+/// A program of an object.
+///
+/// # Errors
+/// [`Error::MissingMap`] where there is none, [`Error::Program`] where it is of another type.
+pub fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Error> {
+    Ok(ebpf
+        .program_mut(name)
+        .ok_or(Error::MissingMap(name))?
+        .try_into()?)
+}
+
 /// Loads a program of the object into the kernel.
 ///
 /// # Errors
 /// [`Error::Program`], with the verifier's log.
 pub fn verify(ebpf: &mut Ebpf, program: &'static str) -> Result<(), Error> {
-    let program: &mut Xdp = ebpf
-        .program_mut(program)
-        .ok_or(Error::MissingMap(program))?
-        .try_into()?;
+    let program = program_mut(ebpf, program)?;
     Ok(program.load()?)
 }
 
@@ -186,10 +188,7 @@ pub fn own_link(pins: &PinDir, interface: &str) -> Result<Option<XdpLinkInfo>, E
 /// # Errors
 /// [`Error::Program`].
 pub fn program_id(ebpf: &mut Ebpf, program: &'static str) -> Result<u32, Error> {
-    let program: &mut Xdp = ebpf
-        .program_mut(program)
-        .ok_or(Error::MissingMap(program))?
-        .try_into()?;
+    let program = program_mut(ebpf, program)?;
     Ok(program.info()?.id())
 }
 

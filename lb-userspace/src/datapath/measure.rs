@@ -153,22 +153,13 @@ impl Yardstick {
             .fd()
             .map_err(super::Error::from)?)
     }
-}
 
-impl Yardstick {
     /// Puts one on a device in the network namespace of this thread, in native mode, until this is dropped.
     ///
     /// # Errors
     /// [`Error::Datapath`].
     pub fn attach(&mut self, bare: Bare, device: &str) -> Result<(), Error> {
-        let name = bare.program();
-        let program: &mut Xdp = self
-            .0
-            .program_mut(name)
-            .ok_or(super::Error::MissingMap(name))?
-            .try_into()
-            .map_err(super::Error::from)?;
-        program
+        attach::program_mut(&mut self.0, bare.program())?
             .attach(device, XdpMode::Driver)
             .map_err(super::Error::from)?;
         Ok(())

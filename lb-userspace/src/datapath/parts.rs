@@ -8,10 +8,9 @@ use std::fs;
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData, ProgramArray};
-use aya::programs::Xdp;
 
-use super::Error;
 use super::pins::PinDir;
+use super::{Error, attach};
 
 /// The array in the object.
 const PARTS: &str = "PARTS";
@@ -25,7 +24,7 @@ const PIN: &str = "parts_";
 /// # Errors
 /// [`Error::Program`], with the verifier's log; [`Error::Map`].
 pub(super) fn fill(ebpf: &mut Ebpf) -> Result<(), Error> {
-    let program: &mut Xdp = ebpf.program_mut(NAT).ok_or(Error::MissingMap(NAT))?.try_into()?;
+    let program = attach::program_mut(ebpf, NAT)?;
     program.load()?;
     let fd = program.fd()?.try_clone().map_err(|source| Error::Syscall {
         call: "duplicating a descriptor",
